@@ -1,0 +1,58 @@
+# Every target makes the environment that it needs on first use; all that must be there is a python3 (3.11 or newer) and the network.
+#   make demo     teacher -> student on the data in the repository, with a report (about 8 minutes on 2 cores)
+#   make test     the test suite            make parity   comparison with real LeRobot, in an environment of its own
+#   make lint     ruff and mypy             make lock     pins the newest versions of all dependencies
+PYTHON ?= python3
+BIN := .venv/bin
+PARITY := .venv-parity/bin
+PIP_FLAGS := --quiet --disable-pip-version-check
+CHECK_PYTHON := $(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	{ echo "make: $(PYTHON) must be Python 3.11 or newer with venv (Debian: python3-venv); or say make PYTHON=python3.12" >&2; exit 1; }
+
+.PHONY: demo test lint parity lock clean
+.DELETE_ON_ERROR:
+
+demo: .venv/ready
+	@echo "demo: reflow of the teacher in tests/assets/teacher on tests/assets/metaworld_mini, into runs/demo"
+	$(BIN)/python train.py demo --output-dir runs/demo $(if $(wildcard runs/demo/checkpoints/last),--resume)
+
+test: .venv/ready
+	@echo "test: the test suite, on the CPU"
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: .venv/ready
+	@echo "lint: style, then types"
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+parity: .venv-parity/ready
+	@echo "parity: jaxreflow against LeRobot 0.4.4 in PyTorch; the table goes to build/parity.md"
+	$(PARITY)/python -m pytest tests/parity --confcutdir=tests/parity
+	$(PARITY)/python -m tests.parity.report
+
+.venv/ready: requirements.lock
+	@$(CHECK_PYTHON)
+	@echo "making .venv: JAX and everything else that requirements.lock pins (about a minute)"
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install $(PIP_FLAGS) -r requirements.lock
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv-parity/ready: requirements-parity.lock
+	@$(CHECK_PYTHON)
+	@echo "making .venv-parity: PyTorch, LeRobot 0.4.4 and JAX side by side (a few minutes)"
+	$(PYTHON) -m venv --clear .venv-parity
+	$(PARITY)/pip install $(PIP_FLAGS) torch==2.13.0
+	$(PARITY)/pip install $(PIP_FLAGS) --constraint requirements-parity.lock --editable '.[parity,dev]'
+	# LeRobot asks for an older torch and a dozen packages that SmolVLA never imports; torchvision's wheel for a CUDA build.
+	$(PARITY)/pip install $(PIP_FLAGS) --no-deps lerobot==0.4.4 torchvision==0.28.0
+	@touch $@
+
+lock: .venv/ready
+	$(BIN)/pip install $(PIP_FLAGS) uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-emit-index-url --no-header --no-annotate \
+		pyproject.toml --output-file requirements.lock
+	$(PARITY)/pip freeze --exclude-editable --exclude torch --exclude torchvision --exclude lerobot > requirements-parity.lock
+
+clean:
+	rm -rf build dist .venv .venv-parity .mypy_cache .pytest_cache .ruff_cache
