@@ -1,0 +1,440 @@
+"""What a checkpoint says of itself: LeRobot's SmolVLA `config.json`, the VLM's dimensions, and the network they make."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from jaxreflow.errors import ConfigError
+
+DEFAULT_VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+NORMALIZATION_MODES = ("IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10")
+
+FieldUse = Literal["honoured", "carried", "refused", "legacy"]
+
+# Every field of LeRobot's SmolVLA config.json (0.4.4 and 0.6): what jaxreflow does with it. `docs/config.md` prints this table.
+POLICY_FIELDS: Mapping[str, tuple[FieldUse, str]] = {
+    "type": ("honoured", 'must be "smolvla"'),
+    "input_features": ("honoured", "camera order, state dimension"),
+    "output_features": ("honoured", "action dimension"),
+    "normalization_mapping": ("honoured", "IDENTITY, MEAN_STD, MIN_MAX, QUANTILES, QUANTILE10 by feature type"),
+    "chunk_size": ("honoured", "actions per chunk, C"),
+    "n_action_steps": ("honoured", "length of `select_action`'s queue"),
+    "max_state_dim": ("honoured", "width of the padded state"),
+    "max_action_dim": ("honoured", "width of the padded action, A"),
+    "resize_imgs_with_padding": ("honoured", "(width, height), or null for no resize"),
+    "empty_cameras": ("honoured", "how many absent cameras may be stood in for"),
+    "adapt_to_pi_aloha": ("honoured", "joint signs and gripper scale of Aloha"),
+    "tokenizer_max_length": ("honoured", "language tokens, T"),
+    "pad_language_to": ("honoured", "always padded to tokenizer_max_length: padding is masked, the result is the same"),
+    "num_steps": ("honoured", "Euler steps of the sampler"),
+    "freeze_vision_encoder": ("honoured", "trainable set of `finetune`"),
+    "train_expert_only": ("honoured", "trainable set of `finetune`"),
+    "train_state_proj": ("honoured", "trainable set of `finetune`"),
+    "optimizer_lr": ("honoured", "default of `finetune`"),
+    "optimizer_betas": ("honoured", "default of `finetune`"),
+    "optimizer_eps": ("honoured", "default of `finetune`"),
+    "optimizer_weight_decay": ("honoured", "default of `finetune`"),
+    "optimizer_grad_clip_norm": ("honoured", "default of `finetune`"),
+    "scheduler_warmup_steps": ("honoured", "default of `finetune`"),
+    "scheduler_decay_steps": ("honoured", "default of `finetune`"),
+    "scheduler_decay_lr": ("honoured", "default of `finetune`"),
+    "vlm_model_name": ("honoured", "where the VLM's config and tokenizer come from"),
+    "load_vlm_weights": ("carried", "read by LeRobot only; true in a student whose VLM has weights"),
+    "add_image_special_tokens": ("honoured", "[fake, global] before and [fake] after every image"),
+    "attention_mode": ("honoured", "cross_attn or self_attn"),
+    "prefix_length": ("honoured", "trailing padding is masked, so it is left out: the result is the same"),
+    "num_expert_layers": ("honoured", "0 or less: as many as the VLM"),
+    "num_vlm_layers": ("honoured", "first layers of the text model; 0 or less: all"),
+    "self_attn_every_n_layers": ("honoured", "0 or less: cross-attention everywhere"),
+    "expert_width_multiplier": ("honoured", "expert width over text width"),
+    "min_period": ("honoured", "time embedding"),
+    "max_period": ("honoured", "time embedding"),
+    "use_delta_joint_actions_aloha": ("refused", "true is refused, as LeRobot does"),
+    "use_peft": ("refused", "true is refused: merge the adapter first"),
+    "n_obs_steps": ("carried", "the last observation is used, as in LeRobot"),
+    "use_cache": ("carried", "no effect: the prefix is always computed once"),
+    "rtc_config": ("carried", "real-time chunking runs in LeRobot"),
+    "compile_model": ("carried", "torch.compile, read by LeRobot only"),
+    "compile_mode": ("carried", "torch.compile, read by LeRobot only"),
+    "device": ("carried", "read by LeRobot only"),
+    "use_amp": ("carried", "read by LeRobot only"),
+    "push_to_hub": ("carried", "read by LeRobot only"),
+    "repo_id": ("carried", "read by LeRobot only"),
+    "private": ("carried", "read by LeRobot only"),
+    "tags": ("carried", "read by LeRobot only"),
+    "license": ("carried", "read by LeRobot only"),
+    "pretrained_path": ("carried", "read by LeRobot only"),
+    "pretrained_revision": ("carried", "read by LeRobot only"),
+    "training_mode": ("legacy", "accepted with a warning, never written"),
+    "use_reflow": ("legacy", "accepted with a warning, never written"),
+    "teacher_model_path": ("legacy", "accepted with a warning, never written"),
+}
+
+# What LeRobot 0.4.4 writes for the fields that jaxreflow only carries, for policies made here.
+CARRIED_DEFAULTS: Mapping[str, Any] = {
+    "n_obs_steps": 1,
+    "device": "cpu",
+    "use_amp": False,
+    "use_peft": False,
+    "push_to_hub": False,
+    "repo_id": None,
+    "private": None,
+    "tags": None,
+    "license": None,
+    "pretrained_path": None,
+    "use_delta_joint_actions_aloha": False,
+    "use_cache": True,
+    "load_vlm_weights": False,
+    "rtc_config": None,
+    "compile_model": False,
+    "compile_mode": "max-autotune",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One input or output of a policy: `type` is STATE, VISUAL or ACTION; `shape` without batch (images C, H, W)."""
+
+    type: str
+    shape: tuple[int, ...]
+
+
+def _default_normalization() -> dict[str, str]:
+    return {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """LeRobot's SmolVLA `config.json`; defaults are LeRobot's.
+
+    Raises:
+        ConfigError: a field is unknown, inconsistent, or asks for what LeRobot itself cannot run.
+    """
+
+    input_features: Mapping[str, Feature] = dataclasses.field(default_factory=dict)
+    output_features: Mapping[str, Feature] = dataclasses.field(default_factory=dict)
+    normalization_mapping: Mapping[str, str] = dataclasses.field(default_factory=_default_normalization)
+    chunk_size: int = 50
+    n_action_steps: int = 50
+    max_state_dim: int = 32
+    max_action_dim: int = 32
+    resize_imgs_with_padding: tuple[int, int] | None = (512, 512)
+    empty_cameras: int = 0
+    adapt_to_pi_aloha: bool = False
+    tokenizer_max_length: int = 48
+    pad_language_to: str = "longest"
+    num_steps: int = 10
+    freeze_vision_encoder: bool = True
+    train_expert_only: bool = True
+    train_state_proj: bool = True
+    optimizer_lr: float = 1e-4
+    optimizer_betas: tuple[float, float] = (0.9, 0.95)
+    optimizer_eps: float = 1e-8
+    optimizer_weight_decay: float = 1e-10
+    optimizer_grad_clip_norm: float = 10.0
+    scheduler_warmup_steps: int = 1_000
+    scheduler_decay_steps: int = 30_000
+    scheduler_decay_lr: float = 2.5e-6
+    vlm_model_name: str = DEFAULT_VLM
+    add_image_special_tokens: bool = False
+    attention_mode: str = "cross_attn"
+    prefix_length: int = -1
+    num_expert_layers: int = -1
+    num_vlm_layers: int = 16
+    self_attn_every_n_layers: int = 2
+    expert_width_multiplier: float = 0.75
+    min_period: float = 4e-3
+    max_period: float = 4.0
+    carried: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(CARRIED_DEFAULTS))
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, message: str) -> None:
+            if not ok:
+                raise ConfigError(f"config.json: {message}")
+
+        for name in (
+            "chunk_size",
+            "n_action_steps",
+            "max_state_dim",
+            "max_action_dim",
+            "tokenizer_max_length",
+            "num_steps",
+        ):
+            require(getattr(self, name) >= 1, f"`{name}` must be at least 1, found {getattr(self, name)}")
+        require(
+            self.n_action_steps <= self.chunk_size,
+            f"`n_action_steps` ({self.n_action_steps}) must not exceed `chunk_size` ({self.chunk_size})",
+        )
+        require(self.empty_cameras >= 0, f"`empty_cameras` must not be negative, found {self.empty_cameras}")
+        require(
+            self.pad_language_to in ("longest", "max_length"),
+            f'`pad_language_to` must be "longest" or "max_length", found {self.pad_language_to!r}',
+        )
+        require(
+            0 < self.min_period < self.max_period,
+            f"`min_period` ({self.min_period}) must be positive and below `max_period` ({self.max_period})",
+        )
+        for key, mode in self.normalization_mapping.items():
+            require(
+                mode in NORMALIZATION_MODES,
+                f"`normalization_mapping` of {key} must be one of {', '.join(NORMALIZATION_MODES)}, found {mode!r}",
+            )
+        require(
+            not self.carried.get("use_delta_joint_actions_aloha"),
+            "`use_delta_joint_actions_aloha` is true: neither LeRobot nor jaxreflow can honour it; set it to false",
+        )
+        require(
+            not self.carried.get("use_peft"),
+            "`use_peft` is true: the weights are an adapter; merge it into the policy in LeRobot first",
+        )
+        for key, limit in (("observation.state", self.max_state_dim), ("action", self.max_action_dim)):
+            feature = {**self.input_features, **self.output_features}.get(key)
+            require(
+                feature is None or feature.shape[0] <= limit,
+                f"`{key}` has {feature and feature.shape[0]} dimensions, more than the padded width {limit}",
+            )
+
+    @property
+    def visual_keys(self) -> tuple[str, ...]:
+        """All VISUAL inputs in the order of the config, LeRobot's `empty_camera_*` included."""
+        return tuple(key for key, feature in self.input_features.items() if feature.type == "VISUAL")
+
+    @property
+    def camera_keys(self) -> tuple[str, ...]:
+        """The real cameras in the order of the config."""
+        return tuple(key for key in self.visual_keys if ".empty_camera_" not in key)
+
+    @property
+    def state_dim(self) -> int:
+        """Real dimensions of `observation.state`; 0 if the policy has none."""
+        feature = self.input_features.get("observation.state")
+        return feature.shape[0] if feature else 0
+
+    @property
+    def action_dim(self) -> int:
+        """Real dimensions of `action`."""
+        if "action" not in self.output_features:
+            raise ConfigError(
+                "config.json: `output_features` has no `action`; expected its shape, found "
+                f"{sorted(self.output_features) or 'nothing'}"
+            )
+        return self.output_features["action"].shape[0]
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> PolicyConfig:
+        """The config of a parsed `config.json`; unknown fields are refused by name."""
+        fields = dict(fields)
+        if fields.get("type") != "smolvla":
+            raise ConfigError(
+                f'config.json: `type` must be "smolvla", found {fields.get("type")!r}: only SmolVLA policies can be read'
+            )
+        unknown = sorted(set(fields) - set(POLICY_FIELDS))
+        if unknown:
+            raise ConfigError(
+                f"config.json: unknown field(s) {', '.join(unknown)}: jaxreflow cannot tell whether they change the "
+                "policy; remove them if they do not, or upgrade jaxreflow"
+            )
+        legacy = sorted(name for name in fields if POLICY_FIELDS[name][0] == "legacy")
+        if legacy:
+            warnings.warn(
+                f"config.json holds training artefacts of an old fork ({', '.join(legacy)}); they are ignored and will "
+                "not be written (`python -m convert doctor DIR --fix` removes them)",
+                stacklevel=2,
+            )
+        own = {field.name for field in dataclasses.fields(cls)} - {"carried"}
+        try:
+            values = {name: _from_json(name, value) for name, value in fields.items() if name in own}
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise ConfigError(f"config.json: a field has the wrong form: {error!r}") from error
+        carried = {name: fields[name] for name in fields if name not in own and name not in legacy and name != "type"}
+        return cls(**values, carried=carried)
+
+    def to_json(self) -> dict[str, Any]:
+        """The `config.json` that LeRobot reads: `type` first, legacy fields left out."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "carried"}
+        for name in ("input_features", "output_features"):
+            own[name] = {key: {"type": f.type, "shape": list(f.shape)} for key, f in own[name].items()}
+        own["normalization_mapping"] = dict(self.normalization_mapping)
+        for name, value in own.items():
+            own[name] = list(value) if isinstance(value, tuple) else value
+        return {"type": "smolvla", **own, **self.carried}
+
+
+def _from_json(name: str, value: Any) -> Any:
+    if name in ("input_features", "output_features"):
+        return {key: Feature(str(f["type"]), tuple(int(n) for n in f["shape"])) for key, f in (value or {}).items()}
+    if name == "normalization_mapping":
+        return dict(value)
+    annotation = PolicyConfig.__annotations__[name]
+    if isinstance(value, list):
+        return tuple(value)
+    checks: dict[str, type | tuple[type, ...]] = {"int": int, "bool": bool, "str": str, "float": (int, float)}
+    if annotation in checks and (
+        not isinstance(value, checks[annotation]) or (annotation != "bool" and isinstance(value, bool))
+    ):
+        raise TypeError(f"`{name}` must be {annotation}, found {value!r}")
+    return float(value) if annotation == "float" else value
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Dimensions of the VLM's text model; defaults are SmolVLM2-500M's."""
+
+    hidden_size: int = 960
+    intermediate_size: int = 2560
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 15
+    num_key_value_heads: int = 5
+    head_dim: int = 64
+    vocab_size: int = 49280
+    rms_norm_eps: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """Dimensions of the VLM's vision tower; defaults are SmolVLM2-500M's."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 512
+    patch_size: int = 16
+    layer_norm_eps: float = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class VLMConfig:
+    """A SmolVLM: text model, vision tower, pixel-shuffle factor, and the ids of two special tokens (-1: unknown)."""
+
+    text: TextConfig = TextConfig()
+    vision: VisionConfig = VisionConfig()
+    scale_factor: int = 4
+    fake_image_token_id: int = 49189
+    global_image_token_id: int = 49152
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network's architecture: hashable, static under `jax.jit`."""
+
+    text: TextConfig
+    vision: VisionConfig
+    scale_factor: int
+    fake_image_token_id: int
+    global_image_token_id: int
+    num_vlm_layers: int
+    expert_layer_kinds: tuple[str, ...]
+    expert_hidden_size: int
+    expert_intermediate_size: int
+    visual_keys: tuple[str, ...]
+    empty_cameras: int
+    add_image_special_tokens: bool
+    resize_imgs_with_padding: tuple[int, int] | None
+    max_state_dim: int
+    max_action_dim: int
+    chunk_size: int
+    min_period: float
+    max_period: float
+    dtype: str = "float32"
+    vision_positions: str = "exact"
+
+    @property
+    def layer_stride(self) -> int:
+        """Every how many VLM layers an expert layer stands."""
+        return self.num_vlm_layers // len(self.expert_layer_kinds)
+
+    @property
+    def num_context_layers(self) -> int:
+        """VLM layers that run: the last one an expert layer reads is a K/V-only tail, later ones are dead weight."""
+        return (len(self.expert_layer_kinds) - 1) * self.layer_stride + 1
+
+    @property
+    def expert_period(self) -> int:
+        """Length of the smallest repeating group of expert layers."""
+        kinds = self.expert_layer_kinds
+        return next(p for p in range(1, len(kinds) + 1) if all(k == kinds[i % p] for i, k in enumerate(kinds)))
+
+    @classmethod
+    def create(
+        cls, policy: PolicyConfig, vlm: VLMConfig, *, dtype: str = "float32", vision_positions: str = "exact"
+    ) -> ModelConfig:
+        """The architecture of `policy` on `vlm`.
+
+        Raises:
+            ConfigError: layers, heads or images do not fit each other; the message names the field.
+        """
+        if dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f'`dtype` must be "float32" or "bfloat16", found {dtype!r}')
+        if vision_positions not in ("exact", "shifted"):
+            raise ConfigError(f'`vision_positions` must be "exact" or "shifted", found {vision_positions!r}')
+        layers = policy.num_vlm_layers if policy.num_vlm_layers > 0 else vlm.text.num_hidden_layers
+        layers = min(layers, vlm.text.num_hidden_layers)
+        kinds = _expert_layer_kinds(policy, layers)
+        width = int(vlm.text.hidden_size * policy.expert_width_multiplier)
+        _check_images(policy, vlm)
+        return cls(
+            text=vlm.text,
+            vision=vlm.vision,
+            scale_factor=vlm.scale_factor,
+            fake_image_token_id=vlm.fake_image_token_id,
+            global_image_token_id=vlm.global_image_token_id,
+            num_vlm_layers=layers,
+            expert_layer_kinds=kinds,
+            expert_hidden_size=width,
+            expert_intermediate_size=256 * math.ceil(4 * int(2 * width / 3) / 256),
+            visual_keys=policy.visual_keys,
+            empty_cameras=policy.empty_cameras,
+            add_image_special_tokens=policy.add_image_special_tokens,
+            resize_imgs_with_padding=policy.resize_imgs_with_padding,
+            max_state_dim=policy.max_state_dim,
+            max_action_dim=policy.max_action_dim,
+            chunk_size=policy.chunk_size,
+            min_period=policy.min_period,
+            max_period=policy.max_period,
+            dtype=dtype,
+            vision_positions=vision_positions,
+        )
+
+
+def _expert_layer_kinds(policy: PolicyConfig, layers: int) -> tuple[str, ...]:
+    """ "self" or "cross" for each expert layer, as LeRobot decides it; what LeRobot itself cannot run is refused."""
+    every = policy.self_attn_every_n_layers
+    count = policy.num_expert_layers if policy.num_expert_layers > 0 else layers
+    if layers % count:
+        raise ConfigError(f"config.json: `num_expert_layers` ({count}) must divide the VLM's {layers} layers")
+
+    def kind(index: int) -> str:
+        cross = "cross" in policy.attention_mode and not (every > 0 and index % every == 0)
+        return "cross" if cross else "self"
+
+    # LeRobot takes the attention's kind from the VLM layer's index but shapes the expert's projections by its own index.
+    stride = layers // count
+    by_vlm_layer = [kind(i) for i in range(layers)]
+    lonely_self = any(k == "self" and i % stride for i, k in enumerate(by_vlm_layer))
+    if stride > 1 and (lonely_self or any(by_vlm_layer[i * stride] != kind(i) for i in range(count))):
+        raise ConfigError(
+            f"config.json: `num_expert_layers` ({count}) below the VLM's {layers} layers needs cross-attention in every layer "
+            f'(`self_attn_every_n_layers` 0 and `attention_mode` "cross_attn"); found {every} and {policy.attention_mode!r}, which '
+            "LeRobot cannot run either"
+        )
+    return tuple(kind(i) for i in range(count))
+
+
+def _check_images(policy: PolicyConfig, vlm: VLMConfig) -> None:
+    patch, shuffle = vlm.vision.patch_size, vlm.scale_factor
+    size = policy.resize_imgs_with_padding
+    if size is not None and (size[0] != size[1] or (size[0] // patch) % shuffle or size[0] > vlm.vision.image_size):
+        raise ConfigError(
+            f"config.json: `resize_imgs_with_padding` {tuple(size)} must be square, at most the VLM's image size "
+            f"{vlm.vision.image_size}, and its patch grid ({size[0]} // {patch}) a multiple of the pixel shuffle's factor {shuffle}"
+        )
+    if policy.add_image_special_tokens and min(vlm.fake_image_token_id, vlm.global_image_token_id) < 0:
+        raise ConfigError(
+            "config.json: `add_image_special_tokens` is true but the VLM's tokenizer has no "
+            "<fake_token_around_image> or <global-img>"
+        )

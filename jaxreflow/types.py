@@ -1,0 +1,62 @@
+"""Records that travel between the parts of the program; axis letters are those of `docs/design.md`."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import flax.struct
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+HostOrDevice: TypeAlias = jax.Array | np.ndarray
+"""Host arrays become device arrays where a jitted function takes them."""
+
+Params: TypeAlias = dict[str, Any]
+"""A nested dict of arrays, as Flax Linen's `params` collection."""
+
+
+@flax.struct.dataclass
+class Observation:
+    """What the policy sees, tokenised, normalised and padded.
+
+    `images` and `image_mask` have one entry per present camera, keyed by the policy's names: uint8 `[B, H, W, 3]` or
+    float `[B, H, W, 3]` in [0, 1], and bool `[B]` (false: absent in this example).
+    """
+
+    images: dict[str, HostOrDevice]
+    image_mask: dict[str, HostOrDevice]
+    tokens: Int[HostOrDevice, "B T"]
+    token_mask: Bool[HostOrDevice, "B T"]
+    state: Float[HostOrDevice, "B max_state_dim"]
+
+
+@flax.struct.dataclass
+class Batch:
+    """A training batch: observation, normalised and zero-padded actions, episode padding, and global frame indices."""
+
+    observation: Observation
+    actions: Float[HostOrDevice, "B C A"]
+    action_is_pad: Bool[HostOrDevice, "B C"]
+    index: Int[HostOrDevice, " B"]
+
+
+@flax.struct.dataclass
+class Context:
+    """Rotated keys and raw values of every VLM layer that runs, over the prefix; `count` is the number of valid rows."""
+
+    k: Float[Array, "L B S K H"]
+    v: Float[Array, "L B S K H"]
+    mask: Bool[Array, "B S"]
+    count: Int[Array, " B"]
+
+
+@flax.struct.dataclass
+class Memory:
+    """What the expert's layers attend to, in the expert's grouping: `scanned[i]` is the i-th member of the repeating group
+    with a leading axis over groups, `rest[i]` a layer left over; each a pair of K and V `[..., B, S, K, H]`."""
+
+    scanned: tuple[tuple[Array, Array], ...]
+    rest: tuple[tuple[Array, Array], ...]
+    mask: Bool[Array, "B S"]
+    count: Int[Array, " B"]
