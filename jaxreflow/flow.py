@@ -1,0 +1,146 @@
+"""Rectified flow, without a network: interpolation, laws of time, the Euler sampler and the two losses.
+
+Convention, everywhere in this package (LeRobot's and openpi's; most rectified-flow papers run the other way):
+`t = 1` is noise, `t = 0` is the action.
+
+    x_t = t * noise + (1 - t) * x_0        u = d x_t / d t = noise - x_0
+    Euler:  x <- x - v(x, t) / num_steps   at t = 1, 1 - 1/num_steps, ..., 1/num_steps
+
+A `Velocity` is any function `(x_t, t) -> v_t`; t has the leading axes of x_t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+Velocity: TypeAlias = Callable[[Array, Array], Array]
+TimeLaw: TypeAlias = Callable[[Array, tuple[int, ...]], Array]
+
+
+def interpolate(
+    x_0: Float[Array, "*batch C A"], noise: Float[Array, "*batch C A"], t: Float[Array, "*batch"]
+) -> Float[Array, "*batch C A"]:
+    """The straight path at time t: `t * noise + (1 - t) * x_0`."""
+    t = t[..., None, None]
+    return t * noise + (1.0 - t) * x_0
+
+
+def sample_noise(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, ...]:
+    """N(0, I) in float32 on every padded action dimension: the one source of noise, for training and for acting."""
+    return jax.random.normal(key, shape, jnp.float32)
+
+
+def euler(velocity: Velocity, noise: Float[Array, "*batch C A"], num_steps: int) -> Float[Array, "*batch C A"]:
+    """Integrates from noise (t = 1) to actions (t = 0) with `num_steps` Euler steps in float32."""
+    times = jnp.asarray(1.0 - np.arange(num_steps, dtype=np.float64) / num_steps, jnp.float32)
+
+    def step(x: Array, t: Array) -> tuple[Array, None]:
+        return x - velocity(x, jnp.broadcast_to(t, x.shape[:-2])) / num_steps, None
+
+    return jax.lax.scan(step, noise.astype(jnp.float32), times)[0]
+
+
+def squared_errors(
+    velocity: Velocity, x_0: Float[Array, "*batch C A"], noise: Float[Array, "*batch C A"], t: Float[Array, "*batch"]
+) -> Float[Array, "*batch C A"]:
+    """`(noise - x_0 - v(x_t, t))^2`, elementwise: what both losses average."""
+    error = noise - x_0 - velocity(interpolate(x_0, noise, t), t)
+    return jnp.square(error.astype(jnp.float32))
+
+
+def mean_valid(
+    errors: Float[Array, "B M C A"], action_is_pad: Bool[Array, "B C"], action_dim: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum and count over real action dims inside the episode: LeRobot's reduction since 0.5 (`lerobot` main)."""
+    valid = jnp.broadcast_to(~action_is_pad[:, None, :, None], (*errors.shape[:-1], action_dim))
+    return jnp.sum(errors[..., :action_dim] * valid), jnp.sum(valid, dtype=jnp.float32)
+
+
+def mean_padded(
+    errors: Float[Array, "B M C A"], action_is_pad: Bool[Array, "B C"], action_dim: int
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Sum and count over all padded dims and positions: LeRobot 0.4.4's reduction, and the reflow loss's."""
+    del action_is_pad, action_dim
+    return jnp.sum(errors), jnp.float32(errors.size)
+
+
+REDUCTIONS: Mapping[str, Callable[..., tuple[Array, Array]]] = {
+    "lerobot-main": mean_valid,
+    "lerobot-0.4.4": mean_padded,
+}
+
+
+def flow_matching_loss(
+    velocity: Velocity,
+    actions: Float[Array, "B M C A"],
+    noise: Float[Array, "B M C A"],
+    t: Float[Array, "B M"],
+    action_is_pad: Bool[Array, "B C"],
+    *,
+    action_dim: int,
+    reduction: str = "lerobot-main",
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Flow matching on recorded actions (1-rectified flow): sum of squared errors and their count; the loss is the quotient."""
+    return REDUCTIONS[reduction](squared_errors(velocity, actions, noise, t), action_is_pad, action_dim)
+
+
+def reflow_loss(
+    velocity: Velocity, endpoint: Float[Array, "B M C A"], noise: Float[Array, "B M C A"], t: Float[Array, "B M"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Reflow on pairs (noise, teacher's endpoint): sum and count over all padded dims and all positions.
+
+    Nothing is masked: the teacher's endpoint is defined at every position and in every padded dimension, and the sampler
+    integrates them all (Liu et al. 2022, equation 1 with the coupling of the teacher's own ODE).
+    """
+    errors = squared_errors(velocity, jax.lax.stop_gradient(endpoint), noise, t)
+    return jnp.sum(errors), jnp.float32(errors.size)
+
+
+def beta_time(key: Array, shape: tuple[int, ...]) -> Array:
+    """LeRobot's law: 0.999 * Beta(1.5, 1) + 0.001; Beta(a, 1) is U^(1/a)."""
+    return 0.999 * jax.random.uniform(key, shape) ** (2.0 / 3.0) + 0.001
+
+
+def uniform_time(key: Array, shape: tuple[int, ...]) -> Array:
+    """Uniform on (0, 1]."""
+    return 1.0 - jax.random.uniform(key, shape)
+
+
+def exponential_time(key: Array, shape: tuple[int, ...], rate: float = 4.0) -> Array:
+    """Density proportional to e^(rate * t) on [0, 1], by the inverse of its distribution function."""
+    return jnp.log1p(jax.random.uniform(key, shape) * math.expm1(rate)) / rate
+
+
+def u_shaped_time(key: Array, shape: tuple[int, ...], rate: float = 4.0) -> Array:
+    """Density proportional to e^(rate * t) + e^(rate * (1 - t)) (Lee, Lin and Fanti 2024)."""
+    draw, flip = jax.random.split(key)
+    t = exponential_time(draw, shape, rate)
+    return jnp.where(jax.random.bernoulli(flip, 0.5, shape), t, 1.0 - t)
+
+
+def half_at_one_time(key: Array, shape: tuple[int, ...]) -> Array:
+    """Half the mass at exactly t = 1, where a one-step student is evaluated; the other half U-shaped."""
+    draw, choose = jax.random.split(key)
+    return jnp.where(jax.random.bernoulli(choose, 0.5, shape), 1.0, u_shaped_time(draw, shape))
+
+
+def discrete_time(key: Array, shape: tuple[int, ...]) -> Array:
+    """t in {1, 1/2}, the times of a two-step sampler, with equal mass."""
+    return jnp.where(jax.random.bernoulli(key, 0.5, shape), 1.0, 0.5)
+
+
+TIME_LAWS: Mapping[str, TimeLaw] = {
+    "beta": beta_time,
+    "uniform": uniform_time,
+    "u-shaped": u_shaped_time,
+    "exponential": exponential_time,
+    "half-at-one": half_at_one_time,
+    "discrete": discrete_time,
+}
