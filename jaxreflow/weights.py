@@ -1,0 +1,350 @@
+"""LeRobot's safetensors <-> parameter trees, by one two-way table.
+
+Layers of one kind are stacked on a leading axis; linear kernels are `[in, out]` where PyTorch has `[out, in]`. Tensors that never
+run (the tail of the last text layer, later layers, the final norm, `lm_head`) have no parameter: they stay in the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxreflow.config import ModelConfig, PolicyConfig
+from jaxreflow.errors import CheckpointError
+from jaxreflow.model import init_params
+from jaxreflow.types import Params
+
+ParamPath = tuple[str, ...]
+
+VLM = "model.vlm_with_expert.vlm."
+VISION = VLM + "model.vision_model."
+TEXT = VLM + "model.text_model."
+EXPERT = "model.vlm_with_expert.lm_expert."
+PROJECTIONS = ("state_proj", "action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out")
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+# Statistics that checkpoints from before LeRobot's processors (0.4) keep among the weights; `processors.py` reads them.
+STATISTICS_PREFIXES = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.", "normalize_")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One parameter: its path, and LeRobot's key for it, or for each index of its leading (layer) axis."""
+
+    path: ParamPath
+    keys: tuple[str, ...]
+    stacked: bool
+    shape: tuple[int, ...]
+
+    def to_torch(self, leaf: np.ndarray) -> np.ndarray:
+        """A layer's leaf in PyTorch's layout."""
+        if self.path[-1] != "kernel":
+            return leaf
+        return leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
+
+    def from_torch(self, tensor: np.ndarray) -> np.ndarray:
+        """A tensor of PyTorch's as a layer's leaf."""
+        if self.path[-1] != "kernel":
+            return tensor
+        return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        """The tensor's shape under each key."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        return self.to_torch(np.empty(shape, np.bool_)).shape
+
+
+@functools.cache
+def table(config: ModelConfig) -> tuple[Entry, ...]:
+    """Every parameter of the network with its LeRobot keys."""
+    shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
+    entries = []
+    for path, leaf in flatten_dict(shapes).items():
+        template, layers = _block(path, config)
+        template += "." + LEAF_NAMES[path[-1]]
+        keys = tuple(template.format(i) for i in layers) if layers is not None else (template,)
+        if layers is None or len(layers) or leaf.size:
+            entries.append(Entry(path, keys, layers is not None, leaf.shape))
+    return tuple(entries)
+
+
+def _block(path: ParamPath, config: ModelConfig) -> tuple[str, range | None]:
+    """LeRobot's module name for a parameter path; `{}` stands for the layer indices given beside it."""
+    period, count = config.expert_period, len(config.expert_layer_kinds)
+    whole = count // period * period
+    match path[:-1]:
+        case ("vision_model", "layers", *rest):
+            return ".".join([VISION + "encoder.layers.{}", *rest]), range(config.vision.num_hidden_layers)
+        case ("vision_model", ("patch_embedding" | "position_embedding") as name):
+            return VISION + "embeddings." + name, None
+        case ("vision_model", *rest):
+            return VISION + ".".join(rest), None
+        case ("connector", "proj"):
+            return VLM + "model.connector.modality_projection.proj", None
+        case ("text_model", "layers", *rest):
+            return ".".join([TEXT + "layers.{}", *rest]), range(config.num_context_layers - 1)
+        case ("text_model", "last_layer", *rest):
+            return ".".join([f"{TEXT}layers.{config.num_context_layers - 1}", *rest]), None
+        case ("text_model", *rest):
+            return TEXT + ".".join(rest), None
+        case ("expert", "layers", member, *rest):
+            return ".".join([EXPERT + "layers.{}", *rest]), range(int(member), whole, period)
+        case ("expert", "rest", index, *rest):
+            return ".".join([f"{EXPERT}layers.{whole + int(index)}", *rest]), None
+        case ("expert", *rest):
+            return EXPERT + ".".join(rest), None
+        case (name,) if name in PROJECTIONS:
+            return f"model.{name}", None
+    raise AssertionError(f"parameter {'/'.join(path)} has no place in LeRobot's checkpoint")
+
+
+@functools.cache
+def dead_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of the tensors that a checkpoint must hold although nothing reads them."""
+    text, width = config.text, config.text.hidden_size
+    q, kv, mlp = (
+        text.num_attention_heads * text.head_dim,
+        text.num_key_value_heads * text.head_dim,
+        text.intermediate_size,
+    )
+    layer = {
+        "input_layernorm": (width,),
+        "self_attn.q_proj": (q, width),
+        "self_attn.k_proj": (kv, width),
+        "self_attn.v_proj": (kv, width),
+        "self_attn.o_proj": (width, q),
+        "post_attention_layernorm": (width,),
+        "mlp.gate_proj": (mlp, width),
+        "mlp.up_proj": (mlp, width),
+        "mlp.down_proj": (width, mlp),
+    }
+    alive = {key for entry in table(config) for key in entry.keys}
+    every = {
+        f"{TEXT}layers.{i}.{name}.weight": shape
+        for i in range(config.num_context_layers - 1, config.num_vlm_layers)
+        for name, shape in layer.items()
+    }
+    every |= {f"{TEXT}norm.weight": (width,), f"{VLM}lm_head.weight": (text.vocab_size, width)}
+    return {key: shape for key, shape in every.items() if key not in alive}
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every key of LeRobot's checkpoint with its shape."""
+    alive = {key: entry.torch_shape for entry in table(config) for key in entry.keys}
+    return {**alive, **dead_tensors(config)}
+
+
+class TensorFile:
+    """A `model.safetensors`, read one tensor at a time under clean keys (`_orig_mod.` of torch.compile left out).
+
+    Raises:
+        CheckpointError: the file is missing, truncated, no safetensors, or names a tensor twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            pickled = [
+                p.name
+                for p in sorted(self.path.parent.glob("*"))
+                if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+            ]
+            hint = (
+                f"; {', '.join(pickled)} is pickled and never loaded: convert it to safetensors in PyTorch"
+                if pickled
+                else ""
+            )
+            raise CheckpointError(f"{self.path}: no such file; expected the policy's weights as safetensors{hint}")
+        try:
+            with safetensors.safe_open(
+                self.path, framework="np"
+            ) as file:  # checks the header, its bounds and the file's length
+                self.metadata: dict[str, str] | None = file.metadata()
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{self.path}: not a complete safetensors file ({error}); copy or download it again"
+            ) from error
+        with self.path.open("rb") as raw:
+            (length,) = struct.unpack("<Q", raw.read(8))
+            self.header = raw.read(length)
+        infos = json.loads(self.header)
+        infos.pop("__metadata__", None)
+        # In the order of the data, so that a copy can be streamed behind the same header.
+        self._infos = dict(sorted(infos.items(), key=lambda item: item[1]["data_offsets"]))
+        stored = list(self._infos)
+        self.stored_keys = {key.replace("_orig_mod.", ""): key for key in stored}
+        if len(self.stored_keys) != len(stored):
+            twice = sorted(k for k in stored if "_orig_mod." in k and k.replace("_orig_mod.", "") in stored)
+            raise CheckpointError(
+                f"{self.path}: tensors stored twice, with and without `_orig_mod.`: {', '.join(twice)}"
+            )
+
+    @property
+    def keys(self) -> list[str]:
+        """All clean keys."""
+        return list(self.stored_keys)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return tuple(self._infos[self.stored_keys[key]]["shape"])
+
+    def dtype(self, key: str) -> np.dtype:
+        """Stored dtype of a tensor, without reading it."""
+        name = self._infos[self.stored_keys[key]]["dtype"]
+        if name not in DTYPES:
+            raise CheckpointError(f"{self.path}: {key} is stored as {name}; expected one of {', '.join(DTYPES)}")
+        return np.dtype(DTYPES[name])
+
+    def read(self, key: str) -> np.ndarray:
+        """A tensor as stored; read, not mapped, so that only what is used stays in memory."""
+        begin, _ = self._infos[self.stored_keys[key]]["data_offsets"]
+        shape = self.shape(key)
+        offset = 8 + len(self.header) + begin
+        return np.fromfile(self.path, self.dtype(key), math.prod(shape), offset=offset).reshape(shape)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of the whole file: a checkpoint's identity."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def check(self, config: ModelConfig) -> None:
+        """Compares keys and shapes with what the config needs.
+
+        Raises:
+            CheckpointError: lists every missing, unexpected and wrongly shaped tensor.
+        """
+        expected = expected_tensors(config)
+        known = [k for k in self.keys if not k.startswith(STATISTICS_PREFIXES)]
+        problems = [f"missing: {key} {list(expected[key])}" for key in sorted(set(expected) - set(known))]
+        problems += [f"unexpected: {key} {list(self.shape(key))}" for key in sorted(set(known) - set(expected))]
+        problems += [
+            f"shape of {key}: expected {list(expected[key])}, found {list(self.shape(key))}"
+            for key in sorted(set(known) & set(expected))
+            if self.shape(key) != expected[key]
+        ]
+        if problems:
+            lines = "\n  ".join(problems)
+            raise CheckpointError(
+                f"{self.path} does not fit config.json and the VLM's config ({len(problems)} problems):\n  {lines}"
+            )
+
+
+def read_params(file: TensorFile, config: ModelConfig) -> Params:
+    """The parameter tree of a checkpoint as float32 numpy arrays.
+
+    Raises:
+        CheckpointError: keys or shapes do not fit the config.
+    """
+    file.check(config)
+    flat: dict[ParamPath, np.ndarray] = {}
+    for entry in table(config):
+        leaf = np.empty(entry.shape, np.float32)
+        for i, key in enumerate(entry.keys):
+            leaf[i if entry.stacked else ...] = entry.from_torch(file.read(key))
+        flat[entry.path] = leaf
+    return unflatten_dict(flat)
+
+
+def updated_tensors(file: TensorFile, params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of `file` in its order and dtype, with the values of `params` where they differ.
+
+    `params` may be part of the tree. A value that still equals what was loaded, in the parameter's own dtype, keeps the file's
+    bits, so that an untouched tensor comes back byte for byte whatever its dtype.
+    """
+    flat = flatten_dict(params)
+    places = {key: (entry, i) for entry in table(config) if entry.path in flat for i, key in enumerate(entry.keys)}
+    for key in file.keys:
+        stored = file.read(key)
+        if key in places:
+            entry, i = places[key]
+            leaf = flat[entry.path]
+            value = np.ascontiguousarray(entry.to_torch(np.asarray(leaf[i] if entry.stacked else leaf)))
+            if not _same_bits(stored.astype(value.dtype, copy=False), value):
+                stored = value.astype(stored.dtype)
+        yield key, stored
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8))
+
+
+def write_params(out: Path, file: TensorFile, params: Params, config: ModelConfig) -> None:
+    """Writes `file` again at `out` with the values of `params`: same keys, shapes, dtypes, metadata and order.
+
+    One tensor is in memory at a time. An unchanged tree gives the same file.
+    """
+    with out.open("wb") as target:
+        target.write(struct.pack("<Q", len(file.header)) + file.header)
+        for _, tensor in updated_tensors(file, params, config):
+            tensor.tofile(target)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def trainable_in_reflow(path: ParamPath) -> bool:
+    """Reflow's trainable set, whatever the teacher trained: the expert and the five projections."""
+    return path[0] == "expert" or path[0] in PROJECTIONS
+
+
+def trainable_by_policy(policy: PolicyConfig, config: ModelConfig) -> Callable[[ParamPath], bool]:
+    """The trainable set that LeRobot derives from `train_expert_only`, `freeze_vision_encoder` and `train_state_proj`.
+
+    A full fine-tune freezes the last text layer (the last two where the expert has fewer layers), as LeRobot's main does.
+    """
+    frozen_from = config.num_vlm_layers - (1 if config.layer_stride == 1 else 2)
+
+    def trainable(path: ParamPath) -> bool:
+        match path:
+            case ("state_proj", *_):
+                return policy.train_state_proj
+            case ("vision_model", *_):
+                return not policy.train_expert_only and not policy.freeze_vision_encoder
+            case ("text_model", "last_layer", *_):
+                return not policy.train_expert_only and config.num_context_layers - 1 < frozen_from
+            case ("text_model" | "connector", *_):
+                return not policy.train_expert_only
+        return True
+
+    return trainable
+
+
+def split_params(params: Params, trainable: Callable[[ParamPath], bool]) -> tuple[Params, Params]:
+    """Two disjoint trees: (trainable, frozen)."""
+    flat = flatten_dict(params)
+    chosen = {path: leaf for path, leaf in flat.items() if trainable(path)}
+    rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
+    return unflatten_dict(chosen), unflatten_dict(rest)
+
+
+def merge_params(trainable: Params, frozen: Params) -> Params:
+    """The whole tree again."""
+    return unflatten_dict({**flatten_dict(frozen), **flatten_dict(trainable)})
+
+
+def count_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Number of scalars in tensors of these shapes."""
+    return sum(math.prod(shape) for shape in shapes.values())
