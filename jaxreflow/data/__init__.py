@@ -1,0 +1,1 @@
+"""Robot data in: LeRobotDataset readers, camera matching, and the Grain pipeline."""

@@ -1,0 +1,59 @@
+"""Numeric columns of a LeRobotDataset's parquet files, as whole numpy arrays over the chosen episodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
+
+from jaxreflow.data.metadata import Episode, FeatureSpec, read_parquet
+from jaxreflow.errors import DatasetError
+
+
+def read_columns(
+    root: Path, episodes: Sequence[Episode], features: Mapping[str, FeatureSpec], names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], Int[np.ndarray, " num_frames"]]:
+    """The named columns `[num_frames, *shape]`, floats as float32, and each frame's row in its file.
+
+    DatasetError names the file whose rows are not those that the metadata announces.
+    """
+    files: dict[str, list[int]] = {}
+    for position, episode in enumerate(episodes):
+        files.setdefault(episode.data_file, []).append(position)
+    parts: dict[str, list[np.ndarray]] = {name: [np.empty(0)] * len(episodes) for name in names}
+    rows: list[np.ndarray] = [np.empty(0)] * len(episodes)
+    for file, positions in files.items():
+        path = root / file
+        table = read_parquet(path, ["episode_index", *(name for name in names if name != "episode_index")])
+        arrays = {name: _to_numpy(table[name], features[name].shape, f"{path}: column {name!r}") for name in names}
+        stored = table["episode_index"].to_numpy()
+        order = np.argsort(stored, kind="stable")
+        for position in positions:
+            episode = episodes[position]
+            low, high = np.searchsorted(stored, [episode.index, episode.index + 1], sorter=order)
+            if high - low != episode.length:
+                raise DatasetError(
+                    f"{path}: episode {episode.index} has {high - low} rows, expected {episode.length} by meta/; "
+                    "copy or download it again"
+                )
+            rows[position] = order[low:high]
+            for name, array in arrays.items():
+                parts[name][position] = array[rows[position]]
+    return {name: np.concatenate(part) for name, part in parts.items()}, np.concatenate(rows)
+
+
+def _to_numpy(column: pa.ChunkedArray, shape: tuple[int, ...], name: str) -> np.ndarray:
+    count, nulls = len(column), column.null_count
+    values = column.combine_chunks()
+    while pa.types.is_nested(values.type):
+        values = values.flatten()
+        nulls += values.null_count
+    flat = values.to_numpy(zero_copy_only=False)
+    if nulls or flat.size != count * math.prod(shape) or flat.dtype.kind not in "biuf":
+        raise DatasetError(f"{name} holds gaps or entries that are not numbers of shape {list(shape)}")
+    array = flat.reshape(count, *shape)
+    return array.astype(np.float32) if array.dtype.kind == "f" else array

@@ -1,0 +1,173 @@
+"""The input pipeline: examples as numpy records, in one global order that no worker, process or restart changes.
+
+Position p of the endless global order holds the same frame whatever the number of workers and processes; batch b is
+positions `b * batch_size ...`, and process i of n takes the i-th of its n equal slices. A run therefore resumes by its
+number of examples alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Bool, Float32, Int, Int32
+
+from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.data.transforms import ACTION, STATE, pad_last
+from jaxreflow.errors import ConfigError, DatasetError
+from jaxreflow.types import Batch, Observation
+
+# More examples than any run draws.
+_ENDLESS = 1 << 48
+
+Example = dict[str, Any]
+Tokenize = Callable[[list[str]], tuple[Int32[np.ndarray, "n T"], Bool[np.ndarray, "n T"]]]
+Normalize = Callable[[Float32[np.ndarray, "n d"]], Float32[np.ndarray, "n d"]]
+
+
+class TrainingSource:
+    """Random access to training examples of the given frames; picklable, since all that is computed here is tables.
+
+    An example holds `images` (uint8 `[H, W, 3]`) and `image_mask` per policy camera, `tokens` and `token_mask` `[T]`,
+    `state` `[max_state_dim]`, `actions` `[C, max_action_dim]` (both normalised, then zero-padded), `action_is_pad`
+    `[C]`, and the global frame `index`.
+    """
+
+    def __init__(
+        self,
+        dataset: LeRobotDataset,
+        frames: Int[np.ndarray, " n"],
+        *,
+        cameras: Mapping[str, str],
+        chunk_size: int,
+        max_state_dim: int,
+        max_action_dim: int,
+        tokenize: Tokenize,
+        normalize_state: Normalize,
+        normalize_action: Normalize,
+        state_key: str = STATE,
+        action_key: str = ACTION,
+    ) -> None:
+        self.dataset = dataset
+        self.cameras = dict(cameras)
+        self.frames = np.asarray(frames, np.int64)
+        self._rows = dataset.rows(self.frames)
+        self._last = dataset.last_rows()
+        self._chunk = np.arange(chunk_size)
+        self._max_action_dim = max_action_dim
+        self._tokens, self._token_mask = tokenize(list(dataset.tasks))
+        self._task = np.unique(dataset.column("task_index")[:, 0], return_inverse=True)[1]
+        self._state = pad_last(np.asarray(normalize_state(dataset.column(state_key)), np.float32), max_state_dim)
+        # Padded on access: the widest table there is, and mostly zeros.
+        self._action = np.asarray(normalize_action(dataset.column(action_key)), np.float32)
+        pad_last(self._action[:1], max_action_dim)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, position: int) -> Example:
+        frame, row = int(self.frames[position]), self._rows[position]
+        wanted, last = row + self._chunk, self._last[row]
+        task = self._task[row]
+        return {
+            "images": {key: self.dataset.image(frame, name) for key, name in self.cameras.items()},
+            "image_mask": dict.fromkeys(self.cameras, np.True_),
+            "tokens": self._tokens[task],
+            "token_mask": self._token_mask[task],
+            "state": self._state[row],
+            "actions": pad_last(self._action[np.minimum(wanted, last)], self._max_action_dim),
+            "action_is_pad": wanted > last,
+            "index": np.int32(frame),
+        }
+
+
+def make_loader(
+    source: TrainingSource,
+    *,
+    batch_size: int,
+    seed: int,
+    start_example: int = 0,
+    num_workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle: bool = True,
+    prefetch: int = 2,
+) -> Iterator[Example]:
+    """Endless numpy batches, stacked examples: this process's slice of each global batch, from `start_example` on.
+
+    Every epoch visits each frame once, newly shuffled; batches run across its end. With 0 workers a thread decodes
+    `prefetch` batches ahead, otherwise each worker process does; `close()` on the iterator stops them. Raises
+    DatasetError for fewer frames than a batch, ConfigError for sizes that do not divide.
+    """
+    if len(source) < batch_size:
+        raise DatasetError(
+            f"{source.dataset.root}: {len(source)} frames are fewer than a batch of {batch_size}; "
+            "lower --batch-size or use more episodes"
+        )
+    if batch_size < 1 or batch_size % process_count:
+        raise ConfigError(f"batch size {batch_size}: expected a positive multiple of the {process_count} process(es)")
+    _require("process_index", process_index, 0, process_count - 1)
+    _require("start_example", start_example, 0, _ENDLESS // 2)
+    _require("num_workers", num_workers, 0, 1024)
+    _require("prefetch", prefetch, 1, 1024)
+    _require("seed", seed, 0, 2**32 - 1)
+    if num_workers and source.dataset.cached:
+        raise ConfigError(f"{num_workers} workers would each copy the cached frames; use 0 workers with a frame cache")
+    order: grain.MapDataset = grain.MapDataset.source(source).seed(seed)
+    if shuffle:
+        order = order.shuffle()
+    local = batch_size // process_count
+    # Grain's endless `repeat()` has the largest length there is, which overflows once it is cut into batches.
+    endless = order.repeat(_ENDLESS // len(source))
+    batches = endless[start_example:].batch(local)[process_index::process_count]
+    if not num_workers:
+        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)))
+    # Workers read absl's flags, which nobody parses outside an absl program.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    reading = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    return iter(
+        reading.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch))
+    )
+
+
+def _require(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ConfigError(f"loader: expected {name} from {least} to {most}, found {value}")
+
+
+def iterate_once(
+    source: TrainingSource, batch_size: int, indices: Sequence[int] | None = None
+) -> Iterator[tuple[Example, int]]:
+    """Batches of the source's examples at these positions (default all), in order, each with its number of valid ones.
+
+    The last batch is filled up by repeating its last example, so that all have one shape.
+    """
+    positions = list(range(len(source)) if indices is None else indices)
+    for start in range(0, len(positions), batch_size):
+        chosen = positions[start : start + batch_size]
+        examples = [source[position] for position in chosen]
+        examples += examples[-1:] * (batch_size - len(chosen))
+        yield _stack(examples), len(chosen)
+
+
+def to_batch(example: Example) -> Batch:
+    """A stacked example as the record that training steps take; arrays stay on the host."""
+    fields = ("images", "image_mask", "tokens", "token_mask", "state")
+    observation = Observation(**{name: example[name] for name in fields})
+    return Batch(
+        observation=observation,
+        actions=example["actions"],
+        action_is_pad=example["action_is_pad"],
+        index=example["index"],
+    )
+
+
+def _stack(examples: Sequence[Example]) -> Example:
+    return {
+        name: (_stack if isinstance(value, dict) else np.stack)([example[name] for example in examples])
+        for name, value in examples[0].items()
+    }

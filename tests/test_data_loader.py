@@ -1,0 +1,226 @@
+"""The pipeline: one global order whatever the workers, processes and restarts; what an example holds; cameras."""
+
+import itertools
+import logging
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.data.loader import TrainingSource, iterate_once, make_loader, to_batch
+from jaxreflow.data.transforms import check_features, dataset_key, match_cameras, pad_last
+from jaxreflow.errors import ConfigError, DatasetError
+from tests.lerobot_fixtures import CAMERA, actions, write_v30
+
+POLICY_CAMERA = "observation.images.camera1"
+ONE, TWO, THREE = (f"observation.images.camera{i}" for i in (1, 2, 3))
+
+
+def tokenize(tasks):
+    """Tokens that spell the task's first letter."""
+    return np.array([[ord(task[0]), 2] for task in tasks], np.int32), np.array([[True, False]] * len(tasks))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return LeRobotDataset.open(write_v30(tmp_path_factory.mktemp("loader") / "data"))
+
+
+def source_of(dataset, frames=None, **changes):
+    arguments = {
+        "cameras": {POLICY_CAMERA: CAMERA},
+        "chunk_size": 4,
+        "max_state_dim": 5,
+        "max_action_dim": 6,
+        "tokenize": tokenize,
+        "normalize_state": lambda x: x / 2,
+        "normalize_action": lambda x: x - 1,
+    }
+    return TrainingSource(dataset, dataset.frame_indices() if frames is None else frames, **(arguments | changes))
+
+
+@pytest.fixture(scope="module")
+def source(dataset):
+    """From a cache, which spares the tests of the order the decoding."""
+    cached = LeRobotDataset(dataset.metadata)
+    cached.cache_frames()
+    return source_of(cached)
+
+
+def indices(source, steps, **options):
+    """Frame indices `[steps, local batch]` of the first batches."""
+    loader = make_loader(source, **({"batch_size": 4, "seed": 7} | options))
+    result = np.stack([batch["index"] for batch in itertools.islice(loader, steps)])
+    loader.close()
+    return result
+
+
+def test_example(dataset, source):
+    example = source[10]
+    np.testing.assert_array_equal(example["images"][POLICY_CAMERA], dataset.image(10, CAMERA))
+    assert example["image_mask"] == {POLICY_CAMERA: True}
+    assert (example["tokens"].tolist(), example["token_mask"].tolist()) == ([ord("p"), 2], [True, False])
+    np.testing.assert_array_equal(example["state"], np.float32([5, -5, 0, 0, 0]))
+    np.testing.assert_array_equal(example["actions"], np.pad(actions([10, 11, 11, 11]) - 1, ((0, 0), (0, 3))))
+    np.testing.assert_array_equal(example["action_is_pad"], [False, False, True, True])
+    assert example["index"] == 10
+
+
+def test_tasks_have_their_own_tokens(dataset):
+    part = LeRobotDataset(dataset.metadata, (1, 2))
+    source = source_of(
+        part,
+        tokenize=lambda tasks: (
+            np.array([[len(t), ord(t[1])] for t in tasks], np.int32),
+            np.ones((len(tasks), 2), bool),
+        ),
+    )
+    assert [chr(source[i]["tokens"][1]) for i in range(11)] == ["u"] * 11
+    assert source_of(dataset, np.array([8, 2]))[0]["index"] == 8
+
+
+def test_batches(source):
+    loader = make_loader(source, batch_size=3, seed=0, shuffle=False)
+    batch = to_batch(next(loader))
+    loader.close()
+    assert (batch.index.tolist(), batch.index.dtype) == ([0, 1, 2], np.int32)
+    assert batch.observation.images[POLICY_CAMERA].shape == (3, 64, 96, 3)
+    assert batch.observation.images[POLICY_CAMERA].dtype == np.uint8
+    assert batch.observation.image_mask[POLICY_CAMERA].tolist() == [True] * 3
+    assert (batch.observation.tokens.dtype, batch.observation.token_mask.dtype) == (np.int32, bool)
+    assert (batch.observation.state.dtype, batch.observation.state.shape) == (np.float32, (3, 5))
+    assert (batch.actions.dtype, batch.actions.shape, batch.action_is_pad.shape) == (np.float32, (3, 4, 6), (3, 4))
+
+
+def test_every_epoch_visits_every_frame_once_in_a_new_order(source):
+    flat = indices(source, 27).ravel()  # 108 examples: 6 epochs of 18, batches of 4 across their ends
+    epochs = flat.reshape(6, 18)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(18))
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    assert not np.array_equal(flat, indices(source, 27, seed=8).ravel())
+    np.testing.assert_array_equal(flat, indices(source, 27).ravel())
+
+
+@pytest.mark.parametrize("start", [0, 8, 16, 36, 400, 5])
+def test_resumes_by_example(source, start):
+    whole = indices(source, (start + 24) // 4 + 1).ravel()
+    np.testing.assert_array_equal(indices(source, 6, start_example=start).ravel(), whole[start : start + 24])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_global_batch(source, processes):
+    parts = [indices(source, 12, start_example=8, process_index=i, process_count=processes) for i in range(processes)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), indices(source, 14)[2:])
+
+
+def test_workers_do_not_change_the_order(dataset, source):
+    def constant(tasks):
+        return tokenize(tasks)
+
+    # Local functions cannot be pickled: the source holds tables, not the callables.
+    local = pickle.loads(pickle.dumps(source_of(dataset, tokenize=constant, normalize_state=lambda x: x)))
+    loader = make_loader(local, batch_size=4, seed=7, start_example=4, num_workers=2)
+    batches = list(itertools.islice(loader, 5))
+    loader.close()
+    np.testing.assert_array_equal(np.stack([batch["index"] for batch in batches]), indices(source, 6)[1:])
+    for batch in batches:
+        for index, image in zip(batch["index"], batch["images"][POLICY_CAMERA], strict=True):
+            np.testing.assert_array_equal(image, dataset.image(int(index), CAMERA))
+
+
+def test_iterate_once(source):
+    batches = list(iterate_once(source, 4, [3, 1, 2, 17, 5, 9]))
+    assert [(batch["index"].tolist(), valid) for batch, valid in batches] == [([3, 1, 2, 17], 4), ([5, 9, 9, 9], 2)]
+    assert batches[1][0]["images"][POLICY_CAMERA].shape == (4, 64, 96, 3)
+    assert sum(valid for _, valid in iterate_once(source, 4)) == 18
+
+
+def test_loader_errors(dataset, source):
+    with pytest.raises(DatasetError, match="18 frames are fewer than a batch of 19"):
+        make_loader(source, batch_size=19, seed=0)
+    with pytest.raises(ConfigError, match="multiple of the 3 process"):
+        make_loader(source, batch_size=4, seed=0, process_count=3)
+    for wrong in (
+        {"process_index": 1},
+        {"start_example": -1},
+        {"num_workers": -1},
+        {"prefetch": 0},
+        {"seed": -1},
+        {"seed": 2**32},
+    ):
+        with pytest.raises(ConfigError, match=f"expected {next(iter(wrong))} from"):
+            make_loader(source, **({"batch_size": 4, "seed": 0} | wrong))
+    with pytest.raises(DatasetError, match="3 entries does not fit the policy's 2"):
+        source_of(dataset, max_action_dim=2)
+    with pytest.raises(DatasetError, match="frame 99"):
+        source_of(dataset, np.array([0, 99]))
+
+
+def test_cache_serves_the_loader_without_workers(dataset, source):
+    with pytest.raises(ConfigError, match="use 0 workers"):
+        make_loader(source, batch_size=4, seed=0, num_workers=1)
+    for position in (9, 2, 17):
+        for camera, image in source_of(dataset)[position]["images"].items():
+            np.testing.assert_array_equal(source[position]["images"][camera], image)
+
+
+def test_errors_in_the_pipeline_reach_the_caller(dataset):
+    part = LeRobotDataset(dataset.metadata)
+    part.column("timestamp")[:] += 0.033
+    with pytest.raises(DatasetError, match="no frame within"):
+        next(make_loader(source_of(part), batch_size=4, seed=0))
+
+
+def test_pad_last():
+    np.testing.assert_array_equal(pad_last(np.ones((2, 3), np.float32), 5), [[1, 1, 1, 0, 0]] * 2)
+
+
+def test_cameras_match_in_policy_order():
+    assert match_cameras([TWO, ONE], [ONE, TWO], {}, 0) == {ONE: ONE, TWO: TWO}
+    assert list(match_cameras([TWO, ONE], [ONE, TWO], {}, 0)) == [ONE, TWO]
+    assert match_cameras(["observation.image"], [ONE], {"observation.image": ONE}, 0) == {ONE: "observation.image"}
+    assert match_cameras([ONE, TWO, "spare"], [ONE, TWO], {}, 0) == {ONE: ONE, TWO: TWO}
+    swapped = match_cameras([ONE, TWO], [ONE, TWO], {ONE: TWO, TWO: ONE}, 0)
+    assert swapped == {ONE: TWO, TWO: ONE}
+
+
+def test_absent_cameras_are_allowed_and_told(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert match_cameras([THREE], [ONE, TWO, THREE], {}, 1) == {THREE: THREE}
+    assert f"no {ONE}, {TWO}: 1 of 2 stood in" in caplog.text
+
+
+def test_camera_mismatch_proposes_the_map():
+    with pytest.raises(DatasetError, match=r"""--rename-map '\{"observation.image": "observation.images.camera1"\}'"""):
+        match_cameras(["observation.image"], [ONE], {}, 0)
+    with pytest.raises(DatasetError) as error:
+        match_cameras(["top", ONE, "side"], [ONE, TWO, THREE], {}, 2)
+    assert f'--rename-map \'{{"top": "{TWO}", "side": "{THREE}"}}\'' in str(error.value)
+    with pytest.raises(DatasetError) as error:
+        match_cameras(["top", "side"], [ONE, TWO], {"top": ONE}, 0)
+    assert f'--rename-map \'{{"top": "{ONE}", "side": "{TWO}"}}\'' in str(error.value)
+
+
+def test_impossible_cameras():
+    with pytest.raises(DatasetError, match="no camera 'tip'; it has 'top'"):
+        match_cameras(["top"], [ONE], {"tip": ONE}, 0)
+    with pytest.raises(DatasetError, match="several of the dataset's cameras"):
+        match_cameras(["a", "b"], [ONE], {"a": ONE, "b": ONE}, 0)
+    with pytest.raises(DatasetError, match="at least one camera"):
+        match_cameras([], [ONE], {}, 1)
+
+
+def test_dimensions_must_agree(dataset):
+    check_features(dataset, SimpleNamespace(state_dim=2, action_dim=3))
+    with pytest.raises(
+        DatasetError, match=r"'observation.state' has shape \[2\], the policy's 'observation.state' has \[14\]"
+    ):
+        check_features(dataset, SimpleNamespace(state_dim=14, action_dim=3))
+    with pytest.raises(DatasetError, match=r"'action' has shape \[3\], the policy's 'action' has \[7\]"):
+        check_features(dataset, SimpleNamespace(state_dim=2, action_dim=7))
+    with pytest.raises(DatasetError, match="no feature 'joints', which the policy needs"):
+        check_features(dataset, SimpleNamespace(state_dim=2, action_dim=3), {"joints": "observation.state"})
+    assert dataset_key("action", {"a": "b"}) == "action"
