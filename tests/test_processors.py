@@ -1,0 +1,390 @@
+"""Normalisation, statistics, processor files and observations, against hand values and LeRobot's files in `goldens`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from jaxreflow import aloha
+from jaxreflow.config import Feature, PolicyConfig
+from jaxreflow.errors import ConfigError, ProcessorError
+from jaxreflow.normalization import normalize, unnormalize
+from jaxreflow.observation import Transforms
+from jaxreflow.pretrained import load_processors, read_policy_config
+from jaxreflow.processors import (
+    PREPROCESSOR,
+    Processors,
+    create_processors,
+    parse_processors,
+    read_processor_files,
+)
+from jaxreflow.statistics import stats_in_weights
+from jaxreflow.vlm import load_tokenizer
+from jaxreflow.weights import TensorFile
+
+GOLDENS = Path(__file__).parent / "goldens"
+STATS = {
+    "mean": np.float32([1, 2]),
+    "std": np.float32([0.5, 4]),
+    "min": np.float32([-1, 0]),
+    "max": np.float32([3, 10]),
+    "q01": np.float32([-0.5, 1]),
+    "q99": np.float32([2, 9]),
+    "q10": np.float32([0, 2]),
+    "q90": np.float32([1, 6]),
+}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(GOLDENS / "cross", tmp_path / "source"))
+
+
+def small_policy(**fields) -> PolicyConfig:
+    inputs = {
+        "observation.images.top": Feature("VISUAL", (3, 4, 6)),
+        "observation.images.wrist": Feature("VISUAL", (3, 4, 6)),
+        "observation.state": Feature("STATE", (2,)),
+    }
+    return PolicyConfig(input_features=inputs, output_features={"action": Feature("ACTION", (2,))}, **fields)
+
+
+def small_stats(**names) -> dict[str, dict[str, np.ndarray]]:
+    return {key: {"mean": STATS["mean"], "std": STATS["std"]} | names for key in ("observation.state", "action")}
+
+
+def small_transforms(policy: PolicyConfig | None = None, **stats) -> Transforms:
+    policy = policy or small_policy()
+    return Transforms(
+        policy, create_processors(policy, small_stats(**stats)), load_tokenizer(policy, GOLDENS / "cross")
+    )
+
+
+def small_observation(**entries) -> dict:
+    observation = {
+        "observation.images.top": np.full((4, 6, 3), 51, np.uint8),
+        "observation.images.wrist": np.zeros((4, 6, 3), np.uint8),
+        "observation.state": np.float32([2, 2]),
+        "task": "open the drawer",
+    }
+    return {key: value for key, value in (observation | entries).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("IDENTITY", [2, 8]),
+        ("MEAN_STD", [2, 1.5]),
+        ("MIN_MAX", [0.5, 0.6]),
+        ("QUANTILES", [1, 0.75]),
+        ("QUANTILE10", [3, 2]),
+    ],
+)
+def test_modes(mode, expected):
+    x = np.float32([[2, 8]])
+    y = normalize(x, STATS, mode)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, [expected], rtol=1e-6)
+    np.testing.assert_allclose(unnormalize(y, STATS, mode), x, rtol=1e-6)
+
+
+def test_eps_is_added_on_the_way_in_only():
+    stats = {"mean": np.float32([0]), "std": np.float32([1])}
+    assert normalize(np.float32([1]), stats, "MEAN_STD", eps=1.0) == 0.5
+    assert unnormalize(np.float32([1]), stats, "MEAN_STD", eps=1.0) == 1.0
+
+
+def test_aloha_maps_are_inverse_and_match_hand_values():
+    x = np.full((2, 14), 0.5, np.float32)
+    encoded = aloha.encode_actions(x)
+    # 0.5 -> 0.95 rad -> (0.95 + 0.6213) / 2.1123
+    np.testing.assert_allclose(
+        encoded[0, [0, 1, 2, 8, 9, 6, 13]], [0.5, -0.5, -0.5, -0.5, -0.5, 0.743881, 0.743881], 1e-5
+    )
+    np.testing.assert_allclose(aloha.encode_actions_inv(encoded), x, atol=1e-6)
+    # Linear 0.5 -> 0.03822 m -> arcsin of 0.38579 -> 0.39606 rad -> -0.00358.
+    np.testing.assert_allclose(aloha.decode_state(x)[0, [1, 6]], [-0.5, -0.003582], atol=1e-5)
+    np.testing.assert_array_equal(x, np.float32(0.5))
+    with pytest.raises(ConfigError, match="14"):
+        aloha.decode_state(x[:, :8])
+
+
+def test_files_of_lerobot_come_back_byte_for_byte(source, tmp_path):
+    (source / "tokenizer").mkdir()
+    (source / "tokenizer" / "tokenizer.json").write_bytes(b"{}")
+    processors = parse_processors(read_processor_files(source))
+    processors.save(tmp_path / "out")
+    for name in (*[p.name for p in source.glob("policy_*")], "tokenizer/tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes(), name
+    assert processors.with_rename_map({}) is processors
+
+
+def test_created_files_equal_those_of_lerobot(source):
+    policy = read_policy_config(source)
+    theirs = parse_processors(read_processor_files(source))
+    ours = create_processors(policy, theirs.normalizer.stats)
+    assert ours.files.keys() == theirs.files.keys()
+    for name in theirs.files:
+        if name.endswith(".json"):
+            assert json.loads(ours.files[name]) == json.loads(theirs.files[name])
+
+
+def test_changes_are_written_and_read_again(source, tmp_path):
+    processors = parse_processors(read_processor_files(source))
+    stats = {key: {"mean": np.zeros(6), "std": np.full(6, 2.0)} for key in ("observation.state", "action")}
+    processors.with_statistics(stats).with_rename_map({"front": "observation.images.top"}).save(tmp_path)
+    again = parse_processors(read_processor_files(tmp_path))
+    assert again.rename_map == {"front": "observation.images.top"}
+    np.testing.assert_array_equal(again.unnormalizer.unnormalize("action", np.ones(6, np.float32)), 2)
+    np.testing.assert_array_equal(again.normalizer.stats["observation.state"]["std"], np.full(6, 2, np.float32))
+    assert read_processor_files(source) == processors.files
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda steps: steps.append({"registry_name": "relative_actions_processor"}), "relative_actions_processor"),
+        (lambda steps: steps.append({"class": "my.Step"}), "my.Step"),
+        (lambda steps: steps.pop(3), "tokenizer_processor"),
+        (lambda steps: steps.insert(4, steps.pop(2)), "order"),
+        (lambda steps: steps.insert(1, steps.pop(0)) or steps.insert(0, steps.pop(2)), "order"),
+        (lambda steps: steps[4]["config"].update(float_dtype="bfloat16"), "float_dtype"),
+        (lambda steps: steps[5]["config"]["norm_map"].update(STATE="ZSCORE"), "ZSCORE"),
+        (lambda steps: steps[5]["config"].pop("features"), "features"),
+        (lambda steps: steps[5].update(state_file="../secret"), "state_file"),
+        (lambda steps: steps[5].update(state_file="gone.safetensors"), "gone.safetensors"),
+    ],
+)
+def test_pipelines_that_cannot_be_honoured_are_refused_by_name(source, change, message):
+    pipeline = json.loads((source / PREPROCESSOR).read_text())
+    change(pipeline["steps"])
+    (source / PREPROCESSOR).write_text(json.dumps(pipeline))
+    with pytest.raises(ProcessorError, match=message):
+        parse_processors(read_processor_files(source))
+
+
+def test_damaged_and_missing_files(source):
+    (source / "policy_postprocessor.json").write_text("{")
+    with pytest.raises(ProcessorError, match="policy_postprocessor"):
+        read_processor_files(source)
+    (source / "policy_postprocessor.json").unlink()
+    with pytest.raises(ProcessorError, match="policy_postprocessor"):
+        read_processor_files(source)
+
+
+def load(source: Path, **kwargs) -> Processors:
+    return load_processors(source, read_policy_config(source), TensorFile(source / "model.safetensors"), **kwargs)
+
+
+def rewrite_stats(source: Path, change) -> None:
+    processors = parse_processors(read_processor_files(source))
+    stats = {key: dict(group) for key, group in processors.normalizer.stats.items()}
+    processors.with_statistics(change(stats) or stats).save(source)
+
+
+def test_statistics_that_match_no_feature_are_refused(source, tmp_path):
+    rewrite_stats(source, lambda stats: {f"so100.{key}": group for key, group in stats.items()})
+    with pytest.raises(
+        ProcessorError, match=r"no feature.*`observation.state`, `action`.*so100.action.*--stats-from dataset"
+    ):
+        load(source)
+    stats = {key: {"mean": [1.0] * 6, "std": [2.0] * 6} for key in ("observation.state", "action")}
+    (tmp_path / "stats.json").write_text(json.dumps(stats))
+    (tmp_path / "stats.safetensors").write_bytes(
+        save({f"{k}.{n}": np.float32(v) for k, group in stats.items() for n, v in group.items()})
+    )
+    expected = np.full(6, 3, np.float32)
+    for kwargs in (
+        {"stats_from": tmp_path / "stats.json"},
+        {"stats_from": tmp_path / "stats.safetensors"},
+        {"stats_from": "dataset", "dataset_stats": stats},
+        {
+            "stats_from": "dataset",
+            "dataset_stats": {"qpos" if key == "observation.state" else key: group for key, group in stats.items()},
+            "rename_map": {"qpos": "observation.state"},
+        },
+    ):
+        processors = load(source, **kwargs)
+        np.testing.assert_array_equal(processors.unnormalizer.unnormalize("action", np.ones(6, np.float32)), expected)
+    with pytest.raises(ProcessorError, match=r"meta/stats\.json"):
+        load(source, stats_from="dataset")
+    with pytest.raises(ProcessorError, match="no such file"):
+        load(source, stats_from=tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("observation.state") and None, "not every feature.*`observation.state`"),
+        (lambda s: s["action"].pop("std") is None or None, "`action`.*`std`"),
+        (lambda s: s["action"].update(mean=np.zeros(5, np.float32)), r"`action.mean`.*\[6\].*\[5\]"),
+        (lambda s: s["action"].update(std=np.float32([1, 0, 1, 1, 0, 1])), r"`action`: std.*dimension\(s\) 1, 4"),
+        (lambda s: s["action"].update(mean=np.full(6, np.inf, np.float32)), "not finite"),
+    ],
+)
+def test_unsound_statistics_are_refused(source, change, message):
+    rewrite_stats(source, change)
+    with pytest.raises(ProcessorError, match=message):
+        load(source)
+
+
+def test_a_range_without_extent_is_refused():
+    policy = small_policy(normalization_mapping={"STATE": "MIN_MAX", "ACTION": "IDENTITY"})
+    processors = create_processors(policy, small_stats(min=np.float32([0, 1]), max=np.float32([1, 1])))
+    with pytest.raises(ProcessorError, match=r"max - min.*dimension\(s\) 1"):
+        processors.check(policy)
+
+
+def test_old_checkpoints_fall_back_to_buffers_then_to_the_dataset(source):
+    stats = parse_processors(read_processor_files(source)).normalizer.stats
+    for path in source.glob("policy_*"):
+        path.unlink()
+    with pytest.raises(ProcessorError, match="neither processor files"):
+        load(source)
+    from_dataset = load(source, dataset_stats=stats)
+    file = TensorFile(source / "model.safetensors")
+    tensors = {key: file.read(key) for key in file.keys}
+    for name in ("mean", "std"):
+        tensors[f"normalize_inputs.buffer_observation_state.{name}"] = stats["observation.state"][name]
+        tensors[f"normalize_targets.buffer_action.{name}"] = stats["action"][name]
+        tensors[f"unnormalize_outputs.buffer_action.{name}"] = stats["action"][name]
+    (source / "model.safetensors").write_bytes(save(tensors))
+    from_buffers = load(source)
+    for key in ("observation.state", "action"):
+        for name in ("mean", "std"):
+            np.testing.assert_array_equal(from_buffers.normalizer.stats[key][name], stats[key][name])
+            np.testing.assert_array_equal(from_dataset.unnormalizer.stats[key][name], stats[key][name])
+
+
+def test_a_buffer_of_no_feature_keeps_its_name():
+    found = stats_in_weights(
+        {"normalize_inputs.so100_buffer_observation_state.mean": np.zeros(2)}, ["observation.state"]
+    )
+    assert list(found) == ["so100_buffer_observation_state"]
+
+
+def test_tokens_end_in_one_newline_and_are_padded_to_the_full_length():
+    transforms = small_transforms()
+    tokens, mask = transforms.tokenize(["open the drawer", "open the drawer\n"])
+    assert tokens.shape == mask.shape == (2, 48)
+    assert tokens.dtype == np.int32
+    np.testing.assert_array_equal(tokens[0], tokens[1])
+    count = int(mask[0].sum())
+    assert transforms.tokenizer.decode(tokens[0, :count]) == "open the drawer\n"
+    assert mask[0, :count].all()
+    assert set(tokens[0, count:]) == {transforms.tokenizer.pad_token_id}
+    long, mask = transforms.tokenize(["push " * 200])
+    assert long.shape == (1, 48)
+    assert mask.all()
+
+
+def test_observation_forms_agree():
+    transforms = small_transforms()
+    plain = transforms.prepare(small_observation())
+    assert plain.images["observation.images.top"].dtype == np.uint8
+    assert plain.state.shape == (1, 32)
+    np.testing.assert_allclose(plain.state[0, :3], [2, 0, 0], rtol=1e-6)
+    batched = transforms.prepare(
+        small_observation(
+            **{
+                "observation.state": [[2, 2]],
+                "observation.images.top": np.full((1, 3, 4, 6), 0.2),
+                "task": ["open the drawer\n"],
+            }
+        )
+    )
+    np.testing.assert_array_equal(batched.tokens, plain.tokens)
+    np.testing.assert_array_equal(batched.state, plain.state)
+    np.testing.assert_allclose(
+        batched.images["observation.images.top"] * 255, plain.images["observation.images.top"], 1e-6
+    )
+    assert batched.images["observation.images.top"].shape == (1, 4, 6, 3)
+    in_time = transforms.prepare(small_observation(**{"observation.state": np.float32([[[9, 9], [2, 2]]])}))
+    np.testing.assert_array_equal(in_time.state, plain.state)
+
+
+def test_cameras_keep_the_configs_order_masks_and_names():
+    transforms = small_transforms()
+    renaming = Transforms(
+        transforms.policy,
+        transforms.processors.with_rename_map({"cam": "observation.images.top"}),
+        transforms.tokenizer,
+    )
+    image = np.zeros((4, 6, 3), np.uint8)
+    observation = {"observation.images.wrist": image, "cam": image, "observation.state": [0, 0], "task": "x"}
+    observation["observation.images.wrist_padding_mask"] = np.array([False])
+    prepared = renaming.prepare(observation)
+    assert list(prepared.images) == ["observation.images.top", "observation.images.wrist"]
+    assert not prepared.image_mask["observation.images.wrist"][0]
+    assert prepared.image_mask["observation.images.top"][0]
+    del observation["cam"]
+    assert list(renaming.prepare(observation).images) == ["observation.images.wrist"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"observation.state": None}, "`observation.state` is missing"),
+        ({"observation.state": [1, 2, 3]}, r"`observation.state`: expected \[2\].*\[3\]"),
+        ({"observation.state": [np.nan, 2]}, r"not finite in dimension\(s\) \[0\]"),
+        ({"observation.state": ["a", "b"]}, "expected numbers"),
+        ({"task": None}, "`task` is missing"),
+        ({"task": ["a", "b"]}, "list of 1 strings"),
+        ({"observation.images.top": np.zeros((3, 4, 6), np.uint8)}, r"\[height, width, 3\]"),
+        ({"observation.images.top": np.zeros((4, 6, 3))}, r"\[3, height, width\]"),
+        ({"observation.images.top": np.full((3, 4, 6), 255.0)}, r"\[0, 1\]"),
+        ({"observation.images.top": np.full((3, 4, 6), np.nan)}, r"\[0, 1\]"),
+        ({"observation.images.top": np.zeros((4, 6, 3), np.int64)}, "uint8 or float"),
+        ({"observation.images.top": np.zeros((4, 6), np.uint8)}, "found shape"),
+        ({"observation.images.top": np.zeros((2, 4, 6, 3), np.uint8)}, "expected a batch of 1"),
+        ({"observation.images.top": None, "observation.images.wrist": None}, "at least one"),
+        (
+            {"observation.images.top": None, "observation.images.cam1": np.zeros((4, 6, 3), np.uint8)},
+            '"observation.images.cam1": "observation.images.top"',
+        ),
+        ({"observation.images.top_padding_mask": np.ones(2, bool)}, "expected 1 value"),
+    ],
+)
+def test_wrong_observations_are_named(entries, message):
+    with pytest.raises(ProcessorError, match=message):
+        small_transforms().prepare(small_observation(**entries))
+
+
+def test_images_are_normalised_where_the_policy_asks_for_it():
+    policy = small_policy(normalization_mapping={"VISUAL": "MEAN_STD", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"})
+    image_stats = {"mean": np.float32([0.1, 0.2, 0.3]).reshape(3, 1, 1), "std": np.full((3, 1, 1), 0.5, np.float32)}
+    stats = small_stats() | dict.fromkeys(policy.camera_keys, image_stats)
+    processors = create_processors(policy, stats)
+    processors.check(policy)
+    transforms = Transforms(policy, processors, load_tokenizer(policy, GOLDENS / "cross"))
+    image = transforms.prepare(small_observation()).images["observation.images.top"]
+    assert image.dtype == np.float32
+    np.testing.assert_allclose(image[0, 0, 0], [0.2, 0, -0.2], atol=1e-6)
+
+
+def test_training_transforms_invert_the_postprocessor():
+    transforms = small_transforms(small_policy(normalization_mapping={"STATE": "MEAN_STD", "ACTION": "MEAN_STD"}))
+    action = np.float32([[1, 2], [3, -4]])
+    padded = np.pad(transforms.normalize_action(action), ((0, 0), (0, 30)))
+    np.testing.assert_allclose(transforms.unnormalize_action(padded), action, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["cross", "mixed", "aloha"])
+def test_inputs_equal_lerobots(name):
+    policy = read_policy_config(GOLDENS / name)
+    processors = parse_processors(read_processor_files(GOLDENS / name))
+    processors.check(policy)
+    transforms = Transforms(policy, processors, load_tokenizer(policy, GOLDENS / name))
+    golden = np.load(GOLDENS / name / "golden.npz")
+    tokens, mask = transforms.tokenize(golden["inputs/tasks"].tolist())
+    np.testing.assert_array_equal(tokens, golden["tokens"])
+    np.testing.assert_array_equal(mask, golden["token_mask"])
+    state = transforms.normalize_state(golden["inputs/state"])
+    np.testing.assert_allclose(state, golden["state"][:, : policy.state_dim], rtol=0, atol=1e-6)
+    actions = transforms.normalize_action(golden["inputs/actions"])
+    np.testing.assert_allclose(actions, golden["actions"][..., : policy.action_dim], rtol=0, atol=1e-6)
+    chunk = transforms.unnormalize_action(golden["sample/10"])
+    np.testing.assert_allclose(chunk, golden["chunk_raw"], rtol=1e-6, atol=1e-6)
