@@ -1,0 +1,121 @@
+"""What a run reports: `metrics.jsonl`, one flat record a line, and a progress bar or plain log lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias
+
+import jax
+from tqdm import tqdm
+
+from jaxreflow.errors import TrainingError
+
+Record: TypeAlias = dict[str, int | float]
+"""A line of the log: `step`, and scalars by name."""
+
+METRICS_FILE = "metrics.jsonl"
+_log = logging.getLogger(__name__)
+
+
+class MetricsLog:
+    """Appends records to `metrics.jsonl` and shows them; other processes than the first only keep time.
+
+    Records from after `start` are cut off first: a resumed run writes them again.
+    """
+
+    def __init__(self, run_dir: Path, *, start: int, steps: int) -> None:
+        self._path = run_dir / METRICS_FILE
+        self._steps = steps
+        self._primary = jax.process_index() == 0
+        self._bar = tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (self._primary and sys.stderr.isatty()),
+        )
+        if self._primary and self._path.is_file():
+            self._write(list(read_metrics(run_dir, last=start)), mode="w")
+
+    def write(self, step: int, record: dict[str, float]) -> None:
+        """Adds one record; TrainingError if it cannot be written."""
+        if not self._primary:
+            return
+        self._write([{"step": step, **record}], mode="a")
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in record.items())
+        if self._bar.disable:
+            _log.info("step %d/%d: %s", step, self._steps, shown)
+        else:
+            self._bar.set_postfix_str(shown)
+
+    def advance(self) -> None:
+        """Moves the progress bar by one update."""
+        self._bar.update()
+
+    def _write(self, records: list[Record], mode: str) -> None:
+        try:
+            with self._path.open(mode, encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in records)
+        except OSError as error:
+            raise TrainingError(
+                f"{self._path}: cannot be written ({error}); free space, then continue with --resume"
+            ) from error
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+
+def read_metrics(run_dir: Path, last: int | None = None) -> Iterator[Record]:
+    """The records of a run in order, up to update `last`; a line that a crash cut off is left out."""
+    for line in (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if last is None or record["step"] <= last:
+            yield record
+
+
+class Stopwatch:
+    """Seconds since the last reading, and the part of them spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = 0.0
+        self._steps = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Times one update's wait for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+        self._steps += 1
+
+    def read(self, batch_size: int) -> dict[str, float]:
+        """`step_time` and `data_wait` in seconds per update, and `samples/s`, since the last call."""
+        elapsed = time.perf_counter() - self._start
+        steps = max(self._steps, 1)
+        record = {
+            "step_time": elapsed / steps,
+            "data_wait": self._waited / steps,
+            "samples/s": batch_size * self._steps / elapsed,
+        }
+        self.restart()
+        return record
+
+    def restart(self) -> None:
+        """Forgets what was measured, such as the time that an evaluation took."""
+        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0

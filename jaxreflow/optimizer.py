@@ -1,0 +1,75 @@
+"""LeRobot's optimizer for SmolVLA: clipped AdamW under warm-up and cosine decay."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from jaxreflow.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule; defaults are LeRobot's."""
+
+    lr: float = 1e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 1e-10
+    """Decoupled weight decay."""
+    clip_norm: float = 10.0
+    """Largest global norm of the gradient."""
+    warmup_steps: int = 1_000
+    """Updates of linear warm-up."""
+    decay_steps: int = 30_000
+    """Update at which the cosine ends; shorter runs scale it and the warm-up down to their length."""
+    decay_lr: float = 2.5e-6
+    """Learning rate from there on."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps", "clip_norm", "decay_steps"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"optimizer `{name}` must be positive, found {getattr(self, name)}")
+        for name in ("weight_decay", "warmup_steps", "decay_lr"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"optimizer `{name}` must not be negative, found {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optimizer `betas` must lie in [0, 1), found {self.betas}")
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by number of updates done, for a run of `steps` updates.
+
+    Linear from `lr / (warmup + 1)` to `lr`; then `decay_lr + (lr - decay_lr) (1 + cos(pi s / decay)) / 2`, where s
+    counts from the run's first update, not from the warm-up's end. A run shorter than `decay_steps` shrinks both to its
+    length, as LeRobot does.
+    """
+    warmup, decay = config.warmup_steps, config.decay_steps
+    if steps < decay:
+        warmup, decay = int(warmup * (steps / decay)), steps
+
+    def schedule(count: Int[Array, ""] | int) -> Array:
+        step = jnp.asarray(count, jnp.float32)
+        start = 1.0 / (warmup + 1)
+        rising = start + (1.0 - start) * step / max(warmup, 1)
+        floor = config.decay_lr / config.lr
+        falling = floor + (1.0 - floor) * 0.5 * (1.0 + jnp.cos(math.pi * jnp.minimum(step, decay) / decay))
+        return config.lr * jnp.where(step < warmup, rising, falling)
+
+    return schedule
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Global-norm clipping, then AdamW under `make_schedule`."""
+    first, second = config.betas
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(make_schedule(config, steps), first, second, config.eps, weight_decay=config.weight_decay),
+    )

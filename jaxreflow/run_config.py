@@ -1,0 +1,255 @@
+"""What a training run is asked to do: frozen dataclasses with the recommended defaults; tyro makes the flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxreflow.config import PolicyConfig
+from jaxreflow.errors import ConfigError
+from jaxreflow.flow import REDUCTIONS, TIME_LAWS
+from jaxreflow.optimizer import OptimizerConfig
+
+_JSON_MAP = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="JSON",
+    instance_from_str=lambda args: _parse_map(args[0]),
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [json.dumps(value)],
+)
+RenameMap = Annotated[dict[str, str], _JSON_MAP]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """The LeRobotDataset to train on."""
+
+    root: str | None = None
+    """Its directory."""
+    repo_id: str | None = None
+    """Its name on the hub, if it is not on disk."""
+    episodes: tuple[int, ...] | None = None
+    """Episodes to use (default: all)."""
+    holdout: float = 0.1
+    """Share of the episodes that is held out of training and evaluated."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.holdout < 1:
+            raise ConfigError(f"--dataset.holdout must lie in [0, 1), found {self.holdout}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSource:
+    """The policy to distil."""
+
+    path: str | None = None
+    """A LeRobot checkpoint: directory or hub name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySource:
+    """The policy to train: one that exists, or a new one. Fields of its config.json override what it would have."""
+
+    path: str | None = None
+    """A LeRobot checkpoint: directory or hub name."""
+    new: bool = False
+    """Make a new policy for the dataset's features."""
+    vlm: str | None = None
+    """For a new policy, directory of the VLM: config, tokenizer, and weights (random if it holds none)."""
+    normalization_mapping: RenameMap | None = None
+    chunk_size: int | None = None
+    n_action_steps: int | None = None
+    max_state_dim: int | None = None
+    max_action_dim: int | None = None
+    resize_imgs_with_padding: tuple[int, int] | Literal["none"] | None = None
+    empty_cameras: int | None = None
+    adapt_to_pi_aloha: bool | None = None
+    tokenizer_max_length: int | None = None
+    pad_language_to: Literal["longest", "max_length"] | None = None
+    num_steps: int | None = None
+    freeze_vision_encoder: bool | None = None
+    train_expert_only: bool | None = None
+    train_state_proj: bool | None = None
+    vlm_model_name: str | None = None
+    add_image_special_tokens: bool | None = None
+    attention_mode: Literal["cross_attn", "self_attn"] | None = None
+    prefix_length: int | None = None
+    num_expert_layers: int | None = None
+    num_vlm_layers: int | None = None
+    self_attn_every_n_layers: int | None = None
+    expert_width_multiplier: float | None = None
+    min_period: float | None = None
+    max_period: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.new and self.path:
+            raise ConfigError("--policy.new and --policy.path exclude each other: give one of them")
+
+    def apply(self, policy: PolicyConfig) -> PolicyConfig:
+        """`policy` with the fields that are set here."""
+        own = {field.name for field in dataclasses.fields(PolicyConfig)}
+        given = {name: value for name, value in vars(self).items() if name in own and value is not None}
+        if given.get("resize_imgs_with_padding") == "none":
+            given["resize_imgs_with_padding"] = None
+        return dataclasses.replace(policy, **given)
+
+
+# All that may differ in a policy whose weights exist: the trainable set, and how the policy acts.
+FREE_FIELDS = frozenset(
+    {"num_steps", "n_action_steps", "freeze_vision_encoder", "train_expert_only", "train_state_proj"}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerFlags:
+    """AdamW with warm-up and cosine decay; what is not set comes from the policy's config.json."""
+
+    lr: float | None = None
+    """Peak learning rate."""
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+    weight_decay: float | None = None
+    clip_norm: float | None = None
+    """Largest global norm of the gradient."""
+    warmup_steps: int | None = None
+    """Updates of linear warm-up."""
+    decay_steps: int | None = None
+    """Update at which the cosine ends; shorter runs scale it and the warm-up down to their length."""
+    decay_lr: float | None = None
+    """Learning rate from there on."""
+
+    def resolve(self, policy: PolicyConfig) -> OptimizerConfig:
+        """The optimizer of a run that starts from `policy`."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return OptimizerConfig(**{**policy_optimizer(policy), **given})
+
+
+def policy_optimizer(policy: PolicyConfig) -> dict[str, Any]:
+    """The optimizer that a policy's config.json names, as fields of `OptimizerConfig`."""
+    return {
+        "lr": policy.optimizer_lr,
+        "betas": policy.optimizer_betas,
+        "eps": policy.optimizer_eps,
+        "weight_decay": policy.optimizer_weight_decay,
+        "clip_norm": policy.optimizer_grad_clip_norm,
+        "warmup_steps": policy.scheduler_warmup_steps,
+        "decay_steps": policy.scheduler_decay_steps,
+        "decay_lr": policy.scheduler_decay_lr,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What every run has."""
+
+    output_dir: str | None = None
+    """Directory of this run; must not hold another."""
+    resume: bool = False
+    """Continue the run in --output-dir exactly; settings come from there."""
+    dataset: DatasetConfig = DatasetConfig()
+    rename_map: RenameMap = dataclasses.field(default_factory=dict)
+    """Dataset names to policy names, such as '{"observation.images.front": "observation.images.camera1"}'."""
+    stats_from: str | None = None
+    """Normalise by `dataset`'s statistics or a FILE's (stats.json or safetensors) instead of the policy's own."""
+    vlm: str | None = None
+    """Directory of the VLM's config and tokenizer (default: the policy's vlm/ folder, else its vlm_model_name)."""
+    steps: int = 20_000
+    """Updates."""
+    batch_size: int = 32
+    """Observations per update, over all devices and microbatches."""
+    accumulate: int = 1
+    """Microbatches per update."""
+    noises: int = 1
+    """Noise draws per observation, M."""
+    time_law: str = "beta"
+    """Law of t: beta (LeRobot's), uniform, u-shaped, exponential, half-at-one, discrete."""
+    num_steps: int | None = None
+    """Euler steps that the exported policy takes (default: as the policy)."""
+    optimizer: OptimizerFlags = OptimizerFlags()
+    ema_decay: float = 0.0
+    """Decay of the moving average of weights; 0: none."""
+    export: Literal["ema", "raw"] = "ema"
+    """Weights that are evaluated and exported: the moving average where there is one, or the raw ones."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype; weights are trained in float32."""
+    vision_positions: Literal["exact", "shifted"] = "exact"
+    """Position ids of the vision tower, as the LeRobot set-up that will act has them."""
+    save_every: int = 2_000
+    """Updates between checkpoints; the last update is always saved."""
+    keep: int = 3
+    """Newest checkpoints that are kept; 0: all."""
+    keep_every: int = 0
+    """Keep every checkpoint whose step is a multiple of this, too; 0: none."""
+    log_every: int = 50
+    """Updates between metrics."""
+    eval_every: int = 500
+    """Updates between evaluations on held-out episodes."""
+    eval_batches: int = 8
+    """Batches per evaluation."""
+    num_workers: int = 0
+    """Processes that read data; 0: a thread."""
+    seed: int = 0
+    """Of everything random."""
+
+    def __post_init__(self) -> None:
+        every = ("save_every", "log_every", "eval_every")
+        for name in ("steps", "batch_size", "accumulate", "noises", "eval_batches", *every):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
+        for name in ("keep", "keep_every", "num_workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} must not be negative, found {getattr(self, name)}")
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ConfigError(f"--num-steps must be at least 1, found {self.num_steps}")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"--ema-decay must lie in [0, 1), found {self.ema_decay}")
+        if self.time_law not in TIME_LAWS:
+            raise ConfigError(f"--time-law must be one of {', '.join(TIME_LAWS)}, found {self.time_law!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig(RunConfig):
+    """Flow matching on recorded actions, as LeRobot trains."""
+
+    policy: PolicySource = PolicySource()
+    loss_compat: str = "lerobot-main"
+    """Reduction of the loss: lerobot-main (real dims, padding masked) or lerobot-0.4.4 (everything)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss_compat not in REDUCTIONS:
+            raise ConfigError(f"--loss-compat must be one of {', '.join(REDUCTIONS)}, found {self.loss_compat!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReflowConfig(RunConfig):
+    """Distils a teacher into a student of one or two steps: flow matching on its (noise, endpoint) pairs."""
+
+    teacher: TeacherSource = TeacherSource()
+    teacher_steps: int = 10
+    """Euler steps of the teacher."""
+    trainable: Literal["expert", "as-policy"] = "expert"
+    """Train the expert and the projections, or what the policy's config says."""
+    noises: int = 4
+    time_law: str = "half-at-one"
+    optimizer: OptimizerFlags = OptimizerFlags(lr=1e-4, warmup_steps=500, decay_steps=20_000, decay_lr=2.5e-6)
+    ema_decay: float = 0.999
+    num_steps: int | None = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher_steps < 1:
+            raise ConfigError(f"--teacher-steps must be at least 1, found {self.teacher_steps}")
+
+
+def _parse_map(text: str) -> dict[str, str]:
+    try:
+        value = json.loads(text)
+        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+            raise ValueError("not an object of strings")
+    except ValueError as error:
+        raise ValueError(f'expected JSON like \'{{"from": "to"}}\', found {text!r} ({error})') from error
+    return value

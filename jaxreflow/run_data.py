@@ -1,0 +1,99 @@
+"""The data of a run: which episodes are trained on and which are held out, and how they meet the policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxreflow.config import PolicyConfig
+from jaxreflow.data.lerobot import LeRobotDataset, holdout_split, load_dataset
+from jaxreflow.data.loader import Example, TrainingSource, iterate_once, make_loader, to_batch
+from jaxreflow.data.transforms import ACTION, STATE, check_features, dataset_key, match_cameras
+from jaxreflow.observation import Transforms
+from jaxreflow.run_config import DatasetConfig, RunConfig
+from jaxreflow.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """A dataset split by episode, as examples for one policy; `held_out` is None where nothing is held out."""
+
+    train: TrainingSource
+    held_out: TrainingSource | None
+    held_out_episodes: tuple[int, ...]
+    transforms: Transforms
+
+
+def open_dataset(config: DatasetConfig) -> LeRobotDataset:
+    """The dataset that the flags name; DatasetError or ConfigError otherwise."""
+    return load_dataset(config.root, config.repo_id, episodes=config.episodes)
+
+
+def split_data(dataset: LeRobotDataset, policy: PolicyConfig, transforms: Transforms, config: RunConfig) -> RunData:
+    """Examples of the training and the held-out episodes; DatasetError where the dataset does not fit the policy."""
+    rename_map = transforms.processors.rename_map
+    check_features(dataset, policy, rename_map)
+    cameras = match_cameras(dataset.camera_keys, policy.camera_keys, rename_map, policy.empty_cameras)
+    train, held_out = holdout_split(dataset, config.dataset.holdout, config.seed)
+
+    def source(episodes: Sequence[int]) -> TrainingSource:
+        return TrainingSource(
+            dataset,
+            dataset.frame_indices(episodes),
+            cameras=cameras,
+            chunk_size=policy.chunk_size,
+            max_state_dim=policy.max_state_dim,
+            max_action_dim=policy.max_action_dim,
+            tokenize=transforms.tokenize,
+            normalize_state=transforms.normalize_state,
+            normalize_action=transforms.normalize_action,
+            state_key=dataset_key(STATE, rename_map),
+            action_key=dataset_key(ACTION, rename_map),
+        )
+
+    return RunData(source(train), source(held_out) if held_out else None, held_out, transforms)
+
+
+def training_batches(data: RunData, config: RunConfig, start_step: int) -> Generator[Batch]:
+    """This process's slices of the endless global batches from update `start_step` on; `close()` stops the workers."""
+    examples: Any = make_loader(
+        data.train,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_example=start_step * config.batch_size,
+        num_workers=config.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    def batches() -> Generator[Batch]:
+        try:
+            for example in examples:
+                yield _to_batch(example, data.transforms)
+        finally:
+            examples.close()
+
+    return batches()
+
+
+def held_out_batches(data: RunData, config: RunConfig) -> Iterator[Batch]:
+    """This process's slices of at most `eval_batches` batches, spread evenly over the held-out frames."""
+    if data.held_out is None:
+        return
+    frames = len(data.held_out)
+    batches = min(max(frames // config.batch_size, 1), config.eval_batches)
+    positions = np.linspace(0, frames - 1, batches * config.batch_size).round().astype(int)
+    local = config.batch_size // jax.process_count()
+    positions = positions.reshape(batches, jax.process_count(), local)[:, jax.process_index()]
+    for example, _ in iterate_once(data.held_out, local, positions.reshape(-1).tolist()):
+        yield _to_batch(example, data.transforms)
+
+
+def _to_batch(example: Example, transforms: Transforms) -> Batch:
+    """Normalises the images if the policy asks for it; by default it does not, and uint8 stays uint8."""
+    images = {key: transforms.normalize_image(key, image) for key, image in example["images"].items()}
+    return to_batch({**example, "images": images})

@@ -1,0 +1,140 @@
+"""A run's directory: its settings, what makes it unmistakable, and the state that it continues from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jaxreflow.checkpoint import CheckpointStore, last_step
+from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.errors import CheckpointError, ConfigError, TrainingError
+from jaxreflow.pretrained import Checkpoint
+from jaxreflow.run_config import RunConfig
+from jaxreflow.training import TrainState
+
+T = TypeVar("T")
+
+CONFIG_FILE = "train_config.json"
+
+# A resumed run may change these: they say where things lie and what is written when, and how long it goes on.
+MAY_CHANGE = frozenset(
+    [
+        "output_dir",
+        "resume",
+        "steps",
+        "save_every",
+        "keep",
+        "keep_every",
+        "log_every",
+        "eval_every",
+        "eval_batches",
+        "num_workers",
+        "vlm",
+        "dataset.root",
+        "teacher.path",
+        "policy.path",
+    ]
+)
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Writes a run's settings as JSON."""
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def read_config(cls: type[T], path: Path) -> T:
+    """The settings that `write_config` wrote.
+
+    Raises:
+        ConfigError: the file is missing or damaged, or of another kind of run.
+    """
+    try:
+        return _from_json(cls, json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{path}: expected the settings of a `{cls.__name__}` run ({error}); was it made by this command?"
+        ) from error
+
+
+def check_resumable(saved: RunConfig, asked: RunConfig) -> None:
+    """ConfigError, naming them, if settings differ that change what a resumed run computes."""
+    before, after = _flatten(dataclasses.asdict(saved)), _flatten(dataclasses.asdict(asked))
+    changed = [name for name in after if name not in MAY_CHANGE and before[name] != after[name]]
+    if changed:
+        lines = "; ".join(f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in changed)
+        raise ConfigError(
+            f"--resume continues a run exactly, but these settings differ: {lines}; leave them out or start a new run"
+        )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and name not in ("rename_map", "normalization_mapping"):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _from_json(cls: type[T], fields: dict[str, Any]) -> T:
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, value in fields.items():
+        kind = hints[name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            value = _from_json(kind, value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[name] = value
+    return cls(**values)
+
+
+def check_directory(config: RunConfig) -> Path:
+    """The run's directory; TrainingError if it holds something else."""
+    run_dir = Path(str(config.output_dir))
+    if not config.resume and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        holds = "holds a run" if (run_dir / CONFIG_FILE).is_file() else "is there already and not empty"
+        raise TrainingError(
+            f"{run_dir} {holds}; nothing is overwritten: choose another --output-dir, or continue it with --resume"
+        )
+    return run_dir
+
+
+def claim_directory(config: RunConfig, run_dir: Path) -> None:
+    """Writes the run's settings into its directory; only now, so that a wrong flag leaves nothing behind."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_config(dataclasses.replace(config, resume=False), run_dir / CONFIG_FILE)
+    except OSError as error:
+        raise TrainingError(f"{run_dir}: cannot be written ({error}); choose another --output-dir") from error
+
+
+def run_identity(checkpoint: Checkpoint, dataset: LeRobotDataset) -> dict[str, Any]:
+    """What a resumed run must find again: the weights it started from, and the data."""
+    return {
+        "source": {"path": str(checkpoint.directory), "sha256": checkpoint.tensors.sha256},
+        "data": {"frames": dataset.num_frames, "episodes": len(dataset.episodes)},
+    }
+
+
+def restore(store: CheckpointStore, init: TrainState, identity: dict[str, Any]) -> TrainState:
+    """The last checkpoint's state, or `init`; CheckpointError if the run had other weights or data."""
+    step = last_step(store.directory)
+    if step is None:
+        return init
+    meta = store.read_meta(step)
+    found, expected = identity["source"], meta["source"]
+    if found["sha256"] != expected["sha256"]:
+        raise CheckpointError(
+            f"{found['path']}: not the weights that the run started from, where its frozen weights are (sha256 "
+            f"{found['sha256'][:12]}, expected {expected['sha256'][:12]} from {expected['path']}); put them back"
+        )
+    if identity["data"] != meta["data"]:
+        raise CheckpointError(
+            f"the dataset has {identity['data']}, but the run was made with {meta['data']}; put it back"
+        )
+    return store.read_state(step, init)

@@ -1,0 +1,59 @@
+"""Where arrays live: one mesh over all devices of all processes; batches split, parameters whole on each device."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxreflow.errors import TrainingError
+
+T = TypeVar("T")
+
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(fsdp: int = 1) -> Mesh:
+    """The mesh `("data", "fsdp")` over all devices; TrainingError where `fsdp` does not divide their number."""
+    devices = jax.device_count()
+    if fsdp < 1 or devices % fsdp:
+        raise TrainingError(f"fsdp: expected a divisor of the {devices} device(s), found {fsdp}")
+    return jax.make_mesh((devices // fsdp, fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Split over all devices along the array's axis `axis`, the batch."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
+
+
+def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """TrainingError unless every device gets the same number (at least one) of every microbatch's examples."""
+    if accumulation < 1 or batch_size < 1 or batch_size % (mesh.size * accumulation):
+        raise TrainingError(
+            f"--batch-size {batch_size}: expected a positive multiple of {mesh.size * accumulation}, for {mesh.size} "
+            f"device(s) x --accumulate {accumulation}; choose such a batch size"
+        )
+
+
+def shard_batch(batch: T, mesh: Mesh) -> T:
+    """This process's slice of a batch, a tree of host arrays, as the global batch on the devices."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def replicate(tree: T, mesh: Mesh) -> T:
+    """A tree, the same in every process, whole on every device; may share memory with `tree`."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def replicated_copy(tree: T, mesh: Mesh) -> T:
+    """The same in buffers of its own, as a state needs that is donated to its update."""
+    return jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=replicated(mesh))(tree)

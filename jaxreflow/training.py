@@ -1,0 +1,210 @@
+"""One training step for both objectives: `finetune_loss` and `reflow_loss` differ, the rest is shared.
+
+A loss is a function `(trainable, frozen, teacher, batch, noise, t) -> (sum, count)`; its value is the quotient over the
+whole global batch. Noise and time are drawn for that whole batch before it is split, so that neither gradient
+accumulation nor the number of devices changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
+
+from jaxreflow import flow
+from jaxreflow.config import ModelConfig
+from jaxreflow.model import memorise, observe, velocity
+from jaxreflow.sharding import batch_sharding, replicated
+from jaxreflow.types import Batch, Context, Observation, Params
+from jaxreflow.weights import merge_params
+
+LossFunction: TypeAlias = Callable[[Params, Params, Params, Batch, Array, Array], tuple[Array, Array]]
+Metrics: TypeAlias = dict[str, Array]
+Draw: TypeAlias = Callable[[Array, int], tuple[Array, Array]]
+
+# What `observe` reads: where none of it is trained, teacher and student share the context.
+CONTEXT_PARAMS = ("vision_model", "connector", "text_model")
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What an update changes: updates done, trained parameters, optimizer state, moving average (None: off)."""
+
+    step: Int[Array, ""]
+    trainable: Params
+    opt_state: Any
+    ema: Params | None
+
+    @property
+    def averaged(self) -> Params:
+        """The moving average where it is kept, else the parameters themselves."""
+        return self.trainable if self.ema is None else self.ema
+
+
+def init_state(trainable: Params, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
+    """The state before the first update; the moving average starts at the parameters."""
+    return TrainState(jnp.int32(0), trainable, optimizer.init(trainable), trainable if ema else None)
+
+
+def make_draw(law: flow.TimeLaw, noises: int, config: ModelConfig) -> Draw:
+    """`(key, B) -> noise [B, M, C, A], t [B, M]` for M noises per observation."""
+
+    def draw(key: Key[Array, ""], batch_size: int) -> tuple[Array, Array]:
+        noise_key, time_key = jax.random.split(key)
+        shape = (batch_size, noises)
+        return flow.sample_noise(noise_key, (*shape, config.chunk_size, config.max_action_dim)), law(time_key, shape)
+
+    return draw
+
+
+def finetune_loss(config: ModelConfig, *, action_dim: int, reduction: str) -> LossFunction:
+    """Flow matching on recorded actions; `teacher` is not looked at."""
+
+    def loss(
+        trainable: Params, frozen: Params, teacher: Params, batch: Batch, noise: Array, t: Array
+    ) -> tuple[Array, Array]:
+        del teacher
+        params = merge_params(trainable, frozen)
+        context = observe(params, batch.observation, config=config)
+        memory = memorise(params, context, jnp.asarray(batch.observation.state), config=config)
+        actions = jnp.broadcast_to(batch.actions[:, None], noise.shape)
+        return flow.flow_matching_loss(
+            lambda x_t, t: velocity(params, memory, x_t, t, config=config),
+            actions,
+            noise,
+            t,
+            jnp.asarray(batch.action_is_pad),
+            action_dim=action_dim,
+            reduction=reduction,
+        )
+
+    return loss
+
+
+def reflow_loss(config: ModelConfig, *, teacher_steps: int, shared_context: bool) -> LossFunction:
+    """Flow matching on pairs (noise, endpoint), where the teacher's sampler carries the noise to the endpoint.
+
+    The endpoint keeps all padded action dims: they are part of what the sampler integrates.
+    """
+    contexts = _one_context if shared_context else _two_contexts
+
+    def loss(
+        trainable: Params, frozen: Params, teacher: Params, batch: Batch, noise: Array, t: Array
+    ) -> tuple[Array, Array]:
+        state = jnp.asarray(batch.observation.state)
+        teacher, student = merge_params(teacher, frozen), merge_params(trainable, frozen)
+        teacher_context, student_context = contexts(teacher, student, batch.observation, config)
+        memory = memorise(teacher, teacher_context, state, config=config)
+        endpoint = flow.euler(lambda x_t, t: velocity(teacher, memory, x_t, t, config=config), noise, teacher_steps)
+        memory = memorise(student, student_context, state, config=config)
+        return flow.reflow_loss(lambda x_t, t: velocity(student, memory, x_t, t, config=config), endpoint, noise, t)
+
+    return loss
+
+
+def _one_context(
+    teacher: Params, student: Params, observation: Observation, config: ModelConfig
+) -> tuple[Context, Context]:
+    del student
+    context = jax.lax.stop_gradient(observe(teacher, observation, config=config))
+    return context, context
+
+
+def _two_contexts(
+    teacher: Params, student: Params, observation: Observation, config: ModelConfig
+) -> tuple[Context, Context]:
+    return observe(teacher, observation, config=config), observe(student, observation, config=config)
+
+
+def shares_context(trainable: Params) -> bool:
+    """Whether teacher and student see an observation alike: nothing that `observe` reads is trained."""
+    return not set(CONTEXT_PARAMS) & set(trainable)
+
+
+def make_train_step(
+    loss_fn: LossFunction,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    draw: Draw,
+    mesh: Mesh,
+    *,
+    accumulation: int = 1,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, Params, Params, Batch, Array], tuple[TrainState, Metrics]]:
+    """The jitted update `(state, frozen, teacher, batch, key) -> (state, {loss, grad_norm, lr})`; `state` is donated.
+
+    The step's key is `fold_in(key, state.step)`. An update whose loss or gradient is not finite leaves the state as it
+    was.
+    """
+
+    def train_step(
+        state: TrainState, frozen: Params, teacher: Params, batch: Batch, key: Array
+    ) -> tuple[TrainState, Metrics]:
+        noise, t = draw(jax.random.fold_in(key, state.step), batch.index.shape[0])
+        loss, gradients = _mean_gradients(
+            lambda params, *part: loss_fn(params, frozen, teacher, *part),
+            state.trainable,
+            (batch, noise, t),
+            accumulation,
+            mesh,
+        )
+        norm = optax.tree.norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        ema = None if state.ema is None else _average(state.ema, trainable, state.step, ema_decay)
+        new = TrainState(state.step + 1, trainable, opt_state, ema)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+        return new, {"loss": loss, "grad_norm": norm, "lr": schedule(state.step)}
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
+
+
+def make_eval_step(
+    loss_fn: LossFunction, draw: Draw, mesh: Mesh
+) -> Callable[[Params, Params, Params, Batch, Array], tuple[Array, Array]]:
+    """The jitted loss `(trainable, frozen, teacher, batch, key) -> (sum, count)`."""
+
+    def eval_step(trainable: Params, frozen: Params, teacher: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        noise, t = draw(key, batch.index.shape[0])
+        return loss_fn(
+            trainable, frozen, teacher, batch, *jax.lax.with_sharding_constraint((noise, t), batch_sharding(mesh))
+        )
+
+    return jax.jit(eval_step, out_shardings=replicated(mesh))
+
+
+def _mean_gradients(
+    loss_fn: Callable[..., tuple[Array, Array]], trainable: Params, inputs: Any, parts: int, mesh: Mesh
+) -> tuple[Float[Array, ""], Params]:
+    """Loss and gradient over all parts: sums are added up and divided once, so unequal counts weigh as they should.
+
+    Every part takes its examples from all devices, so none moves.
+    """
+    leaves, tree = jax.tree.flatten(jax.lax.with_sharding_constraint(inputs, batch_sharding(mesh)))
+    leaves = [jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for x in leaves]
+    leaves = jax.lax.with_sharding_constraint(leaves, batch_sharding(mesh, axis=1))
+
+    def add(total: tuple[Array, Array, Params], part: list[Array]) -> tuple[tuple[Array, Array, Params], None]:
+        gradient_of_sum = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, count), gradients = gradient_of_sum(trainable, *jax.tree.unflatten(tree, part))
+        return jax.tree.map(jnp.add, total, (loss, count, gradients)), None
+
+    zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable))
+    (loss, count, gradients), _ = jax.lax.scan(add, zero, leaves)
+    # A batch that lies in padding altogether has nothing to learn from, and no gradient.
+    count = jnp.maximum(count, 1.0)
+    return loss / count, jax.tree.map(lambda g: g / count, gradients)
+
+
+def _average(ema: Params, params: Params, step: Array, decay: float) -> Params:
+    """Moving average whose decay rises as (1 + n) / (10 + n), so that short runs leave their first weights behind."""
+    count = step.astype(jnp.float32)
+    rate = jnp.minimum(decay, (1.0 + count) / (10.0 + count))
+    return jax.tree.map(lambda old, new: old + (1.0 - rate) * (new - old), ema, params)

@@ -1,0 +1,91 @@
+"""From a run's settings to its functions: what is trained, by which loss, optimizer and random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from jaxreflow import flow
+from jaxreflow.optimizer import make_optimizer, make_schedule
+from jaxreflow.pretrained import Checkpoint
+from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.sharding import replicate, replicated_copy
+from jaxreflow.training import (
+    Metrics,
+    TrainState,
+    finetune_loss,
+    init_state,
+    make_draw,
+    make_eval_step,
+    make_train_step,
+    reflow_loss,
+    shares_context,
+)
+from jaxreflow.types import Batch, Params
+from jaxreflow.weights import split_params, trainable_by_policy, trainable_in_reflow
+
+
+class Weights(NamedTuple):
+    """Parameters on the devices: the trained ones at their start, the frozen ones, and the teacher's trained ones."""
+
+    start: Params
+    frozen: Params
+    teacher: Params
+
+
+def split_weights(config: RunConfig, checkpoint: Checkpoint, mesh: Mesh) -> Weights:
+    """Reads the policy once; a student starts as its teacher and shares the frozen parameters with it."""
+    reflow = isinstance(config, ReflowConfig)
+    by_policy = trainable_by_policy(checkpoint.policy, checkpoint.config)
+    trainable = trainable_in_reflow if isinstance(config, ReflowConfig) and config.trainable == "expert" else by_policy
+    start, frozen = replicate(split_params(checkpoint.load_params(), trainable), mesh)
+    return Weights(start, frozen, start if reflow else {})
+
+
+def make_update(
+    config: RunConfig, checkpoint: Checkpoint, weights: Weights, mesh: Mesh
+) -> tuple[TrainState, Callable[..., tuple[TrainState, Metrics]], Callable[..., tuple[Array, Array]]]:
+    """The first state, and the jitted `update(state, batch)` and `measure(state, batch, index)` of the loss."""
+    if isinstance(config, ReflowConfig):
+        shared = shares_context(weights.start)
+        loss_fn = reflow_loss(checkpoint.config, teacher_steps=config.teacher_steps, shared_context=shared)
+    else:
+        assert isinstance(config, FinetuneConfig)
+        loss_fn = finetune_loss(
+            checkpoint.config, action_dim=checkpoint.policy.action_dim, reduction=config.loss_compat
+        )
+    settings = config.optimizer.resolve(checkpoint.policy)
+    optimizer = make_optimizer(settings, config.steps)
+    draw = make_draw(flow.TIME_LAWS[config.time_law], config.noises, checkpoint.config)
+    update = make_train_step(
+        loss_fn,
+        optimizer,
+        make_schedule(settings, config.steps),
+        draw,
+        mesh,
+        accumulation=config.accumulate,
+        ema_decay=config.ema_decay,
+    )
+    measure = make_eval_step(loss_fn, draw, mesh)
+    # Evaluations draw the same noise and time every time, and none that training draws.
+    key, eval_key = replicate(jax.random.split(jax.random.key(config.seed)), mesh)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return update(state, weights.frozen, weights.teacher, batch, key)
+
+    def eval_step(state: TrainState, batch: Batch, index: int) -> tuple[Array, Array]:
+        return measure(
+            exported_params(config, state), weights.frozen, weights.teacher, batch, jax.random.fold_in(eval_key, index)
+        )
+
+    init = replicated_copy(init_state(weights.start, optimizer, ema=config.ema_decay > 0), mesh)
+    return init, train_step, eval_step
+
+
+def exported_params(config: RunConfig, state: TrainState) -> Params:
+    """The trained parameters that are evaluated and exported."""
+    return state.averaged if config.export == "ema" else state.trainable

@@ -1,0 +1,63 @@
+"""The optimizer against LeRobot's numbers: literal learning rates, and one AdamW update worked out by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreflow.errors import ConfigError
+from jaxreflow.optimizer import OptimizerConfig, make_optimizer, make_schedule
+
+# LeRobot 0.4.4's `CosineDecayWithWarmupSchedulerConfig(1000, 30000, 1e-4, 2.5e-6)`: 30,000 updates, then 3,000.
+LONG = {
+    0: 9.990009990009991e-08,
+    1: 1.998001998001998e-07,
+    500: 5.0049950049950055e-05,
+    999: 9.990009990009991e-05,
+    1000: 9.973294239920334e-05,
+    15000: 5.125e-05,
+    30000: 2.5e-06,
+    40000: 2.5e-06,
+}
+SHORT = {
+    0: 9.900990099009902e-07,
+    50: 5.0495049504950497e-05,
+    100: 9.973294239920334e-05,
+    1500: 5.125e-05,
+    3000: 2.5e-06,
+}
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(30_000, LONG), (200_000, LONG), (3_000, SHORT)])
+def test_schedule_equals_lerobots(steps: int, expected: dict[int, float]) -> None:
+    schedule = make_schedule(OptimizerConfig(), steps)
+    for step, lr in expected.items():
+        # float32: the cosine of an angle near pi loses about 1e-7 of the peak
+        np.testing.assert_allclose(schedule(step), lr, rtol=1e-6, atol=2e-11)
+
+
+def test_schedule_without_warmup_starts_at_its_peak() -> None:
+    assert make_schedule(OptimizerConfig(warmup_steps=0), 100)(0) == pytest.approx(1e-4)
+    # Scaled down to less than one update of warm-up.
+    assert make_schedule(OptimizerConfig(), 20)(0) == pytest.approx(1e-4)
+
+
+def test_update_is_clipped_adamw() -> None:
+    config = OptimizerConfig(warmup_steps=0, weight_decay=0.1, eps=1e-2)
+    optimizer = make_optimizer(config, 30_000)
+    params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([3.0])}
+    gradient = np.array([30.0, -40.0, 120.0])  # norm 130, clipped to 10
+    updates, _ = optimizer.update(
+        {"a": jnp.array([30.0, -40.0]), "b": jnp.array([120.0])}, optimizer.init(params), params
+    )
+    clipped = gradient * 10 / 130
+    # First step: bias correction makes the moments the gradient itself.
+    expected = -1e-4 * (clipped / (np.abs(clipped) + 1e-2) + 0.1 * np.array([1.0, -2.0, 3.0]))
+    np.testing.assert_allclose(np.concatenate([updates["a"], updates["b"]]), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": 0.0}, {"warmup_steps": -1}, {"betas": (0.9, 1.0)}, {"clip_norm": float("nan")}]
+)
+def test_impossible_settings_are_refused_by_name(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        OptimizerConfig(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,219 @@
+"""`train.py` from the command line: a policy is made, distilled, resumed and refused where it must be."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from jaxreflow import SmolVLAPolicy
+from jaxreflow.checkpoint import last_step
+from jaxreflow.metrics import read_metrics
+from jaxreflow.weights import TensorFile
+from tests.tiny_policy import DATASET, make_vlm
+
+DATA = ["--dataset.root", str(DATASET), "--dataset.episodes", "0", "1", "2", "3", "--dataset.holdout", "0.25"]
+SIZE = ["--batch-size", "4", "--log-every", "1", "--eval-every", "4", "--eval-batches", "1", "--save-every", "2"]
+ARCHITECTURE = ["--policy.new", "--policy.vlm-model-name", "tiny/vlm", "--policy.num-vlm-layers", "2"]
+ARCHITECTURE += [
+    "--policy.chunk_size",
+    "3",
+    "--policy.n_action_steps",
+    "3",
+    "--policy.resize-imgs-with-padding",
+    "32",
+    "32",
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "use_compilation_cache", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new policy after two updates of `finetune`, full fine-tune."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "use_compilation_cache", lambda: None)
+        run = tmp_path_factory.mktemp("finetune") / "run"
+        vlm = ["--policy.vlm", str(make_vlm(tmp_path_factory.mktemp("vlm")))]
+        flags = ["--policy.train-expert-only", "False", "--steps", "2", "--output-dir", str(run)]
+        assert train.main(["finetune", *ARCHITECTURE, *vlm, *DATA, *SIZE, *flags]) == 0
+        return run
+
+
+@pytest.fixture(scope="module")
+def teacher(teacher_run: Path) -> Path:
+    return teacher_run / "checkpoints" / "last" / "pretrained_model"
+
+
+def reflow(teacher: Path, run: Path, *flags: str) -> int:
+    return train.main(["reflow", "--teacher.path", str(teacher), *DATA, *SIZE, "--output-dir", str(run), *flags])
+
+
+@pytest.fixture(scope="module")
+def student_run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four updates of `reflow`, saved after two and four."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "use_compilation_cache", lambda: None)
+        run = tmp_path_factory.mktemp("reflow") / "run"
+        assert reflow(teacher, run, "--steps", "4", "--noises", "2", "--teacher-steps", "2") == 0
+        return run
+
+
+def read_config(policy: Path) -> dict:
+    return json.loads((policy / "config.json").read_text())
+
+
+def test_new_policy_has_the_datasets_features_and_is_trained_as_asked(teacher_run: Path, teacher: Path) -> None:
+    config = read_config(teacher)
+    assert config["input_features"]["observation.image"] == {"type": "VISUAL", "shape": [3, 96, 96]}
+    assert (config["vlm_model_name"], config["load_vlm_weights"], config["chunk_size"]) == ("tiny/vlm", True, 3)
+    assert config["train_expert_only"] is False
+    assert (teacher / "vlm" / "tokenizer.json").is_file()
+    before, after = (TensorFile(path / "model.safetensors") for path in (teacher_run / "initial_policy", teacher))
+    moved = {key for key in before.keys if not np.array_equal(before.read(key), after.read(key))}
+    assert any(".text_model.layers.0." in key for key in moved)
+    assert not any(".vision_model." in key or "lm_head" in key for key in moved)
+
+
+def test_student_is_exported_in_the_teachers_form(teacher: Path, student_run: Path) -> None:
+    student = student_run / "checkpoints" / "last" / "pretrained_model"
+    assert last_step(student_run / "checkpoints") == 4
+    config = read_config(student)
+    assert config == {**read_config(teacher), "num_steps": 1}
+    before, after = (TensorFile(path / "model.safetensors") for path in (teacher, student))
+    assert before.keys == after.keys
+    for key in before.keys:
+        same = np.array_equal(before.read(key), after.read(key))
+        assert same or ".lm_expert." in key or "_proj." in key or "_mlp_" in key, f"{key} is frozen but moved"
+    assert json.loads((student / "train_config.json").read_text())["teacher"]["path"] == str(teacher)
+    policy = SmolVLAPolicy.from_pretrained(student)
+    image = np.zeros((96, 96, 3), np.uint8)
+    state = np.zeros(policy.config.state_dim, np.float32)
+    chunk = policy.predict_action_chunk({"observation.image": image, "observation.state": state, "task": "word1"})
+    assert chunk.shape == (1, 3, policy.config.action_dim)
+    records = list(read_metrics(student_run))
+    assert {"loss", "grad_norm", "lr", "samples/s", "data_wait", "step_time"} < set(records[0])
+    assert "held_out_loss" in records[-1]
+
+
+def test_resumed_run_is_bit_identical(student_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(student_run, tmp_path / "run", symlinks=True))
+    checkpoints = run / "checkpoints"
+    shutil.rmtree(checkpoints / "000004")
+    (checkpoints / "last").unlink()
+    (checkpoints / "last").symlink_to("000002")
+    assert train.main(["reflow", "--output-dir", str(run), "--resume"]) == 0
+    clock = {"samples/s", "data_wait", "step_time"}
+    found, expected = (
+        [{name: value for name, value in record.items() if name not in clock} for record in read_metrics(path)]
+        for path in (run, student_run)
+    )
+    assert found == expected
+    weights = (Path("checkpoints") / "last" / "pretrained_model" / "model.safetensors").as_posix()
+    assert (run / weights).read_bytes() == (student_run / weights).read_bytes()
+
+
+def test_complete_run_has_nothing_left_to_do(student_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (student_run / "metrics.jsonl").read_bytes()
+    assert train.main(["reflow", "--output-dir", str(student_run), "--resume"]) == 0
+    assert (student_run / "metrics.jsonl").read_bytes() == before
+    assert "complete" in capsys.readouterr().err
+
+
+def test_student_can_be_the_next_teacher_and_raw_weights_be_exported(student_run: Path, tmp_path: Path) -> None:
+    student = student_run / "checkpoints" / "last" / "pretrained_model"
+    flags = ["--steps", "1", "--noises", "2", "--teacher-steps", "1", "--export", "raw", "--num-steps", "2"]
+    assert reflow(student, tmp_path / "run", *flags) == 0
+    assert read_config(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")["num_steps"] == 2
+
+
+def test_resume_refuses_other_settings_and_other_weights(
+    student_run: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume = ["reflow", "--output-dir", str(student_run), "--resume"]
+    assert train.main([*resume, "--batch-size", "2", "--optimizer.lr", "1.0"]) == 1
+    assert "--batch-size 4 -> 2; --optimizer.lr 0.0001 -> 1.0" in capsys.readouterr().err
+    other = Path(shutil.copytree(teacher, tmp_path / "other"))
+    data = bytearray((other / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (other / "model.safetensors").write_bytes(data)
+    assert train.main([*resume, "--teacher.path", str(other)]) == 1
+    assert "not the weights that the run started from" in capsys.readouterr().err
+    assert train.main([*resume, "--dataset.root", str(tmp_path)]) == 1
+    assert train.main(["finetune", "--output-dir", str(student_run), "--resume"]) == 1
+    assert "expected the settings of a `FinetuneConfig` run" in capsys.readouterr().err
+
+
+def test_directories_are_never_overwritten(student_run: Path, teacher: Path, tmp_path: Path, capsys) -> None:
+    before = sorted(student_run.rglob("*"))
+    assert reflow(teacher, student_run) == 1
+    assert "holds a run; nothing is overwritten" in capsys.readouterr().err
+    assert sorted(student_run.rglob("*")) == before
+    (tmp_path / "notes.txt").write_text("mine")
+    assert reflow(teacher, tmp_path) == 1
+    assert "is there already and not empty" in capsys.readouterr().err
+    assert train.main(["reflow", "--output-dir", str(tmp_path / "none"), "--resume"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch-size", "3", "--accumulate", "2"], "--batch-size 3: expected a positive multiple of 2"),
+        (["--batch-size", "4000"], "frames are fewer than a batch of 4000"),
+        (["--teacher.path", "nowhere"], "nowhere: no such folder"),
+        (["--dataset.root", "nowhere"], "nowhere"),
+        (["--stats-from", "dataset", "--rename-map", '{"observation.image": "observation.images.top"}'], "rename-map"),
+    ],
+)
+def test_wrong_input_is_an_error_and_leaves_nothing(teacher: Path, tmp_path: Path, flags, message, capsys) -> None:
+    assert reflow(teacher, tmp_path / "run", *flags) == 1
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: ")
+    assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset.holdout", "1.5"], "--dataset.holdout must lie in"),
+        (["--time-law", "gauss"], "--time-law must be one of beta, uniform"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--optimizer.lr", "fast"], "--optimizer.lr"),
+        (["--rename-map", "{"], "expected JSON like"),
+    ],
+)
+def test_wrong_values_are_wrong_usage(tmp_path: Path, flags, message, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        reflow(tmp_path, tmp_path / "run", *flags)
+    assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_architecture_of_existing_weights_is_fixed(teacher: Path, tmp_path: Path, capsys) -> None:
+    flags = ["--policy.path", str(teacher), "--policy.max-action-dim", "64", "--output-dir", str(tmp_path / "run")]
+    assert train.main(["finetune", *DATA, *SIZE, *flags]) == 1
+    assert "--policy.max-action-dim differs" in capsys.readouterr().err
+
+
+def test_usage_names_the_configs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["destroy"]) == 2
+    assert "finetune,reflow" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        train.main(["reflow", "--help"])
+    assert "--teacher.path" in capsys.readouterr().out
+
+
+def test_compilation_cache_is_left_alone_where_one_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        train.use_compilation_cache()
+        assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)

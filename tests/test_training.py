@@ -1,0 +1,203 @@
+"""The update: how the batch is split must not show in it, and objectives differ in nothing but the loss."""
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxreflow import flow
+from jaxreflow.config import ModelConfig
+from jaxreflow.errors import TrainingError
+from jaxreflow.model import init_params, memorise, observe, velocity
+from jaxreflow.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxreflow.sharding import check_batch_size, make_mesh, replicated_copy, shard_batch
+from jaxreflow.training import (
+    TrainState,
+    finetune_loss,
+    init_state,
+    make_draw,
+    make_eval_step,
+    make_train_step,
+    reflow_loss,
+    shares_context,
+)
+from jaxreflow.types import Batch, Params
+from jaxreflow.weights import merge_params, split_params, trainable_in_reflow
+from tests.tiny import VLM, tiny_policy
+from tests.tiny_policy import make_batch, perturb
+
+CONFIG = ModelConfig.create(tiny_policy(), VLM)
+SETTINGS = OptimizerConfig(warmup_steps=0)
+LOSSES = {
+    "reflow": reflow_loss(CONFIG, teacher_steps=2, shared_context=True),
+    "finetune": finetune_loss(CONFIG, action_dim=4, reduction="lerobot-main"),
+}
+reflow_sum = jax.jit(LOSSES["reflow"])
+
+
+class Split(NamedTuple):
+    """A student that has left its teacher, the frozen weights, and the teacher's own."""
+
+    student: Params
+    frozen: Params
+    teacher: Params
+
+
+@functools.cache
+def weights() -> Split:
+    params = perturb(jax.jit(init_params, static_argnums=1)(jax.random.key(0), CONFIG))
+    teacher, frozen = split_params(params, trainable_in_reflow)
+    return Split(perturb(teacher), frozen, teacher)
+
+
+@functools.cache
+def make_step(name: str, accumulation: int):
+    """An update with two noises per observation and a moving average; compiled once for all tests."""
+    draw = make_draw(flow.TIME_LAWS["half-at-one"], 2, CONFIG)
+    optimizer, schedule = make_optimizer(SETTINGS, 100), make_schedule(SETTINGS, 100)
+    return make_train_step(
+        LOSSES[name], optimizer, schedule, draw, make_mesh(), accumulation=accumulation, ema_decay=0.999
+    )
+
+
+def update(batch: Batch, name: str = "reflow", accumulation: int = 1) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The first update on `batch`."""
+    student, frozen, teacher = weights()
+    mesh = make_mesh()
+    state = replicated_copy(init_state(student, make_optimizer(SETTINGS, 100), ema=True), mesh)
+    return make_step(name, accumulation)(state, frozen, teacher, shard_batch(batch, mesh), jax.random.key(3))
+
+
+def test_accumulation_changes_neither_loss_nor_update() -> None:
+    batch = make_batch(8, CONFIG)  # with padding spread unevenly, so that the mean of means would be wrong
+    whole, metrics = update(batch, "finetune")
+    parts, split_metrics = update(batch, "finetune", accumulation=4)
+    # float32 sums in another order
+    np.testing.assert_allclose(metrics["loss"], split_metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], split_metrics["grad_norm"], rtol=1e-5)
+    moments, split_moments = (optax.tree.get(state.opt_state, "mu") for state in (whole, parts))
+    for a, b in zip(jax.tree.leaves(moments), jax.tree.leaves(split_moments), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 * float(metrics["grad_norm"]))
+
+
+def test_loss_is_the_mean_over_noises() -> None:
+    batch = make_batch(2, CONFIG)
+    noise, t = make_draw(flow.TIME_LAWS["uniform"], 3, CONFIG)(jax.random.key(1), 2)
+    assert noise.shape == (2, 3, CONFIG.chunk_size, CONFIG.max_action_dim)
+    total, count = reflow_sum(*weights(), batch, noise, t)
+    single = [reflow_sum(*weights(), batch, noise[:, i : i + 1], t[:, i : i + 1]) for i in range(3)]
+    np.testing.assert_allclose(total, sum(s for s, _ in single), rtol=1e-5)
+    assert count == sum(n for _, n in single)
+
+
+def test_reflow_learns_the_whole_endpoint_of_the_deployed_sampler() -> None:
+    """By hand: the teacher's Euler chunk on the same noise, all padded dims, every position, padding or not."""
+    student, teacher = (merge_params(w, weights().frozen) for w in (weights().student, weights().teacher))
+    batch = make_batch(2, CONFIG)
+    noise, t = make_draw(flow.TIME_LAWS["uniform"], 1, CONFIG)(jax.random.key(1), 2)
+
+    @jax.jit
+    def by_hand(student, teacher, batch):
+        def field(params):
+            memory = memorise(params, observe(params, batch.observation, config=CONFIG), state, config=CONFIG)
+            return lambda x, time: velocity(params, memory, x, time, config=CONFIG)
+
+        state = batch.observation.state
+        endpoint = noise
+        for time in (1.0, 0.5):
+            endpoint = endpoint - field(teacher)(endpoint, jnp.full((2, 1), time)) / 2
+        x_t = t[..., None, None] * noise + (1 - t[..., None, None]) * endpoint
+        return endpoint, jnp.square(field(student)(x_t, t) - (noise - endpoint))
+
+    endpoint, errors = by_hand(student, teacher, batch)
+    assert float(jnp.abs(endpoint[..., 4:] - noise[..., 4:]).max()) > 0.01  # padded dims move, too
+    total, count = reflow_sum(*weights(), batch, noise, t)
+    assert count == errors.size
+    np.testing.assert_allclose(total, jnp.sum(errors), rtol=1e-5)
+
+
+def test_a_trained_vlm_gets_contexts_of_its_own() -> None:
+    params = merge_params(weights().teacher, weights().frozen)
+    teacher, frozen = split_params(params, lambda path: path[0] != "vision_model")
+    assert not shares_context(teacher)
+    assert shares_context(weights().teacher)
+    batch = make_batch(2, CONFIG)
+    draw = make_draw(flow.TIME_LAWS["uniform"], 1, CONFIG)(jax.random.key(1), 2)
+    apart = jax.jit(jax.value_and_grad(reflow_loss(CONFIG, teacher_steps=2, shared_context=False), has_aux=True))
+    (same, _), gradient = apart(teacher, frozen, teacher, batch, *draw)
+    shared, _ = reflow_sum(weights().teacher, weights().frozen, weights().teacher, batch, *draw)
+    np.testing.assert_allclose(same, shared, rtol=1e-5)
+    assert float(optax.tree.norm(gradient["connector"])) > 0
+    (other, _), _ = apart({**teacher, "connector": perturb(teacher["connector"])}, frozen, teacher, batch, *draw)
+    assert abs(float(other) - float(same)) > 1e-3 * float(same)
+
+
+def test_non_finite_update_changes_nothing() -> None:
+    batch = make_batch(8, CONFIG)
+    batch.actions[1, 0, 0] = np.inf
+    state, metrics = update(batch, "finetune")
+    assert not np.isfinite(metrics["loss"])
+    assert int(state.step) == 0
+    for after in (state.trainable, state.ema):
+        for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(weights().student), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_moving_average() -> None:
+    state, _ = update(make_batch(8, CONFIG), "finetune")
+    # First update: the decay is 1 / 10 whatever was asked, so 9 / 10 of the way to the new weights.
+    start, new, ema = (tree["action_in_proj"]["kernel"] for tree in (weights().student, state.trainable, state.ema))
+    assert float(jnp.abs(new - start).max()) > 0
+    np.testing.assert_allclose(ema, start + 0.9 * (new - start), rtol=1e-6, atol=1e-7)
+    assert state.averaged is state.ema
+
+
+def test_evaluation_repeats_itself() -> None:
+    evaluate = make_eval_step(LOSSES["finetune"], make_draw(flow.TIME_LAWS["beta"], 1, CONFIG), make_mesh())
+    batch = shard_batch(make_batch(8, CONFIG), make_mesh())
+    first, again, other = (evaluate(*weights(), batch, jax.random.key(k))[0] for k in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(3, 2), (0, 1), (4, 0)])
+def test_batch_size_must_divide(batch_size: int, accumulation: int) -> None:
+    with pytest.raises(TrainingError, match=f"--batch-size {batch_size}"):
+        check_batch_size(batch_size, accumulation, make_mesh())
+
+
+def test_mesh_needs_a_divisor() -> None:
+    with pytest.raises(TrainingError, match="fsdp"):
+        make_mesh(fsdp=jax.device_count() + 1)
+
+
+EIGHT = """
+import jax, pytest
+from tests import test_training as tests
+from jaxreflow.config import ModelConfig
+from jaxreflow.errors import TrainingError
+assert jax.device_count() == 8
+with pytest.raises(TrainingError, match="multiple of 8"):
+    tests.check_batch_size(12, 1, tests.make_mesh())
+_, metrics = tests.update(tests.make_batch(8, tests.CONFIG))
+print(float(metrics["loss"]), float(metrics["grad_norm"]))
+"""
+
+
+def test_eight_devices_equal_one() -> None:
+    # Without LLVM's passes: eight devices share two cores here, and compiling is all that takes time.
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    env = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PATH": ""}
+    root = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", EIGHT], cwd=root, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    _, metrics = update(make_batch(8, CONFIG))
+    found = [float(value) for value in run.stdout.split()]
+    np.testing.assert_allclose(found, [metrics["loss"], metrics["grad_norm"]], rtol=1e-5)

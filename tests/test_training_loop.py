@@ -1,0 +1,110 @@
+"""The loop, with an update that only counts: what is logged, evaluated and saved when, and what stops it."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxreflow.config import ModelConfig
+from jaxreflow.errors import TrainingError
+from jaxreflow.loop import Cadence, fit, mean_loss
+from jaxreflow.metrics import MetricsLog, read_metrics
+from jaxreflow.sharding import make_mesh
+from jaxreflow.training import TrainState
+from jaxreflow.types import Batch
+from tests.tiny import VLM, tiny_policy
+from tests.tiny_policy import make_batch
+
+CONFIG = ModelConfig.create(tiny_policy(), VLM)
+STATE = TrainState(jnp.int32(0), {"x": jnp.zeros(2)}, (), None)
+
+
+def batches() -> Iterator[Batch]:
+    """Batch i holds the frames 100 i and 100 i + 1."""
+    for i in itertools.count():
+        batch = make_batch(2, CONFIG)
+        yield Batch(batch.observation, batch.actions, batch.action_is_pad, np.array([100 * i, 100 * i + 1], np.int32))
+
+
+def run(tmp_path: Path, losses: dict[int, float], **cadence: int) -> list[tuple[str, int]]:
+    """Six updates whose loss is 1 except for `losses`; the events in order."""
+    events: list[tuple[str, int]] = []
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        done = int(state.step) + 1
+        assert int(batch.index[0]) == 100 * (done - 1)
+        return TrainState(jnp.int32(done), state.trainable, (), None), {"loss": jnp.float32(losses.get(done, 1.0))}
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        events.append(("evaluate", int(state.step)))
+        return {"held_out_loss": 0.5}
+
+    def save(step: int, state: TrainState) -> None:
+        assert step == int(state.step)
+        events.append(("save", step))
+
+    settings = Cadence(**{"steps": 6, "log_every": 2, "eval_every": 4, "save_every": 3, **cadence})
+    with MetricsLog(tmp_path, start=0, steps=6) as log:
+        fit(STATE, step, batches(), make_mesh(), settings, log, batch_size=2, evaluate=evaluate, save=save)
+    return events
+
+
+def test_cadence_and_metrics(tmp_path: Path) -> None:
+    events = run(tmp_path, {})
+    assert events == [("save", 3), ("evaluate", 4), ("evaluate", 6), ("save", 6)]
+    records = list(read_metrics(tmp_path))
+    assert [(r["step"], "held_out_loss" in r) for r in records] == [
+        (2, False), (4, False), (4, True), (6, False), (6, True)
+    ]  # fmt: skip
+    assert set(records[0]) == {"step", "loss", "step_time", "data_wait", "samples/s"}
+    assert 0 <= records[0]["data_wait"] <= records[0]["step_time"]
+    np.testing.assert_allclose(records[0]["samples/s"], 2 / records[0]["step_time"])
+
+
+@pytest.mark.parametrize("bad", [3, 4, 6])
+def test_non_finite_loss_names_its_frames(tmp_path: Path, bad: int) -> None:
+    frames = f"{100 * (bad - 1)}, {100 * (bad - 1) + 1}"
+    with pytest.raises(TrainingError, match=rf"update {bad}: loss nan; .*frames {frames}:"):
+        run(tmp_path, {bad: float("nan")}, log_every=6, save_every=6, eval_every=6)
+
+
+def test_nothing_is_saved_after_a_non_finite_update(tmp_path: Path) -> None:
+    """With a save after every update, the bad one is noticed before its save."""
+    written: list[int] = []
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        del batch
+        done = int(state.step) + 1
+        return TrainState(jnp.int32(done), {}, (), None), {"loss": jnp.float32(jnp.inf if done == 3 else 1.0)}
+
+    with MetricsLog(tmp_path, start=0, steps=6) as log, pytest.raises(TrainingError, match="update 3"):
+        fit(
+            STATE, step, batches(), make_mesh(), Cadence(6, 6, 6, 1), log,
+            batch_size=2, evaluate=lambda _: {}, save=lambda step, _: written.append(step),
+        )  # fmt: skip
+    assert written == [1, 2]
+
+
+def test_a_resumed_log_loses_what_came_after_the_checkpoint(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 4, "lo']))
+    with MetricsLog(tmp_path, start=2, steps=6) as log:
+        log.write(3, {"loss": 2.0})
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def test_unwritable_metrics_are_an_error_that_names_them(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be written"):
+        MetricsLog(tmp_path, start=0, steps=1).write(1, {"loss": 1.0})
+
+
+def test_held_out_loss_weighs_batches_by_their_valid_entries() -> None:
+    parts = [(jnp.float32(6), jnp.float32(2)), (jnp.float32(1), jnp.float32(8))]
+    loss = mean_loss(lambda _, i: parts[i], itertools.islice(batches(), 2), make_mesh())
+    assert loss == pytest.approx(0.7)

@@ -1,0 +1,271 @@
+"""Trains a policy: `python train.py NAME [flags]` runs configs/NAME.py with its settings overridden by the flags.
+
+python train.py reflow   --teacher.path DIR_OR_HUB_ID --dataset.root DIR --output-dir RUN
+python train.py finetune --policy.path  DIR_OR_HUB_ID --dataset.root DIR --output-dir RUN
+python train.py reflow   --output-dir RUN --resume
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import tyro
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from jaxreflow.checkpoint import CheckpointStore
+from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.demo import DemoConfig, write_demo_report
+from jaxreflow.errors import ConfigError, JaxReflowError
+from jaxreflow.loop import Cadence, fit, mean_loss
+from jaxreflow.metrics import MetricsLog
+from jaxreflow.new_policy import create_policy
+from jaxreflow.pretrained import Checkpoint, load_checkpoint, save_pretrained
+from jaxreflow.run_config import FREE_FIELDS, FinetuneConfig, ReflowConfig, RunConfig, TeacherSource
+from jaxreflow.run_data import RunData, held_out_batches, open_dataset, split_data, training_batches
+from jaxreflow.run_directory import (
+    CONFIG_FILE,
+    check_directory,
+    check_resumable,
+    claim_directory,
+    read_config,
+    restore,
+    run_identity,
+)
+from jaxreflow.sharding import check_batch_size, make_mesh
+from jaxreflow.training import TrainState, shares_context
+from jaxreflow.update import Weights, exported_params, make_update, split_weights
+from jaxreflow.weights import count_parameters, expected_tensors
+
+CONFIGS = Path(__file__).parent / "configs"
+log = logging.getLogger("jaxreflow.train")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one config by name; 0 if it ran to its end, 1 after an error, 2 for wrong usage."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    names = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+    if not args or args[0] not in names:
+        wanted = args[0] if args else "nothing"
+        print(
+            f"usage: train.py {{{','.join(names)}}} [flags], found {wanted}; `train.py NAME --help` lists the flags",
+            file=sys.stderr,
+        )
+        return 0 if args and args[0] in ("-h", "--help") else 2
+    try:
+        with console_log():
+            config = parse(args[0], args[1:])
+            run_demo(config) if isinstance(config, DemoConfig) else run(config)
+    except JaxReflowError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def console_log() -> Iterator[None]:
+    """Shows the package's log lines, above the progress bar if there is one."""
+    logger, handler = logging.getLogger("jaxreflow"), logging.StreamHandler()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        with logging_redirect_tqdm([logger]):
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+def load_config(name: str) -> ModuleType:
+    """The module configs/NAME.py, by its file: the folder is no package of an installed jaxreflow."""
+    spec = importlib.util.spec_from_file_location(f"configs.{name}", CONFIGS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parse(name: str, args: Sequence[str]) -> RunConfig:
+    """The settings in configs/NAME.py under the flags; a resumed run's own settings under the flags."""
+    module = load_config(name)
+
+    def flags(default: RunConfig) -> RunConfig:
+        return tyro.cli(
+            type(default), default=default, args=list(args), prog=f"train.py {name}", description=module.__doc__
+        )
+
+    config = flags(module.config)
+    if not config.output_dir:
+        raise ConfigError("--output-dir is missing: the directory in which the run is to be kept")
+    if config.resume:
+        saved = read_config(type(config), Path(config.output_dir) / CONFIG_FILE)
+        config = flags(saved)
+        check_resumable(saved, config)
+    return config
+
+
+def run(config: RunConfig) -> None:
+    """One run from its settings to its last checkpoint."""
+    # ---- where: the devices, and a directory that holds no other run
+    use_compilation_cache()
+    mesh = make_mesh()
+    check_batch_size(config.batch_size, config.accumulate, mesh)
+    run_dir = check_directory(config)
+    log.info("devices: %d x %s", mesh.size, jax.devices()[0].device_kind)
+
+    # ---- the data, and the policy to start from
+    dataset = open_dataset(config.dataset)
+    checkpoint = open_checkpoint(config, dataset, run_dir)
+    data = split_data(dataset, checkpoint.policy, checkpoint.load_transforms(), config)
+    log_data(dataset, data)
+
+    # ---- the update: what is trained, by which loss and optimizer
+    weights = split_weights(config, checkpoint, mesh)
+    log_parameters(config, checkpoint, weights)
+    init, train_step, eval_step = make_update(config, checkpoint, weights, mesh)
+
+    # ---- the state: at its start, or as the last checkpoint left it
+    store = CheckpointStore(run_dir / "checkpoints", keep=config.keep or None, keep_every=config.keep_every or None)
+    identity = run_identity(checkpoint, dataset)
+    state = restore(store, init, identity)
+    first = int(state.step)
+    if first >= config.steps:
+        log.info("%s is complete after update %d; raise --steps to go on", run_dir, first)
+        return
+    log.info("updates %d to %d", first + 1, config.steps)
+    batches = training_batches(data, config, first)
+    claim_directory(config, run_dir)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        held_out = held_out_batches(data, config)
+        return (
+            {"held_out_loss": mean_loss(functools.partial(eval_step, state), held_out, mesh)} if data.held_out else {}
+        )
+
+    def save(step: int, state: TrainState) -> None:
+        settings = dataclasses.asdict(config)
+        meta = {**identity, "step": step, "examples": step * config.batch_size, "seed": config.seed, "config": settings}
+        exported = jax.device_get(exported_params(config, state))
+        store.save(
+            step,
+            state,
+            meta,
+            lambda out: save_pretrained(out, checkpoint, exported, num_steps=config.num_steps, train_config=settings),
+        )
+
+    # ---- the loop; a checkpoint that it began is finished even if it fails
+    cadence = Cadence(config.steps, config.log_every, config.eval_every, config.save_every)
+    with (
+        contextlib.closing(store),
+        contextlib.closing(batches),
+        MetricsLog(run_dir, start=first, steps=config.steps) as metrics,
+    ):
+        fit(
+            state,
+            train_step,
+            batches,
+            mesh,
+            cadence,
+            metrics,
+            batch_size=config.batch_size,
+            evaluate=evaluate,
+            save=save,
+        )
+    log.info("policy after update %d: %s", config.steps, store.directory / "last" / "pretrained_model")
+
+
+def run_demo(config: DemoConfig) -> None:
+    """The demo: the teacher if wished, the student, and the report on both."""
+    assert config.output_dir is not None
+    run_dir = Path(config.output_dir)
+    if config.from_scratch:
+        teacher_dir = run_dir.with_name(run_dir.name + "_teacher")
+        resume = (teacher_dir / CONFIG_FILE).exists()
+        run(dataclasses.replace(load_config("demo_teacher").config, output_dir=str(teacher_dir), resume=resume))
+        teacher = str(teacher_dir / "checkpoints" / "last" / "pretrained_model")
+        config = dataclasses.replace(config, teacher=TeacherSource(path=teacher))
+    run(config)
+    log.info("\n%s\n", write_demo_report(config, run_dir))
+    log.info("report and pictures: %s", run_dir / "report")
+    log.info(
+        "student: %s (docs/lerobot.md says how LeRobot loads it)", run_dir / "checkpoints" / "last" / "pretrained_model"
+    )
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless the user chose a place or none."""
+    if jax.config.values.get("jax_compilation_cache_dir") is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/jaxreflow").expanduser()))
+
+
+def open_checkpoint(config: RunConfig, dataset: LeRobotDataset, run_dir: Path) -> Checkpoint:
+    """The policy that the run starts from; a new one is first written into the run's directory."""
+    if isinstance(config, ReflowConfig):
+        path, flag = config.teacher.path, "--teacher.path"
+    else:
+        assert isinstance(config, FinetuneConfig)
+        path, flag = config.policy.path, "--policy.path (or --policy.new)"
+        if config.policy.new:
+            path = str(run_dir / "initial_policy")
+            if not Path(path).exists():
+                source = dataclasses.replace(config.policy, vlm=config.policy.vlm or config.vlm)
+                create_policy(Path(path), source, dataset, rename_map=config.rename_map, seed=config.seed)
+    if not path:
+        raise ConfigError(f"{flag} is missing: the directory or hub name of a policy in LeRobot's layout")
+    checkpoint = load_checkpoint(
+        path,
+        vlm=config.vlm,
+        dtype=config.dtype,
+        vision_positions=config.vision_positions,
+        stats_from=config.stats_from,
+        dataset_stats=dataset.stats,
+        rename_map=config.rename_map or None,
+    )
+    if isinstance(config, FinetuneConfig) and not config.policy.new:
+        changed = config.policy.apply(checkpoint.policy)
+        fixed = [
+            n for n, value in vars(changed).items() if n not in FREE_FIELDS and value != getattr(checkpoint.policy, n)
+        ]
+        if fixed:
+            raise ConfigError(
+                f"--policy.{fixed[0].replace('_', '-')} differs from {path}'s, whose weights were made for its own; "
+                "leave it out, or make a new policy with --policy.new"
+            )
+        checkpoint = dataclasses.replace(checkpoint, policy=changed)
+    return checkpoint
+
+
+def log_data(dataset: LeRobotDataset, data: RunData) -> None:
+    """Says what is trained on and what is held out."""
+    held_out = ", ".join(map(str, data.held_out_episodes)) or "none"
+    log.info("dataset: %d frames in %d episodes, held out: %s", dataset.num_frames, len(dataset.episodes), held_out)
+
+
+def log_parameters(config: RunConfig, checkpoint: Checkpoint, weights: Weights) -> None:
+    """Says how many parameters the policy has and how many are trained."""
+    total = count_parameters(expected_tensors(checkpoint.config))
+    trained = sum(leaf.size for leaf in jax.tree.leaves(weights.start))
+    log.info("policy: %s parameters, %s trainable (%.2f %%)", f"{total:,}", f"{trained:,}", 100 * trained / total)
+    if isinstance(config, ReflowConfig):
+        log.info("student = teacher, loaded once: %s", checkpoint.directory)
+        if not shares_context(weights.start):
+            log.info("the VLM is trained: teacher and student each encode the observation")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
