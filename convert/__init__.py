@@ -1,0 +1,1 @@
+"""Conversion commands: inspect, from-lerobot, to-lerobot and doctor."""

@@ -1,0 +1,151 @@
+"""Converts and checks SmolVLA checkpoints.
+
+python -m convert inspect DIR              components, parameters, dtypes, config, statistics
+python -m convert from-lerobot DIR OUT     LeRobot's layout -> Orbax
+python -m convert to-lerobot RUN OUT       an Orbax folder or a training run -> LeRobot's layout
+python -m convert doctor DIR [--fix]       what is wrong with a checkpoint, and repairs
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from tyro.conf import Positional
+
+from jaxreflow.errors import CheckpointError, JaxReflowError
+
+from . import archive, run_export
+from .doctor import examine, format_findings
+from .inspection import inspect_checkpoint
+from .repair import repair
+from .report import format_inspection
+
+Checkpoint = Annotated[str, tyro.conf.arg(metavar="DIR")]
+Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
+Out = Annotated[Path, tyro.conf.arg(metavar="OUT")]
+_VLM_HELP = "Folder of the VLM's config and tokenizer (default: the checkpoint's)."
+VLMDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help=_VLM_HELP)]
+
+
+def inspect(checkpoint: Positional[Checkpoint], vlm: VLMDir = None, json: bool = False, shapes: bool = False) -> int:
+    """Shows what a checkpoint holds; reads no weights.
+
+    Args:
+        checkpoint: A policy in LeRobot's layout: folder or hub name.
+        json: Print JSON.
+        shapes: List all tensors, not only the largest.
+    """
+    found = inspect_checkpoint(checkpoint, vlm=vlm)
+    print(_dumps(dataclasses.asdict(found)) if json else format_inspection(found, every_shape=shapes))
+    return 0
+
+
+def from_lerobot(checkpoint: Positional[Checkpoint], out: Positional[Out], vlm: VLMDir = None) -> int:
+    """Converts a checkpoint to an Orbax tree, with all that is needed to go back.
+
+    Args:
+        checkpoint: A policy in LeRobot's layout: folder or hub name.
+        out: New folder.
+    """
+    pickles = archive.from_lerobot(checkpoint, out, vlm=vlm)
+    if pickles:
+        print(f"left out, as pickles are never read: {', '.join(path.name for path in pickles)}")
+    print(f"{out}: parameters in {archive.PARAMS}/, an Orbax checkpoint; back by `convert to-lerobot {out} NEW`")
+    return 0
+
+
+def to_lerobot(
+    run: Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]],
+    out: Positional[Out],
+    step: int | None = None,
+    ema: bool = False,
+    teacher: str | None = None,
+    vlm: VLMDir = None,
+) -> int:
+    """Writes a checkpoint that LeRobot loads.
+
+    Args:
+        run: What `from-lerobot` made, or a training run's folder.
+        out: New folder.
+        step: Of a run, the checkpoint (default: the last).
+        ema: Of a run, the averaged weights instead of the raw ones.
+        teacher: Of a run, the policy it started from, if that is no longer where it was.
+    """
+    if archive.is_archive(run):
+        if step is not None or ema or teacher is not None or vlm is not None:
+            raise CheckpointError(f"{run} is no training run: --step, --ema, --teacher and --vlm have no meaning there")
+        same = archive.to_lerobot(run, out)
+        verdict = "byte for byte the source's" if same else "not the source's: values were changed in between"
+        print(f"{out}: model.safetensors is {verdict}")
+    elif run_export.is_run(run):
+        found = run_export.export_run(run, out, step=step, ema=ema, teacher=teacher, vlm=vlm)
+        print(f"{out}: {'averaged' if ema else 'raw'} weights of update {found}")
+    else:
+        raise CheckpointError(f"{run}: neither a folder of `convert from-lerobot` nor a training run (RUN/checkpoints)")
+    return 0
+
+
+def doctor(
+    checkpoint: Positional[Folder],
+    fix: bool = False,
+    measure: bool = False,
+    vlm: VLMDir = None,
+    json: bool = False,
+) -> int:
+    """Lists what is wrong with a checkpoint; 1 if anything is.
+
+    Args:
+        checkpoint: A policy in LeRobot's layout: a folder.
+        fix: Repair config.json and `_orig_mod.` names; originals are kept as *.bak.
+        measure: Also for large policies, compare the actions under both numberings of vision positions.
+        json: Print JSON.
+    """
+    done = repair(checkpoint) if fix else []
+    findings = examine(checkpoint, vlm=vlm, measure=True if measure else None)
+    if json:
+        print(_dumps({"repaired": done, "findings": [dataclasses.asdict(finding) for finding in findings]}))
+    else:
+        print(format_findings(checkpoint, findings, done))
+    return int(any(finding.severity != "note" for finding in findings))
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "inspect": inspect,
+    "from-lerobot": from_lerobot,
+    "to-lerobot": to_lerobot,
+    "doctor": doctor,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 if all is well, 1 after an error or findings, 2 for wrong usage."""
+    # Conversions need no accelerator, and must not take one from a running job.
+    if not jax.config.values.get("jax_platforms"):
+        jax.config.update("jax_platforms", "cpu")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        try:
+            return tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, args=argv, prog="convert", description="Converts and checks SmolVLA checkpoints."
+            )
+        except JaxReflowError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+
+def _dumps(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, default=str)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

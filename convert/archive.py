@@ -1,0 +1,198 @@
+"""LeRobot checkpoint -> Orbax tree and back, byte for byte.
+
+conversion.json   where each parameter comes from: LeRobot's key, or one key per layer
+params/           the parameter tree, an Orbax checkpoint in the stored dtypes
+unused/           tensors that nothing reads, and statistics among the weights of old checkpoints
+model.header      header of model.safetensors: order, names, dtypes, metadata
+lerobot/          all other files: config.json, processors, vlm/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxreflow.config import ModelConfig
+from jaxreflow.errors import CheckpointError
+from jaxreflow.pretrained import WEIGHTS, find_checkpoint, new_directory, read_policy_config, write_json
+from jaxreflow.vlm import load_vlm
+from jaxreflow.weights import DTYPES, Entry, TensorFile, table
+
+from .orbax import LazyLeaf, TreeReader, save_tree
+
+MANIFEST, HEADER, PARAMS, UNUSED, FILES = "conversion.json", "model.header", "params", "unused", "lerobot"
+VERSION = 1
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def is_archive(path: Path) -> bool:
+    """Whether `from_lerobot` made the folder."""
+    return (path / MANIFEST).is_file()
+
+
+def from_lerobot(source: str | Path, out: Path, *, vlm: Path | None = None) -> list[Path]:
+    """Converts a checkpoint in LeRobot's layout into the folder `out`; returns the pickles that were left out.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete or damaged, or `out` is not empty or cannot be written.
+        ConfigError: the policy is no SmolVLA, or asks for what cannot be honoured.
+    """
+    directory = find_checkpoint(source)
+    policy = read_policy_config(directory)
+    file = TensorFile(directory / WEIGHTS)
+    config = ModelConfig.create(policy, load_vlm(policy, directory, vlm).config)
+    file.check(config)
+    others = [path for path in _files(directory) if path != file.path]
+    pickles = [path for path in others if path.suffix in PICKLES]
+    with new_directory(out) as folder:
+        entries = table(config)
+        save_tree(folder / PARAMS, {entry.path: _leaf(file, entry) for entry in entries})
+        used = {key for entry in entries for key in entry.keys}
+        save_tree(folder / UNUSED, {(key,): _tensor(file, key) for key in file.keys if key not in used})
+        (folder / HEADER).write_bytes(file.header)
+        for path in others:
+            if path not in pickles:
+                target = folder / FILES / path.relative_to(directory)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+        parameters = {"/".join(e.path): {"keys": list(e.keys), "stacked": e.stacked} for e in entries}
+        manifest = {"version": VERSION, "sha256": file.sha256, "parameters": parameters}
+        write_json(folder / MANIFEST, manifest)
+    return pickles
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    """All files but hidden ones, also in linked folders."""
+    for folder, folders, names in os.walk(directory, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
+
+
+def _leaf(file: TensorFile, entry: Entry) -> LazyLeaf:
+    """A parameter in its stored dtype, or one that holds the values of all its layers."""
+    dtypes = {file.dtype(key) for key in entry.keys}
+    wide = np.float64 if any(dtype.itemsize > 4 for dtype in dtypes) else np.float32
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(wide)
+
+    def read() -> np.ndarray:
+        leaf = np.empty(entry.shape, dtype)
+        for i, key in enumerate(entry.keys):
+            leaf[i if entry.stacked else ...] = entry.from_torch(file.read(key))
+        return leaf
+
+    return LazyLeaf(entry.shape, dtype, read)
+
+
+def _tensor(file: TensorFile, key: str) -> LazyLeaf:
+    return LazyLeaf(file.shape(key), file.dtype(key), lambda: file.read(key))
+
+
+def to_lerobot(archive: Path, out: Path) -> bool:
+    """Writes an archive back as a checkpoint in LeRobot's layout; returns whether the weights are the source's.
+
+    Raises:
+        CheckpointError: the archive is incomplete or damaged, or `out` is not empty or cannot be written.
+    """
+    manifest = _read_manifest(archive)
+    layout = _Layout.read(archive / HEADER)
+    unread = set(layout.tensors)
+    with new_directory(out) as folder:
+        if (archive / FILES).is_dir():
+            shutil.copytree(archive / FILES, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        with (folder / WEIGHTS).open("w+b") as target:
+            target.write(layout.prefix)
+            for key, tensor in _tensors(archive, manifest["parameters"]):
+                stored = layout.place(key, tensor, archive)
+                target.seek(stored.offset)
+                np.ascontiguousarray(tensor.astype(stored.dtype, copy=False)).tofile(target)
+                unread.discard(key)
+            if unread:
+                raise CheckpointError(f"{archive}: no values for {', '.join(sorted(unread))}; convert anew")
+            target.flush()
+            os.fsync(target.fileno())
+            target.seek(0)
+            digest = hashlib.file_digest(target, "sha256").hexdigest()
+    return digest == manifest["sha256"]
+
+
+def _read_manifest(archive: Path) -> dict[str, Any]:
+    path = archive / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["version"] != VERSION:
+            raise CheckpointError(f"{path}: format {manifest['version']}, expected {VERSION}; use a newer jaxreflow")
+        for parameter in manifest["parameters"].values():
+            parameter["keys"], parameter["stacked"]
+        manifest["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not written by `convert from-lerobot`, or damaged ({error!r})") from error
+    return manifest
+
+
+def _tensors(archive: Path, parameters: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor under its key without `_orig_mod.`, in PyTorch's layout."""
+    params, unused = TreeReader(archive / PARAMS), TreeReader(archive / UNUSED)
+    found, expected = {"/".join(path) for path in params.shapes}, set(parameters)
+    if found != expected:
+        raise CheckpointError(
+            f"{archive / PARAMS}: does not hold the parameters of {MANIFEST}: missing {sorted(expected - found)}, "
+            f"unexpected {sorted(found - expected)}"
+        )
+    for path, shape in params.shapes.items():
+        place = parameters["/".join(path)]
+        entry = Entry(path, tuple(place["keys"]), place["stacked"], shape)
+        leaf = params.read(path)
+        for i, key in enumerate(entry.keys):
+            yield key, entry.to_torch(leaf[i] if entry.stacked else leaf)
+    for path in unused.shapes:
+        yield path[0], unused.read(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """Where a tensor stands in model.safetensors."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """A safetensors file without its data: first bytes, and each tensor's place by clean key."""
+
+    prefix: bytes
+    tensors: dict[str, _Stored]
+
+    @classmethod
+    def read(cls, path: Path) -> _Layout:
+        try:
+            header = path.read_bytes()
+            infos = json.loads(header)
+            infos.pop("__metadata__", None)
+            start = 8 + len(header)
+            tensors = {
+                key.replace("_orig_mod.", ""): _Stored(
+                    tuple(info["shape"]), np.dtype(DTYPES[info["dtype"]]), start + info["data_offsets"][0]
+                )
+                for key, info in infos.items()
+            }
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path}: no safetensors header ({error!r}); convert the checkpoint again") from error
+        return cls(len(header).to_bytes(8, "little") + header, tensors)
+
+    def place(self, key: str, tensor: np.ndarray, archive: Path) -> _Stored:
+        """The place of a tensor; CheckpointError if there is none, or one of another shape."""
+        stored = self.tensors.get(key)
+        if stored is None or stored.shape != tensor.shape:
+            expected = list(stored.shape) if stored else "nothing"
+            raise CheckpointError(f"{archive}: {key}: expected {expected}, found {list(tensor.shape)}")
+        return stored

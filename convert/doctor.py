@@ -1,0 +1,242 @@
+"""What is wrong with a checkpoint, what it means, and what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxreflow.config import DEFAULT_VLM, ModelConfig, PolicyConfig
+from jaxreflow.errors import CheckpointError, JaxReflowError, ProcessorError
+from jaxreflow.normalization import ACTION, STATE, check_normalizer
+from jaxreflow.pretrained import CONFIG, WEIGHTS, load_processors
+from jaxreflow.processors import POSTPROCESSOR, PREPROCESSOR, Processors, parse_processors, read_processor_files
+from jaxreflow.statistics import BUFFER_PREFIXES
+from jaxreflow.vlm import load_vlm
+from jaxreflow.weights import TensorFile, count_parameters, expected_tensors
+
+from .archive import PICKLES
+from .inspection import group_keys
+from .positions import change_in_actions, set_ups, sides
+from .repair import ARTEFACTS, COMPILED, lacks_vlm_weights, read_config
+
+# Policies up to this size are measured without being asked: some seconds.
+_SMALL = 20_000_000
+_BY_FIX = "`convert doctor DIR --fix` does it"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One observation: an error keeps the policy from acting rightly, a warning may, a note is worth knowing."""
+
+    severity: Literal["error", "warning", "note"]
+    what: str
+    means: str = ""
+    do: str = ""
+
+
+def examine(directory: Path, *, vlm: Path | None = None, measure: bool | None = None) -> list[Finding]:
+    """All findings on a checkpoint's folder; nothing is changed.
+
+    `measure` compares actions under both numberings of vision positions (None: if the policy is small).
+
+    Raises:
+        CheckpointError: there is no such folder.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such folder; expected a policy in LeRobot's layout")
+    findings = list(_pickles(directory))
+    policy, found = _config(directory)
+    findings += found
+    file, found = _weights(directory)
+    findings += found
+    config: ModelConfig | None = None
+    if policy is not None and file is not None:
+        try:
+            config = ModelConfig.create(policy, load_vlm(policy, directory, vlm).config)
+            file.check(config)
+        except JaxReflowError as error:
+            config = None
+            findings.append(_from_error(error))
+        findings += _processors(directory, policy, file)
+    if config is not None and policy is not None and file is not None:
+        small = count_parameters(expected_tensors(config)) <= _SMALL
+        findings += _positions(file, config, policy, small if measure is None else measure)
+    return findings
+
+
+def _from_error(error: JaxReflowError) -> Finding:
+    return Finding("error", str(error))
+
+
+def _pickles(directory: Path) -> Iterator[Finding]:
+    names = [p.relative_to(directory).as_posix() for p in sorted(directory.rglob("*")) if p.suffix in PICKLES]
+    if names:
+        yield Finding(
+            "warning",
+            f"pickle files: {', '.join(names)}",
+            "a pickle can run any code when it is loaded; jaxreflow never loads one",
+            "remove them; weights that exist only there must first be saved as safetensors in PyTorch",
+        )
+
+
+def _config(directory: Path) -> tuple[PolicyConfig | None, list[Finding]]:
+    findings = []
+    try:
+        fields = read_config(directory / CONFIG)
+    except CheckpointError as error:
+        return None, [_from_error(error)]
+    if artefacts := [name for name in ARTEFACTS if name in fields]:
+        findings.append(
+            Finding(
+                "error",
+                f"{CONFIG}: training artefacts: {', '.join(f'{name} = {fields[name]!r}' for name in artefacts)}",
+                "training settings of an old fork: LeRobot refuses unknown fields, and the fork loads a second model",
+                f"remove them: {_BY_FIX}",
+            )
+        )
+    if lacks_vlm_weights(fields):
+        findings.append(
+            Finding(
+                "warning",
+                f"{CONFIG}: load_vlm_weights is {str(fields.get('load_vlm_weights', False)).lower()}, although "
+                f"{fields.get('vlm_model_name', DEFAULT_VLM)!r} has weights",
+                "LeRobot then keeps the vision tower in float32: slow inference, and under transformers 4.57 "
+                "other vision positions (see the note on them)",
+                f"set it to true (the checkpoint's own weights still count): {_BY_FIX}; a policy that LeRobot "
+                "trained under 4.57 as it stands has learned the shifted positions: compare actions before and after",
+            )
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the artefacts are reported above
+            return PolicyConfig.from_json(fields), findings
+    except JaxReflowError as error:
+        return None, [*findings, _from_error(error)]
+
+
+def _weights(directory: Path) -> tuple[TensorFile | None, list[Finding]]:
+    try:
+        file = TensorFile(directory / WEIGHTS)
+        findings = [*_names(file), *_dtypes(file)]
+    except CheckpointError as error:
+        return None, [_from_error(error)]
+    return file, findings
+
+
+def _names(file: TensorFile) -> Iterator[Finding]:
+    compiled = sum(COMPILED in stored for stored in file.stored_keys.values())
+    if compiled:
+        yield Finding(
+            "error",
+            f"{WEIGHTS}: {compiled} names hold `{COMPILED}`",
+            "the policy was saved from inside torch.compile: LeRobot finds these tensors under no name it knows",
+            f"take it out of the names: {_BY_FIX}",
+        )
+
+
+def _dtypes(file: TensorFile) -> Iterator[Finding]:
+    kinds = {name: {str(file.dtype(key)) for key in keys} for name, keys in group_keys(file.keys).items()}
+    text, vision = kinds.get("text model", set()), kinds.get("vision tower", set())
+    if text == {"bfloat16"} and vision == {"float32"}:
+        yield Finding(
+            "note",
+            f"{WEIGHTS}: the vision tower is stored in float32, the text model in bfloat16",
+            "the policy was trained with load_vlm_weights false; LeRobot casts on loading, so only the file is larger",
+        )
+    odd = {f"{name}: {dtype}" for name, found in kinds.items() for dtype in found - {"float32", "bfloat16"}}
+    odd |= {f"{name}: float32 and bfloat16" for name in ("text model", "vision tower") if len(kinds.get(name, ())) > 1}
+    if odd:
+        yield Finding(
+            "warning",
+            f"{WEIGHTS}: unusual dtypes: {'; '.join(sorted(odd))}",
+            "LeRobot writes float32 and bfloat16, one of them per tower; another tool has changed this file",
+            "compare its actions with those of the checkpoint it came from",
+        )
+
+
+def _processors(directory: Path, policy: PolicyConfig, file: TensorFile) -> Iterator[Finding]:
+    try:
+        files = read_processor_files(directory)
+        if not files:
+            yield from _old_statistics(directory, policy, file)
+            return
+        processors = parse_processors(files)
+    except ProcessorError as error:
+        yield _from_error(error)
+        return
+    yield from _statistics(processors, policy)
+
+
+def _old_statistics(directory: Path, policy: PolicyConfig, file: TensorFile) -> Iterator[Finding]:
+    buffers = any(key.startswith(BUFFER_PREFIXES) for key in file.keys)
+    yield Finding(
+        "warning" if buffers else "error",
+        f"no {PREPROCESSOR} and {POSTPROCESSOR}" + (", but statistics among the weights" if buffers else ""),
+        "the checkpoint is from before LeRobot 0.4; newer versions do not normalise it"
+        + ("" if buffers else ", and nothing says in which units it acts"),
+        "save it anew with SmolVLAPolicy.from_pretrained(DIR).save_pretrained(NEW)"
+        + ("" if buffers else ", giving `stats_from` a stats.json of the dataset it was trained on"),
+    )
+    if buffers:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                load_processors(directory, policy, file)
+        except ProcessorError as error:
+            yield _from_error(error)
+
+
+def _statistics(processors: Processors, policy: PolicyConfig) -> Iterator[Finding]:
+    inputs = [key for key in (STATE, *policy.camera_keys) if key in policy.input_features]
+    seen: dict[str, None] = {}
+    checks = [(processors.normalizer, key, PREPROCESSOR) for key in (*inputs, ACTION)]
+    for normalizer, key, where in [*checks, (processors.unnormalizer, ACTION, POSTPROCESSOR)]:
+        try:
+            check_normalizer(normalizer, policy, [key], where)
+        except ProcessorError as error:
+            seen[str(error)] = None
+    for message in seen:
+        yield Finding("error", message)
+
+
+def _positions(file: TensorFile, config: ModelConfig, policy: PolicyConfig, measure: bool) -> Iterator[Finding]:
+    side, table_side = sides(config, policy)
+    lines = []
+    for set_up in set_ups(side, table_side):
+        exact = set_up.ids == [k * table_side // side for k in range(side)]
+        lines.append(
+            f"transformers {set_up.transformers}, load_vlm_weights {str(set_up.load_vlm_weights).lower()} "
+            f"({set_up.dtype}): {_brief(set_up.ids)} ({'exact' if exact else 'shifted'})"
+        )
+    yield Finding(
+        "note",
+        "vision positions of a patch row, by LeRobot set-up:\n" + "\n".join(lines),
+        _measured(file, config, policy) if measure else "their effect on the actions was not measured (--measure does)",
+        "act in the set-up the policy was trained in; `vision_positions` (exact or shifted) follows it here",
+    )
+
+
+def _measured(file: TensorFile, config: ModelConfig, policy: PolicyConfig) -> str:
+    change = 100 * change_in_actions(file, config, policy)
+    return f"shifted positions change the actions by {change:.3g} % (relative; random observations, same noise)"
+
+
+def _brief(ids: list[int]) -> str:
+    shown: list[Any] = ids if len(ids) <= 8 else [*ids[:5], "...", ids[-1]]
+    return ",".join(map(str, shown))
+
+
+def format_findings(directory: Path, findings: list[Finding], repaired: list[str]) -> str:
+    """The findings as text, errors first."""
+    lines = [f"repaired: {what}" for what in repaired]
+    order = ("error", "warning", "note")
+    for finding in sorted(findings, key=lambda finding: order.index(finding.severity)):
+        lines += ["", f"{finding.severity}: " + finding.what.replace("\n", "\n  ")]
+        lines += [f"  means: {finding.means}"] if finding.means else []
+        lines += [f"  do: {finding.do}"] if finding.do else []
+    count = sum(finding.severity != "note" for finding in findings)
+    verdict = f"{count} finding{'' if count == 1 else 's'}" if count else "nothing is wrong"
+    return "\n".join([*lines, "", f"{directory}: {verdict}"]).lstrip("\n")

@@ -1,0 +1,110 @@
+"""A training run's checkpoint -> LeRobot's layout: its training state on the weights that the run started from."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+
+from flax.traverse_util import unflatten_dict
+
+from jaxreflow.checkpoint import POLICY_DIR, STATE_DIR, CheckpointStore, last_step
+from jaxreflow.errors import CheckpointError
+from jaxreflow.pretrained import TRAIN_CONFIG, WEIGHTS, Checkpoint, find_checkpoint, load_checkpoint, save_pretrained
+from jaxreflow.weights import TensorFile, table
+
+from .orbax import TreeReader
+
+CHECKPOINTS = "checkpoints"
+
+
+def is_run(path: Path) -> bool:
+    """Whether the folder is a training run's."""
+    return (path / CHECKPOINTS).is_dir()
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    ema: bool = False,
+    teacher: str | None = None,
+    vlm: Path | None = None,
+) -> int:
+    """Writes the weights of a step (default: the last), raw or averaged, as a policy folder; returns the step.
+
+    Frozen weights come from where the run started, or from `teacher` if that was moved; config and processors from
+    the policy folder beside the training state.
+
+    Raises:
+        CheckpointError: the step, its average or its starting weights are missing or others, or `out` is not empty.
+    """
+    directory = run / CHECKPOINTS
+    step = _find_step(directory, step)
+    with contextlib.closing(CheckpointStore(directory)) as store:
+        meta, folder = store.read_meta(step), store.path(step)
+    source, settings = meta["source"], meta["config"]
+    start = TensorFile(_find_start(teacher or source["path"]) / WEIGHTS)
+    if start.sha256 != source["sha256"]:
+        raise CheckpointError(
+            f"{start.path}: sha256 {start.sha256[:12]}, but the run started from {source['path']} with "
+            f"{source['sha256'][:12]}, whose frozen weights it shares; put that file back or name it by --teacher"
+        )
+    checkpoint = load_checkpoint(folder / POLICY_DIR, vlm=vlm or settings.get("vlm"))
+    checkpoint = dataclasses.replace(checkpoint, tensors=start)
+    reader = _open_state(folder / STATE_DIR / "state", "ema" if ema else "trainable", checkpoint)
+    train_config = _read_settings(folder / POLICY_DIR / TRAIN_CONFIG, settings)
+    save_pretrained(
+        out,
+        checkpoint,
+        unflatten_dict({leaf: reader.read(leaf) for leaf in reader.shapes}),
+        train_config={**train_config, "export": "ema" if ema else "raw"},
+    )
+    return step
+
+
+def _find_step(directory: Path, step: int | None) -> int:
+    found = last_step(directory) if step is None else step
+    there = sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and (p / STATE_DIR).is_dir())
+    if found is None or found not in there:
+        wanted = f"no checkpoint of step {found}" if found is not None else "no complete checkpoint"
+        raise CheckpointError(f"{directory}: {wanted}; found the steps {', '.join(map(str, there)) or 'none'}")
+    return found
+
+
+def _find_start(path: str) -> Path:
+    try:
+        return find_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the weights that the run started from are not where they were: {error}; if they were moved, give their "
+            "folder by --teacher DIR"
+        ) from error
+
+
+def _open_state(path: Path, name: str, checkpoint: Checkpoint) -> TreeReader:
+    try:
+        reader = TreeReader(path, name)
+    except CheckpointError as error:
+        hint = "; a run with --ema-decay 0 keeps no moving average: leave --ema out" if name == "ema" else ""
+        raise CheckpointError(f"{error}{hint}") from error
+    shapes = {entry.path: entry.shape for entry in table(checkpoint.config)}
+    foreign = [leaf for leaf, shape in reader.shapes.items() if shapes.get(leaf) != shape]
+    if foreign:
+        lines = "\n  ".join(
+            f"{'/'.join(leaf)}: expected {list(shapes.get(leaf, ())) or 'nothing'}, found {list(reader.shapes[leaf])}"
+            for leaf in foreign
+        )
+        raise CheckpointError(f"{path} does not fit the policy beside it ({len(foreign)} problems):\n  {lines}")
+    return reader
+
+
+def _read_settings(path: Path, default: dict[str, object]) -> dict[str, object]:
+    if not path.is_file():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); remove it or copy it again") from error
