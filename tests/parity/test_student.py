@@ -1,0 +1,98 @@
+"""A policy exported by jaxreflow, loaded by unmodified LeRobot: same weights, same actions."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from jaxreflow.weights import merge_params, split_params, trainable_in_reflow
+from tests.parity.candidate import Candidate
+from tests.parity.case import Case
+from tests.parity.conftest import Measure
+from tests.parity.make_checkpoint import make_checkpoint
+from tests.parity.oracle import Oracle, to_numpy
+from tests.parity.student import inputs_for, student_chunks
+from tests.parity.variants import Variant
+
+Cases = Callable[[str], Case]
+Measuring = Callable[[str], Measure]
+DATASET = Path("tests/assets/metaworld_mini")
+METAWORLD_TEACHER = Variant(
+    "fits the dataset in tests/assets; its VLM has weights",
+    "mixed-vlm",
+    cameras={"top": (96, 96)},
+    state_dim=4,
+    action_dim=4,
+)
+WEIGHTS = [path for folder in ("assets", "tests/assets") for path in sorted(Path(folder).rglob("model.safetensors"))]
+SHIPPED = [path.parent for path in WEIGHTS if (path.parent / "vlm").is_dir()]
+
+
+def export_student(teacher: Path, out: Path) -> Path:
+    """A policy whose trainable weights have moved by a tenth of their size, as after training, saved by jaxreflow."""
+    candidate, rng = Candidate(teacher), np.random.default_rng(5)
+
+    def moved(leaf: np.ndarray) -> np.ndarray:
+        return np.asarray(leaf) * (1 + 0.1 * rng.normal(size=leaf.shape)).astype(np.float32)
+
+    trainable, frozen = split_params(candidate.params, trainable_in_reflow)
+    candidate.policy.params = merge_params(jax.tree.map(moved, trainable), frozen)
+    candidate.policy.save_pretrained(out)
+    return out
+
+
+@pytest.mark.parametrize("name", ["tiny", "mixed", "mixed_vlm", "special_tokens", "aloha", "no_resize"])
+def test_lerobot_acts_as_the_exported_student(name: str, case: Cases, measuring: Measuring, tmp_path: Path) -> None:
+    of, measure = case(name), measuring(name)
+    student = export_student(of.checkpoint, tmp_path / "student")
+    for quantity, (found, expected) in student_chunks(student).items():
+        measure(quantity, found, expected)
+
+
+def test_untrained_tensors_reach_lerobot_bit_exact(case: Cases, tmp_path: Path) -> None:
+    teacher = case("mixed").checkpoint
+    student = export_student(teacher, tmp_path / "student")
+    before, after = (Oracle(path, cast=None).policy.state_dict() for path in (teacher, student))
+    assert {n: t.dtype for n, t in before.items()} == {n: t.dtype for n, t in after.items()}
+    same = {name for name, tensor in before.items() if np.array_equal(to_numpy(tensor), to_numpy(after[name]))}
+    assert same == {name for name in before if ".vlm_with_expert.vlm." in name}
+
+
+def test_lerobot_acts_as_a_student_that_train_py_made(measuring: Measuring, tmp_path: Path) -> None:
+    teacher = make_checkpoint(tmp_path / "teacher", METAWORLD_TEACHER)
+    flags = {
+        "--teacher.path": teacher,
+        "--dataset.root": DATASET,
+        "--rename-map": '{"observation.image": "observation.images.top"}',
+        "--output-dir": tmp_path / "run",
+        "--steps": 3,
+        "--batch-size": 4,
+        "--num-steps": 2,
+        "--optimizer.lr": 1e-3,
+        "--optimizer.warmup-steps": 0,
+        "--eval-batches": 1,
+    }
+    episodes = ["--dataset.episodes", "0", "1", "2", "3"]
+    assert train.main(["reflow", *(str(word) for flag in flags.items() for word in flag), *episodes]) == 0
+    student = tmp_path / "run" / "checkpoints" / "last" / "pretrained_model"
+    config = json.loads((student / "config.json").read_text())
+    assert (config["load_vlm_weights"], config["num_steps"]) == (True, 2)
+    measure = measuring("train.py reflow")
+    for quantity, (found, expected) in student_chunks(student).items():
+        measure(quantity, found, expected)
+    before, after = (Candidate(path) for path in (teacher, student))
+    inputs = inputs_for(after, batch_size=2, seed=11)
+    moved = np.abs(after.chunk(inputs, num_steps=2) - before.chunk(inputs, num_steps=2)).max()
+    assert moved > 1e-3, f"actions moved by {moved}: the student is still the teacher"
+
+
+@pytest.mark.skipif(not SHIPPED, reason="no policy ships with the repository")
+@pytest.mark.parametrize("directory", SHIPPED, ids=str)
+def test_lerobot_acts_as_the_shipped_policy(directory: Path, measuring: Measuring) -> None:
+    measure = measuring(str(directory))
+    for quantity, (found, expected) in student_chunks(directory).items():
+        measure(quantity, found, expected)
