@@ -7,12 +7,13 @@ Teacher and dataset lie in the repository. Expected after 1,000 updates: a stude
 far from the ten-step teacher as the teacher's own one-step chunks; table and pictures in runs/demo/report.
 """
 
+import os
 from pathlib import Path
 
 from jaxreflow.demo import DemoConfig
 from jaxreflow.run_config import DatasetConfig, OptimizerFlags, TeacherSource
 
-ASSETS = Path(__file__).parents[1] / "tests" / "assets"
+ASSETS = Path(os.path.relpath(Path(__file__).parents[1] / "tests" / "assets"))
 
 config = DemoConfig(
     teacher=TeacherSource(path=str(ASSETS / "teacher")),

@@ -6,11 +6,12 @@ Its VLM (config, tokenizer, random weights) lies in tests/assets/teacher/vlm. Wh
 held-out loss, stands in tests/assets/README.md.
 """
 
+import os
 from pathlib import Path
 
 from jaxreflow.run_config import DatasetConfig, FinetuneConfig, OptimizerFlags, PolicySource
 
-ASSETS = Path(__file__).parents[1] / "tests" / "assets"
+ASSETS = Path(os.path.relpath(Path(__file__).parents[1] / "tests" / "assets"))
 
 config = FinetuneConfig(
     policy=PolicySource(

@@ -23,8 +23,9 @@ import numpy as np
 from jaxreflow.config import ModelConfig
 from jaxreflow.errors import CheckpointError
 from jaxreflow.pretrained import WEIGHTS, find_checkpoint, new_directory, read_policy_config, write_json
+from jaxreflow.tensorfile import DTYPES, TensorFile
 from jaxreflow.vlm import load_vlm
-from jaxreflow.weights import DTYPES, Entry, TensorFile, table
+from jaxreflow.weights import Entry, check_tensors, table
 
 from .orbax import LazyLeaf, TreeReader, save_tree
 
@@ -49,7 +50,7 @@ def from_lerobot(source: str | Path, out: Path, *, vlm: Path | None = None) -> l
     policy = read_policy_config(directory)
     file = TensorFile(directory / WEIGHTS)
     config = ModelConfig.create(policy, load_vlm(policy, directory, vlm).config)
-    file.check(config)
+    check_tensors(file, config)
     others = [path for path in _files(directory) if path != file.path]
     pickles = [path for path in others if path.suffix in PICKLES]
     with new_directory(out) as folder:

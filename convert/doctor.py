@@ -14,8 +14,9 @@ from jaxreflow.normalization import ACTION, STATE, check_normalizer
 from jaxreflow.pretrained import CONFIG, WEIGHTS, load_processors
 from jaxreflow.processors import POSTPROCESSOR, PREPROCESSOR, Processors, parse_processors, read_processor_files
 from jaxreflow.statistics import BUFFER_PREFIXES
+from jaxreflow.tensorfile import TensorFile
 from jaxreflow.vlm import load_vlm
-from jaxreflow.weights import TensorFile, count_parameters, expected_tensors
+from jaxreflow.weights import check_tensors, count_parameters, expected_tensors
 
 from .archive import PICKLES
 from .inspection import group_keys
@@ -56,7 +57,7 @@ def examine(directory: Path, *, vlm: Path | None = None, measure: bool | None = 
     if policy is not None and file is not None:
         try:
             config = ModelConfig.create(policy, load_vlm(policy, directory, vlm).config)
-            file.check(config)
+            check_tensors(file, config)
         except JaxReflowError as error:
             config = None
             findings.append(_from_error(error))

@@ -18,6 +18,7 @@ from jaxreflow.normalization import ACTION, STATE, Normalizer
 from jaxreflow.pretrained import WEIGHTS, find_checkpoint, read_policy_config
 from jaxreflow.processors import POSTPROCESSOR, PREPROCESSOR, parse_processors, read_processor_files
 from jaxreflow.statistics import BUFFER_PREFIXES, stats_in_weights
+from jaxreflow.tensorfile import TensorFile
 from jaxreflow.vlm import load_vlm
 from jaxreflow.weights import (
     EXPERT,
@@ -26,7 +27,7 @@ from jaxreflow.weights import (
     TEXT,
     VISION,
     VLM,
-    TensorFile,
+    check_tensors,
     dead_tensors,
     table,
     trainable_by_policy,
@@ -87,7 +88,7 @@ def inspect_checkpoint(source: str | Path, *, vlm: Path | None = None) -> Inspec
     policy = read_policy_config(directory)
     file = TensorFile(directory / WEIGHTS)
     config = ModelConfig.create(policy, load_vlm(policy, directory, vlm).config)
-    file.check(config)
+    check_tensors(file, config)
     trainable = trainable_by_policy(policy, config)
     trained = {key for entry in table(config) if trainable(entry.path) for key in entry.keys}
     dead = dead_tensors(config)

@@ -18,8 +18,9 @@ from jaxreflow.config import ModelConfig, PolicyConfig
 from jaxreflow.flow import sample_noise
 from jaxreflow.model.vision import position_ids
 from jaxreflow.policy import sample_chunks
+from jaxreflow.tensorfile import TensorFile
 from jaxreflow.types import Observation
-from jaxreflow.weights import TensorFile, read_params
+from jaxreflow.weights import read_params
 
 _OBSERVATIONS, _NOISES = 2, 4
 

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from jaxreflow.config import DEFAULT_VLM, POLICY_FIELDS
+from jaxreflow.config import DEFAULT_VLM
+from jaxreflow.config_fields import POLICY_FIELDS
 from jaxreflow.errors import CheckpointError
 from jaxreflow.pretrained import CONFIG, WEIGHTS
+from jaxreflow.tensorfile import TensorFile
 from jaxreflow.vlm import has_weights
-from jaxreflow.weights import TensorFile
 
 T = TypeVar("T")
 

@@ -12,7 +12,8 @@ from flax.traverse_util import unflatten_dict
 from jaxreflow.checkpoint import POLICY_DIR, STATE_DIR, CheckpointStore, last_step
 from jaxreflow.errors import CheckpointError
 from jaxreflow.pretrained import TRAIN_CONFIG, WEIGHTS, Checkpoint, find_checkpoint, load_checkpoint, save_pretrained
-from jaxreflow.weights import TensorFile, table
+from jaxreflow.tensorfile import TensorFile
+from jaxreflow.weights import table
 
 from .orbax import TreeReader
 

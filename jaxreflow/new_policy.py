@@ -21,8 +21,9 @@ from jaxreflow.pretrained import CONFIG, WEIGHTS, new_directory, student_policy,
 from jaxreflow.processors import create_processors
 from jaxreflow.run_config import PolicySource
 from jaxreflow.statistics import rename_stats, to_float32
+from jaxreflow.tensorfile import TensorFile
 from jaxreflow.vlm import SMALL_FILES, VLM_FOLDER, load_vlm
-from jaxreflow.weights import VLM, TensorFile, expected_tensors, table
+from jaxreflow.weights import VLM, expected_tensors, table
 
 # The width of LeRobot's initialisation for every weight that nothing reads.
 _INITIAL_STD = 0.02

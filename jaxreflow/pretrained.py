@@ -20,9 +20,10 @@ from jaxreflow.normalization import STATS_FROM_HINT, Stats
 from jaxreflow.observation import Transforms
 from jaxreflow.processors import Processors, create_processors, parse_processors, read_processor_files
 from jaxreflow.statistics import BUFFER_PREFIXES, read_stats, rename_stats, stats_in_weights, to_float32
+from jaxreflow.tensorfile import TensorFile
 from jaxreflow.types import Params
 from jaxreflow.vlm import HUB_NAME, VLM_FOLDER, VLMFiles, has_weights, load_tokenizer, load_vlm
-from jaxreflow.weights import TensorFile, read_params, write_params
+from jaxreflow.weights import check_tensors, read_params, write_params
 
 CONFIG, WEIGHTS, TRAIN_CONFIG = "config.json", "model.safetensors", "train_config.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
@@ -76,7 +77,7 @@ def load_checkpoint(
     tensors = TensorFile(directory / WEIGHTS)
     vlm_files = load_vlm(policy, directory, vlm)
     config = ModelConfig.create(policy, vlm_files.config, dtype=dtype, vision_positions=vision_positions)
-    tensors.check(config)
+    check_tensors(tensors, config)
     processors = load_processors(
         directory, policy, tensors, stats_from=stats_from, dataset_stats=dataset_stats, rename_map=rename_map
     )

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 import os
 import struct
@@ -17,14 +15,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
-import ml_dtypes
 import numpy as np
-import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxreflow.config import ModelConfig, PolicyConfig
 from jaxreflow.errors import CheckpointError
 from jaxreflow.model import init_params
+from jaxreflow.tensorfile import TensorFile
 from jaxreflow.types import Params
 
 ParamPath = tuple[str, ...]
@@ -34,16 +31,6 @@ VISION = VLM + "model.vision_model."
 TEXT = VLM + "model.text_model."
 EXPERT = "model.vlm_with_expert.lm_expert."
 PROJECTIONS = ("state_proj", "action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out")
-DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # Statistics that checkpoints from before LeRobot's processors (0.4) keep among the weights; `processors.py` reads them.
 STATISTICS_PREFIXES = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.", "normalize_")
@@ -157,100 +144,26 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {**alive, **dead_tensors(config)}
 
 
-class TensorFile:
-    """A `model.safetensors`, read one tensor at a time under clean keys (`_orig_mod.` of torch.compile left out).
+def check_tensors(file: TensorFile, config: ModelConfig) -> None:
+    """Compares keys and shapes with what the config needs.
 
     Raises:
-        CheckpointError: the file is missing, truncated, no safetensors, or names a tensor twice.
+        CheckpointError: lists every missing, unexpected and wrongly shaped tensor.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        if not self.path.is_file():
-            pickled = [
-                p.name
-                for p in sorted(self.path.parent.glob("*"))
-                if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-            ]
-            hint = (
-                f"; {', '.join(pickled)} is pickled and never loaded: convert it to safetensors in PyTorch"
-                if pickled
-                else ""
-            )
-            raise CheckpointError(f"{self.path}: no such file; expected the policy's weights as safetensors{hint}")
-        try:
-            with safetensors.safe_open(
-                self.path, framework="np"
-            ) as file:  # checks the header, its bounds and the file's length
-                self.metadata: dict[str, str] | None = file.metadata()
-        except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{self.path}: not a complete safetensors file ({error}); copy or download it again"
-            ) from error
-        with self.path.open("rb") as raw:
-            (length,) = struct.unpack("<Q", raw.read(8))
-            self.header = raw.read(length)
-        infos = json.loads(self.header)
-        infos.pop("__metadata__", None)
-        # In the order of the data, so that a copy can be streamed behind the same header.
-        self._infos = dict(sorted(infos.items(), key=lambda item: item[1]["data_offsets"]))
-        stored = list(self._infos)
-        self.stored_keys = {key.replace("_orig_mod.", ""): key for key in stored}
-        if len(self.stored_keys) != len(stored):
-            twice = sorted(k for k in stored if "_orig_mod." in k and k.replace("_orig_mod.", "") in stored)
-            raise CheckpointError(
-                f"{self.path}: tensors stored twice, with and without `_orig_mod.`: {', '.join(twice)}"
-            )
-
-    @property
-    def keys(self) -> list[str]:
-        """All clean keys."""
-        return list(self.stored_keys)
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
-        return tuple(self._infos[self.stored_keys[key]]["shape"])
-
-    def dtype(self, key: str) -> np.dtype:
-        """Stored dtype of a tensor, without reading it."""
-        name = self._infos[self.stored_keys[key]]["dtype"]
-        if name not in DTYPES:
-            raise CheckpointError(f"{self.path}: {key} is stored as {name}; expected one of {', '.join(DTYPES)}")
-        return np.dtype(DTYPES[name])
-
-    def read(self, key: str) -> np.ndarray:
-        """A tensor as stored; read, not mapped, so that only what is used stays in memory."""
-        begin, _ = self._infos[self.stored_keys[key]]["data_offsets"]
-        shape = self.shape(key)
-        offset = 8 + len(self.header) + begin
-        return np.fromfile(self.path, self.dtype(key), math.prod(shape), offset=offset).reshape(shape)
-
-    @functools.cached_property
-    def sha256(self) -> str:
-        """Hash of the whole file: a checkpoint's identity."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    def check(self, config: ModelConfig) -> None:
-        """Compares keys and shapes with what the config needs.
-
-        Raises:
-            CheckpointError: lists every missing, unexpected and wrongly shaped tensor.
-        """
-        expected = expected_tensors(config)
-        known = [k for k in self.keys if not k.startswith(STATISTICS_PREFIXES)]
-        problems = [f"missing: {key} {list(expected[key])}" for key in sorted(set(expected) - set(known))]
-        problems += [f"unexpected: {key} {list(self.shape(key))}" for key in sorted(set(known) - set(expected))]
-        problems += [
-            f"shape of {key}: expected {list(expected[key])}, found {list(self.shape(key))}"
-            for key in sorted(set(known) & set(expected))
-            if self.shape(key) != expected[key]
-        ]
-        if problems:
-            lines = "\n  ".join(problems)
-            raise CheckpointError(
-                f"{self.path} does not fit config.json and the VLM's config ({len(problems)} problems):\n  {lines}"
-            )
+    expected = expected_tensors(config)
+    known = [k for k in file.keys if not k.startswith(STATISTICS_PREFIXES)]
+    problems = [f"missing: {key} {list(expected[key])}" for key in sorted(set(expected) - set(known))]
+    problems += [f"unexpected: {key} {list(file.shape(key))}" for key in sorted(set(known) - set(expected))]
+    problems += [
+        f"shape of {key}: expected {list(expected[key])}, found {list(file.shape(key))}"
+        for key in sorted(set(known) & set(expected))
+        if file.shape(key) != expected[key]
+    ]
+    if problems:
+        lines = "\n  ".join(problems)
+        raise CheckpointError(
+            f"{file.path} does not fit config.json and the VLM's config ({len(problems)} problems):\n  {lines}"
+        )
 
 
 def read_params(file: TensorFile, config: ModelConfig) -> Params:
@@ -259,7 +172,7 @@ def read_params(file: TensorFile, config: ModelConfig) -> Params:
     Raises:
         CheckpointError: keys or shapes do not fit the config.
     """
-    file.check(config)
+    check_tensors(file, config)
     flat: dict[ParamPath, np.ndarray] = {}
     for entry in table(config):
         leaf = np.empty(entry.shape, np.float32)

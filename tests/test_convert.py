@@ -19,7 +19,8 @@ from convert.inspection import inspect_checkpoint
 from convert.orbax import LazyLeaf, TreeReader, save_tree
 from jaxreflow.config import ModelConfig, PolicyConfig, VLMConfig
 from jaxreflow.pretrained import WEIGHTS, load_checkpoint
-from jaxreflow.weights import TensorFile, expected_tensors, read_params
+from jaxreflow.tensorfile import TensorFile
+from jaxreflow.weights import expected_tensors, read_params
 from tests.checkpoint_edits import NORM, PRE_STATS, contents, copy_checkpoint, edit_config, edit_tensors
 
 

@@ -12,23 +12,25 @@ CONVERT = sorted((ROOT / "convert").glob("*.py"))
 EVERYTHING = [*PACKAGE, *CONVERT, *sorted((ROOT / "configs").glob("*.py")), ROOT / "train.py"]
 
 # What a module may import of the package. A directory stands for all in it.
-BASE = {"errors", "config", "types"}
+BASE = {"errors", "config_fields", "config", "types"}
 FORMATS = {"aloha", "normalization", "processors", "statistics", "vlm"}
 ALLOWED = {
     "errors": set(),
-    "config": {"errors"},
+    "config_fields": set(),
+    "config": {"errors", "config_fields"},
     "types": {"errors", "config"},
     "sharding": BASE,
     "flow": BASE,
     "model": {*BASE, "model"},
     "data": {*BASE, "data"},
     **{module: {*BASE, *FORMATS} for module in FORMATS},
-    "weights": {*BASE, "model"},
+    "tensorfile": {"errors"},
+    "weights": {*BASE, "model", "tensorfile"},
     "observation": {*BASE, *FORMATS},
-    "pretrained": {*BASE, *FORMATS, "weights", "observation"},
+    "pretrained": {*BASE, *FORMATS, "tensorfile", "weights", "observation"},
 }
 # `convert` reads and writes checkpoints, and samples to measure what a position id is worth; it never trains.
-CONVERT_MAY = {*BASE, *FORMATS, "model", "flow", "weights", "pretrained", "policy", "checkpoint"}
+CONVERT_MAY = {*BASE, *FORMATS, "model", "flow", "tensorfile", "weights", "pretrained", "policy", "checkpoint"}
 TOP_LEVEL = {"train", "convert", "configs"}
 
 

@@ -22,8 +22,8 @@ from jaxreflow.processors import (
     read_processor_files,
 )
 from jaxreflow.statistics import stats_in_weights
+from jaxreflow.tensorfile import TensorFile
 from jaxreflow.vlm import load_tokenizer
-from jaxreflow.weights import TensorFile
 
 GOLDENS = Path(__file__).parent / "goldens"
 STATS = {

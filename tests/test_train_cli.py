@@ -12,7 +12,7 @@ import train
 from jaxreflow import SmolVLAPolicy
 from jaxreflow.checkpoint import last_step
 from jaxreflow.metrics import read_metrics
-from jaxreflow.weights import TensorFile
+from jaxreflow.tensorfile import TensorFile
 from tests.tiny_policy import DATASET, make_vlm
 
 DATA = ["--dataset.root", str(DATASET), "--dataset.episodes", "0", "1", "2", "3", "--dataset.holdout", "0.25"]
@@ -217,3 +217,20 @@ def test_compilation_cache_is_left_alone_where_one_is_set(monkeypatch: pytest.Mo
         assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path)
     finally:
         jax.config.update("jax_compilation_cache_dir", None)
+
+
+def test_demo_ends_with_a_report(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "demo"
+    flags = ["--teacher.path", str(teacher), "--output-dir", str(run), "--steps", "1", "--teacher-steps", "2"]
+    assert train.main(["demo", *flags, *DATA, *SIZE, "--noises", "1", "--eval-frames", "4"]) == 0
+    rows = json.loads((run / "report" / "report.json").read_text())
+    assert {(row["name"], row["num_steps"], row["frames"]) for row in rows} == {
+        (name, steps, frames)
+        for name in ("teacher", "student")
+        for steps in (2, 1)
+        for frames in ("held-out frames", "early wall frames")
+    }
+    assert all(0 < row["relative_error"] < 10 for row in rows)
+    assert "| student@1 |" in capsys.readouterr().err
+    for name in ("chunks", "loss"):
+        assert (run / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

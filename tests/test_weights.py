@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from jaxreflow.config import ModelConfig, VLMConfig
 from jaxreflow.errors import CheckpointError
+from jaxreflow.tensorfile import TensorFile
 from jaxreflow.weights import (
     PROJECTIONS,
-    TensorFile,
     count_parameters,
     dead_tensors,
     expected_tensors,
