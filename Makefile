@@ -26,8 +26,8 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 parity: .venv-parity/ready
-	@echo "parity: jaxreflow against LeRobot 0.4.4 in PyTorch; the table goes to build/parity.md"
-	$(PARITY)/python -m pytest tests/parity --confcutdir=tests/parity
+	@echo "parity: jaxreflow against LeRobot 0.4.4 in PyTorch; build/parity.json keeps what was measured"
+	$(PARITY)/python -m pytest tests/parity
 	$(PARITY)/python -m tests.parity.report
 
 .venv/ready: requirements.lock

@@ -20,7 +20,7 @@ config = DemoConfig(
     dataset=DatasetConfig(root=str(ASSETS / "metaworld_mini")),
     steps=1_000,
     batch_size=16,
-    noises=4,
+    noises=2,
     optimizer=OptimizerFlags(lr=5e-4, warmup_steps=100, decay_steps=1_000, decay_lr=2.5e-6),
     ema_decay=0.99,
     log_every=50,

@@ -42,8 +42,9 @@ def write_demo_report(config: DemoConfig, run_dir: Path) -> str:
     spread = np.unique(np.linspace(0, len(source) - 1, config.eval_frames).round().astype(int)).tolist()
     early = early_positions(source, config.two_sided_task)
     rows = compare(teacher, student, source, {"held-out frames": spread, "early wall frames": early})
-    late = [i for i in spread if source.dataset.frame(source.frames[i], ())["task"] != config.two_sided_task]
-    shown = [early[0], early[len(early) // 2 // EARLY_FRAMES * EARLY_FRAMES], late[0]]
+    other = [i for i in spread if source.dataset.frame(int(source.frames[i]), ())["task"] != config.two_sided_task]
+    # Two wall episodes, and a frame of another task where there is one.
+    shown = [early[0], early[-EARLY_FRAMES], *other[:1]]
     names = dataset.features["action"].names or ["action 0", "action 1"]
     figures = {
         "chunks": plot_chunks(examples(teacher, student, source, shown), names),
@@ -69,7 +70,7 @@ def examples(
     sampled = {label: chunks(policy, source, positions, noise, steps) for label, policy, steps in policies}
     shown = []
     for i, position in enumerate(positions):
-        frame = source.dataset.frame(source.frames[position], source.dataset.camera_keys)
+        frame = source.dataset.frame(int(source.frames[position]), source.dataset.camera_keys)
         image = frame[source.dataset.camera_keys[0]]
         shown.append(Example(image, frame["task"], {label: chunk[i] for label, chunk in sampled.items()}))
     return shown
