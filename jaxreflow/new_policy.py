@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
@@ -23,7 +26,7 @@ from jaxreflow.run_config import PolicySource
 from jaxreflow.statistics import rename_stats, to_float32
 from jaxreflow.tensorfile import TensorFile
 from jaxreflow.vlm import SMALL_FILES, VLM_FOLDER, load_vlm
-from jaxreflow.weights import VLM, expected_tensors, table
+from jaxreflow.weights import EXPERT, VLM, expected_tensors, table
 
 # The width of LeRobot's initialisation for every weight that nothing reads.
 _INITIAL_STD = 0.02
@@ -49,7 +52,7 @@ def create_policy(
     processors.check(policy)
     with new_directory(out) as folder:
         write_json(folder / CONFIG, student_policy(policy).to_json())
-        tensors = _random_tensors(config, seed)
+        tensors = _random_tensors(config, _expert_dtype(vlm_dir), seed)
         if vlm_dir is not None:
             tensors |= _vlm_tensors(vlm_dir, config)
             _copy_vlm(vlm_dir, folder / VLM_FOLDER, weights=policy.vlm_model_name not in (DEFAULT_VLM, str(vlm_dir)))
@@ -84,24 +87,45 @@ def _channels_first(key: str, dataset: LeRobotDataset) -> tuple[int, ...]:
     return tuple(shape) if shape[0] == 3 and shape[-1] != 3 else (shape[2], shape[0], shape[1])
 
 
-def _random_tensors(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
+def _random_tensors(config: ModelConfig, expert_dtype: np.dtype, seed: int) -> dict[str, np.ndarray]:
     params = flatten_dict(jax.device_get(jax.jit(init_params, static_argnums=1)(jax.random.key(seed), config)))
     random = np.random.default_rng(seed)
     tensors = {
-        key: random.normal(0.0, _INITIAL_STD, shape).astype(np.float32)
-        if len(shape) > 1
-        else np.ones(shape, np.float32)
+        key: random.normal(0.0, _INITIAL_STD, shape) if len(shape) > 1 else np.ones(shape)
         for key, shape in expected_tensors(config).items()
     }
     for entry in table(config):
         for i, key in enumerate(entry.keys):
             leaf = params[entry.path][i] if entry.stacked else params[entry.path]
             tensors[key] = np.ascontiguousarray(entry.to_torch(leaf))
-    return tensors
+    return {key: tensor.astype(_stored_dtype(key, config, expert_dtype)) for key, tensor in tensors.items()}
+
+
+def _stored_dtype(key: str, config: ModelConfig, expert_dtype: np.dtype) -> np.dtype:
+    """The dtype of LeRobot's own module, to which it rounds whatever the file holds: a wider one here would be lost there.
+
+    The VLM is loaded in bfloat16 and the expert made in the text model's dtype; the k/v projections of cross layers are made
+    anew in PyTorch's default, as are the projections of state, actions and time.
+    """
+    if key.startswith(VLM):
+        return np.dtype(ml_dtypes.bfloat16)
+    if not key.startswith(EXPERT):
+        return np.dtype(np.float32)
+    layer = re.search(r"layers\.(\d+)\.self_attn\.[kv]_proj", key)
+    remade = layer is not None and config.expert_layer_kinds[int(layer[1])] == "cross"
+    return np.dtype(np.float32) if remade else expert_dtype
+
+
+def _expert_dtype(vlm_dir: Path | None) -> np.dtype:
+    """The dtype that the VLM's config names for its text model; SmolVLM2's, bfloat16, where it names none."""
+    config = json.loads((vlm_dir / CONFIG).read_text(encoding="utf-8")) if vlm_dir is not None else {}
+    text = config.get("text_config", {})
+    name = text.get("dtype") or text.get("torch_dtype") or "bfloat16"
+    return np.dtype(np.float32) if name == "float32" else np.dtype(ml_dtypes.bfloat16)
 
 
 def _vlm_tensors(directory: Path, config: ModelConfig) -> dict[str, np.ndarray]:
-    """The VLM's weights as stored; none if the folder holds no safetensors."""
+    """The VLM's weights in bfloat16, as LeRobot loads them; none if the folder holds no safetensors."""
     files = [TensorFile(path) for path in sorted(directory.glob("*.safetensors"))]
     if not files:
         return {}
@@ -117,7 +141,7 @@ def _vlm_tensors(directory: Path, config: ModelConfig) -> dict[str, np.ndarray]:
             found = list(stored[name].shape(name)) if name in stored else "nothing"
             problems.append(f"{name}: expected {list(shape)}, found {found}")
         else:
-            tensors[key] = stored[name].read(name)
+            tensors[key] = stored[name].read(name).astype(ml_dtypes.bfloat16)
     if problems:
         lines = "\n  ".join(problems)
         raise CheckpointError(

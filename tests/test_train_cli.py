@@ -81,6 +81,16 @@ def test_new_policy_has_the_datasets_features_and_is_trained_as_asked(teacher_ru
     assert not any(".vision_model." in key or "lm_head" in key for key in moved)
 
 
+def test_new_policy_is_stored_in_the_dtypes_of_lerobots_modules(teacher: Path) -> None:
+    """What is stored wider would be rounded when LeRobot loads it, and the policy would act otherwise there."""
+    file = TensorFile(teacher / "model.safetensors")
+    wide = {key for key in file.keys if file.dtype(key) == np.float32}
+    cross = "model.vlm_with_expert.lm_expert.layers.1.self_attn."
+    assert {key for key in wide if "vlm_with_expert" in key} == {cross + "k_proj.weight", cross + "v_proj.weight"}
+    assert len(wide) == 2 + 10
+    assert {file.dtype(key).name for key in set(file.keys) - wide} == {"bfloat16"}
+
+
 def test_student_is_exported_in_the_teachers_form(teacher: Path, student_run: Path) -> None:
     student = student_run / "checkpoints" / "last" / "pretrained_model"
     assert last_step(student_run / "checkpoints") == 4
