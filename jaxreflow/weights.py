@@ -33,7 +33,7 @@ EXPERT = "model.vlm_with_expert.lm_expert."
 PROJECTIONS = ("state_proj", "action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out")
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # Statistics that checkpoints from before LeRobot's processors (0.4) keep among the weights; `processors.py` reads them.
-STATISTICS_PREFIXES = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.", "normalize_")
+STATISTICS_PREFIXES = ("normalize_", "unnormalize_")
 
 
 @dataclasses.dataclass(frozen=True)
