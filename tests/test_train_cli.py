@@ -136,10 +136,13 @@ def test_complete_run_has_nothing_left_to_do(student_run: Path, capsys: pytest.C
     assert "complete" in capsys.readouterr().err
 
 
-def test_student_can_be_the_next_teacher_and_raw_weights_be_exported(student_run: Path, tmp_path: Path) -> None:
+def test_student_can_be_the_next_teacher_and_raw_weights_be_exported(
+    student_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     student = student_run / "checkpoints" / "last" / "pretrained_model"
     flags = ["--steps", "1", "--noises", "2", "--teacher-steps", "1", "--export", "raw", "--num-steps", "2"]
     assert reflow(student, tmp_path / "run", *flags) == 0
+    assert "student = teacher, loaded once" in capsys.readouterr().err
     assert read_config(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")["num_steps"] == 2
 
 

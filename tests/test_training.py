@@ -123,6 +123,18 @@ def test_reflow_learns_the_whole_endpoint_of_the_deployed_sampler() -> None:
     np.testing.assert_allclose(total, jnp.sum(errors), rtol=1e-5)
 
 
+def test_training_and_acting_are_one_path() -> None:
+    """At t = 1 a student that is its one-step teacher has nothing to learn: no mode, dimension or position sets them apart."""
+    _, frozen, teacher = weights()
+    batch = make_batch(2, CONFIG)
+    noise, t = make_draw(flow.TIME_LAWS["uniform"], 2, CONFIG)(jax.random.key(1), 2)
+    loss = jax.jit(reflow_loss(CONFIG, teacher_steps=1, shared_context=True))
+    total, count = loss(teacher, frozen, teacher, batch, noise, jnp.ones_like(t))
+    assert total / count < 1e-11
+    elsewhere, _ = loss(teacher, frozen, teacher, batch, noise, t)
+    assert elsewhere / count > 1e-4
+
+
 def test_a_trained_vlm_gets_contexts_of_its_own() -> None:
     params = merge_params(weights().teacher, weights().frozen)
     teacher, frozen = split_params(params, lambda path: path[0] != "vision_model")
