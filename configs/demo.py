@@ -21,7 +21,7 @@ config = DemoConfig(
     steps=1_000,
     batch_size=16,
     noises=2,
-    optimizer=OptimizerFlags(lr=5e-4, warmup_steps=100, decay_steps=1_000, decay_lr=2.5e-6),
+    optimizer=OptimizerFlags(lr=1e-3, warmup_steps=100, decay_steps=1_000, decay_lr=2.5e-6),
     ema_decay=0.99,
     log_every=50,
     eval_every=250,
