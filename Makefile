@@ -1,5 +1,5 @@
 # Every target makes the environment that it needs on first use; all that must be there is a python3 (3.11 or newer) and the network.
-#   make demo     teacher -> student on the data in the repository, with a report (about 8 minutes on 2 cores)
+#   make demo     teacher -> student on the data in the repository, with a report (about 5 minutes on 2 cores)
 #   make test     the test suite            make parity   comparison with real LeRobot, in an environment of its own
 #   make lint     ruff and mypy             make lock     pins the newest versions of all dependencies
 PYTHON ?= python3
