@@ -56,7 +56,7 @@ def from_lerobot(source: str | Path, out: Path, *, vlm: Path | None = None) -> l
     with new_directory(out) as folder:
         entries = table(config)
         save_tree(folder / PARAMS, {entry.path: _leaf(file, entry) for entry in entries})
-        used = {key for entry in entries for key in entry.keys}
+        used = {entry.key for entry in entries}
         save_tree(folder / UNUSED, {(key,): _tensor(file, key) for key in file.keys if key not in used})
         (folder / HEADER).write_bytes(file.header)
         for path in others:
@@ -64,7 +64,7 @@ def from_lerobot(source: str | Path, out: Path, *, vlm: Path | None = None) -> l
                 target = folder / FILES / path.relative_to(directory)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
-        parameters = {"/".join(e.path): {"keys": list(e.keys), "stacked": e.stacked} for e in entries}
+        parameters = {"/".join(entry.path): entry.key for entry in entries}
         manifest = {"version": VERSION, "sha256": file.sha256, "parameters": parameters}
         write_json(folder / MANIFEST, manifest)
     return pickles
@@ -78,18 +78,8 @@ def _files(directory: Path) -> Iterator[Path]:
 
 
 def _leaf(file: TensorFile, entry: Entry) -> LazyLeaf:
-    """A parameter in its stored dtype, or one that holds the values of all its layers."""
-    dtypes = {file.dtype(key) for key in entry.keys}
-    wide = np.float64 if any(dtype.itemsize > 4 for dtype in dtypes) else np.float32
-    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(wide)
-
-    def read() -> np.ndarray:
-        leaf = np.empty(entry.shape, dtype)
-        for i, key in enumerate(entry.keys):
-            leaf[i if entry.stacked else ...] = entry.from_torch(file.read(key))
-        return leaf
-
-    return LazyLeaf(entry.shape, dtype, read)
+    """A parameter in its stored dtype."""
+    return LazyLeaf(entry.shape, file.dtype(entry.key), lambda: entry.from_torch(file.read(entry.key)))
 
 
 def _tensor(file: TensorFile, key: str) -> LazyLeaf:
@@ -130,15 +120,13 @@ def _read_manifest(archive: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["version"] != VERSION:
             raise CheckpointError(f"{path}: format {manifest['version']}, expected {VERSION}; use a newer jaxreflow")
-        for parameter in manifest["parameters"].values():
-            parameter["keys"], parameter["stacked"]
-        manifest["sha256"]
+        manifest["parameters"].values(), manifest["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not written by `convert from-lerobot`, or damaged ({error!r})") from error
     return manifest
 
 
-def _tensors(archive: Path, parameters: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(archive: Path, parameters: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor under its key without `_orig_mod.`, in PyTorch's layout."""
     params, unused = TreeReader(archive / PARAMS), TreeReader(archive / UNUSED)
     found, expected = {"/".join(path) for path in params.shapes}, set(parameters)
@@ -148,11 +136,8 @@ def _tensors(archive: Path, parameters: Mapping[str, Any]) -> Iterator[tuple[str
             f"unexpected {sorted(found - expected)}"
         )
     for path, shape in params.shapes.items():
-        place = parameters["/".join(path)]
-        entry = Entry(path, tuple(place["keys"]), place["stacked"], shape)
-        leaf = params.read(path)
-        for i, key in enumerate(entry.keys):
-            yield key, entry.to_torch(leaf[i] if entry.stacked else leaf)
+        entry = Entry(path, parameters["/".join(path)], shape)
+        yield entry.key, entry.to_torch(params.read(path))
     for path in unused.shapes:
         yield path[0], unused.read(path)
 

@@ -90,7 +90,7 @@ def inspect_checkpoint(source: str | Path, *, vlm: Path | None = None) -> Inspec
     config = ModelConfig.create(policy, load_vlm(policy, directory, vlm).config)
     check_tensors(file, config)
     trainable = trainable_by_policy(policy, config)
-    trained = {key for entry in table(config) if trainable(entry.path) for key in entry.keys}
+    trained = {entry.key for entry in table(config) if trainable(entry.path)}
     dead = dead_tensors(config)
     components = [_component(name, keys, file, trained, dead) for name, keys in group_keys(file.keys).items()]
     statistics, problems = _statistics(directory, policy, file)

@@ -273,12 +273,6 @@ class ModelConfig:
         """VLM layers that run: the last one an expert layer reads is a K/V-only tail, later ones are dead weight."""
         return (len(self.expert_layer_kinds) - 1) * self.layer_stride + 1
 
-    @property
-    def expert_period(self) -> int:
-        """Length of the smallest repeating group of expert layers."""
-        kinds = self.expert_layer_kinds
-        return next(p for p in range(1, len(kinds) + 1) if all(k == kinds[i % p] for i, k in enumerate(kinds)))
-
     @classmethod
     def create(
         cls, policy: PolicyConfig, vlm: VLMConfig, *, dtype: str = "float32", vision_positions: str = "exact"

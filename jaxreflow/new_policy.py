@@ -95,9 +95,7 @@ def _random_tensors(config: ModelConfig, expert_dtype: np.dtype, seed: int) -> d
         for key, shape in expected_tensors(config).items()
     }
     for entry in table(config):
-        for i, key in enumerate(entry.keys):
-            leaf = params[entry.path][i] if entry.stacked else params[entry.path]
-            tensors[key] = np.ascontiguousarray(entry.to_torch(leaf))
+        tensors[entry.key] = np.ascontiguousarray(entry.to_torch(params[entry.path]))
     return {key: tensor.astype(_stored_dtype(key, config, expert_dtype)) for key, tensor in tensors.items()}
 
 

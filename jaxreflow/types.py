@@ -43,20 +43,17 @@ class Batch:
 
 @flax.struct.dataclass
 class Context:
-    """Rotated keys and raw values of every VLM layer that runs, over the prefix; `count` is the number of valid rows."""
+    """Rotated keys and raw values over the prefix of every VLM layer that runs; `count` is the number of valid rows."""
 
-    k: Float[Array, "L B S K H"]
-    v: Float[Array, "L B S K H"]
+    kv: tuple[tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]], ...]
     mask: Bool[Array, "B S"]
     count: Int[Array, " B"]
 
 
 @flax.struct.dataclass
 class Memory:
-    """What the expert's layers attend to, in the expert's grouping: `scanned[i]` is the i-th member of the repeating group
-    with a leading axis over groups, `rest[i]` a layer left over; each a pair of K and V `[..., B, S, K, H]`."""
+    """Keys and values that every layer of the expert attends to, with the context's mask and count."""
 
-    scanned: tuple[tuple[Array, Array], ...]
-    rest: tuple[tuple[Array, Array], ...]
+    kv: tuple[tuple[Float[Array, "B K S H"], Float[Array, "B K S H"]], ...]
     mask: Bool[Array, "B S"]
     count: Int[Array, " B"]

@@ -1,7 +1,7 @@
 """LeRobot's safetensors <-> parameter trees, by one two-way table.
 
-Layers of one kind are stacked on a leading axis; linear kernels are `[in, out]` where PyTorch has `[out, in]`. Tensors that never
-run (the tail of the last text layer, later layers, the final norm, `lm_head`) have no parameter: they stay in the file.
+Linear kernels are `[in, out]` where PyTorch has `[out, in]`. Tensors that never run (the tail of the last text layer, later layers,
+the final norm, `lm_head`) have no parameter: they stay in the file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -38,73 +39,57 @@ STATISTICS_PREFIXES = ("normalize_", "unnormalize_")
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One parameter: its path, and LeRobot's key for it, or for each index of its leading (layer) axis."""
+    """One parameter: its path, LeRobot's key for it, and its shape."""
 
     path: ParamPath
-    keys: tuple[str, ...]
-    stacked: bool
+    key: str
     shape: tuple[int, ...]
 
     def to_torch(self, leaf: np.ndarray) -> np.ndarray:
-        """A layer's leaf in PyTorch's layout."""
+        """A leaf in PyTorch's layout."""
         if self.path[-1] != "kernel":
             return leaf
         return leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
 
     def from_torch(self, tensor: np.ndarray) -> np.ndarray:
-        """A tensor of PyTorch's as a layer's leaf."""
+        """A tensor of PyTorch's as a leaf."""
         if self.path[-1] != "kernel":
             return tensor
         return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        """The tensor's shape under each key."""
-        shape = self.shape[1:] if self.stacked else self.shape
-        return self.to_torch(np.empty(shape, np.bool_)).shape
+        """The tensor's shape under its key."""
+        return self.to_torch(np.empty(self.shape, np.bool_)).shape
 
 
 @functools.cache
 def table(config: ModelConfig) -> tuple[Entry, ...]:
-    """Every parameter of the network with its LeRobot keys."""
+    """Every parameter of the network with its LeRobot key."""
     shapes = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
-    entries = []
-    for path, leaf in flatten_dict(shapes).items():
-        template, layers = _block(path, config)
-        template += "." + LEAF_NAMES[path[-1]]
-        keys = tuple(template.format(i) for i in layers) if layers is not None else (template,)
-        if layers is None or len(layers) or leaf.size:
-            entries.append(Entry(path, keys, layers is not None, leaf.shape))
-    return tuple(entries)
+    return tuple(
+        Entry(path, f"{_module(path[:-1])}.{LEAF_NAMES[path[-1]]}", leaf.shape)
+        for path, leaf in flatten_dict(shapes).items()
+    )
 
 
-def _block(path: ParamPath, config: ModelConfig) -> tuple[str, range | None]:
-    """LeRobot's module name for a parameter path; `{}` stands for the layer indices given beside it."""
-    period, count = config.expert_period, len(config.expert_layer_kinds)
-    whole = count // period * period
-    match path[:-1]:
+def _module(path: ParamPath) -> str:
+    """LeRobot's name of the module at a parameter path."""
+    match path:
         case ("vision_model", "layers", *rest):
-            return ".".join([VISION + "encoder.layers.{}", *rest]), range(config.vision.num_hidden_layers)
+            return ".".join([VISION + "encoder.layers", *rest])
         case ("vision_model", ("patch_embedding" | "position_embedding") as name):
-            return VISION + "embeddings." + name, None
+            return VISION + "embeddings." + name
         case ("vision_model", *rest):
-            return VISION + ".".join(rest), None
+            return VISION + ".".join(rest)
         case ("connector", "proj"):
-            return VLM + "model.connector.modality_projection.proj", None
-        case ("text_model", "layers", *rest):
-            return ".".join([TEXT + "layers.{}", *rest]), range(config.num_context_layers - 1)
-        case ("text_model", "last_layer", *rest):
-            return ".".join([f"{TEXT}layers.{config.num_context_layers - 1}", *rest]), None
+            return VLM + "model.connector.modality_projection.proj"
         case ("text_model", *rest):
-            return TEXT + ".".join(rest), None
-        case ("expert", "layers", member, *rest):
-            return ".".join([EXPERT + "layers.{}", *rest]), range(int(member), whole, period)
-        case ("expert", "rest", index, *rest):
-            return ".".join([f"{EXPERT}layers.{whole + int(index)}", *rest]), None
+            return TEXT + ".".join(rest)
         case ("expert", *rest):
-            return EXPERT + ".".join(rest), None
+            return EXPERT + ".".join(rest)
         case (name,) if name in PROJECTIONS:
-            return f"model.{name}", None
+            return f"model.{name}"
     raise AssertionError(f"parameter {'/'.join(path)} has no place in LeRobot's checkpoint")
 
 
@@ -128,7 +113,7 @@ def dead_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "mlp.up_proj": (mlp, width),
         "mlp.down_proj": (width, mlp),
     }
-    alive = {key for entry in table(config) for key in entry.keys}
+    alive = {entry.key for entry in table(config)}
     every = {
         f"{TEXT}layers.{i}.{name}.weight": shape
         for i in range(config.num_context_layers - 1, config.num_vlm_layers)
@@ -140,7 +125,7 @@ def dead_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every key of LeRobot's checkpoint with its shape."""
-    alive = {key: entry.torch_shape for entry in table(config) for key in entry.keys}
+    alive = {entry.key: entry.torch_shape for entry in table(config)}
     return {**alive, **dead_tensors(config)}
 
 
@@ -175,10 +160,8 @@ def read_params(file: TensorFile, config: ModelConfig) -> Params:
     check_tensors(file, config)
     flat: dict[ParamPath, np.ndarray] = {}
     for entry in table(config):
-        leaf = np.empty(entry.shape, np.float32)
-        for i, key in enumerate(entry.keys):
-            leaf[i if entry.stacked else ...] = entry.from_torch(file.read(key))
-        flat[entry.path] = leaf
+        leaf = entry.from_torch(file.read(entry.key))
+        flat[entry.path] = np.ascontiguousarray(leaf, np.float32)
     return unflatten_dict(flat)
 
 
@@ -189,13 +172,11 @@ def updated_tensors(file: TensorFile, params: Params, config: ModelConfig) -> It
     bits, so that an untouched tensor comes back byte for byte whatever its dtype.
     """
     flat = flatten_dict(params)
-    places = {key: (entry, i) for entry in table(config) if entry.path in flat for i, key in enumerate(entry.keys)}
+    entries = {entry.key: entry for entry in table(config) if entry.path in flat}
     for key in file.keys:
         stored = file.read(key)
-        if key in places:
-            entry, i = places[key]
-            leaf = flat[entry.path]
-            value = np.ascontiguousarray(entry.to_torch(np.asarray(leaf[i] if entry.stacked else leaf)))
+        if key in entries:
+            value = np.ascontiguousarray(entries[key].to_torch(np.asarray(flat[entries[key].path])))
             if not _same_bits(stored.astype(value.dtype, copy=False), value):
                 stored = value.astype(stored.dtype)
         yield key, stored
@@ -236,8 +217,8 @@ def trainable_by_policy(policy: PolicyConfig, config: ModelConfig) -> Callable[[
                 return policy.train_state_proj
             case ("vision_model", *_):
                 return not policy.train_expert_only and not policy.freeze_vision_encoder
-            case ("text_model", "last_layer", *_):
-                return not policy.train_expert_only and config.num_context_layers - 1 < frozen_from
+            case ("text_model", "layers", index, *_) if int(index) >= frozen_from:
+                return False
             case ("text_model" | "connector", *_):
                 return not policy.train_expert_only
         return True
@@ -256,6 +237,20 @@ def split_params(params: Params, trainable: Callable[[ParamPath], bool]) -> tupl
 def merge_params(trainable: Params, frozen: Params) -> Params:
     """The whole tree again."""
     return unflatten_dict({**flatten_dict(frozen), **flatten_dict(trainable)})
+
+
+def stored_in_compute_dtype(params: Params, config: ModelConfig) -> Params:
+    """Parameters that are not trained, as every use of them needs them: in the compute dtype, where it casts them anyway.
+
+    That changes no output. Norms and the projections between states, actions and tokens compute in float32 and keep it.
+    """
+    dtype = jnp.dtype(config.dtype)
+
+    def in_float32(path: ParamPath) -> bool:
+        return path[0] in PROJECTIONS or "norm" in path[-2]
+
+    flat = flatten_dict(params).items()
+    return unflatten_dict({path: x if in_float32(path) else x.astype(dtype, copy=False) for path, x in flat})
 
 
 def count_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:

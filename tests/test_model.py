@@ -10,10 +10,18 @@ import pytest
 
 from jaxreflow.config import ModelConfig, VLMConfig
 from jaxreflow.errors import ConfigError
-from jaxreflow.model import embed_images, encode, extend, memorise, observe, velocity
-from jaxreflow.model.expert import action_sight
-from jaxreflow.model.layers import attend, rotate, time_embedding
-from jaxreflow.model.vision import connector, interpolation_matrix, position_ids, resize_with_pad
+from jaxreflow.model import embed_images, encode, extend, memorise, observe, velocity, vision
+from jaxreflow.model.layers import (
+    Rows,
+    attend,
+    merge_queries,
+    merge_rows,
+    rotate,
+    split_queries,
+    split_rows,
+    time_embedding,
+)
+from jaxreflow.model.vision import attend_in_slices, connector, interpolation_matrix, position_ids, resize_with_pad
 from jaxreflow.types import Observation
 from tests.tiny import CAMERA, VLM, WRIST, tiny_model, tiny_observation, tiny_policy
 
@@ -28,24 +36,50 @@ def test_rotation_turns_split_halves_by_the_position():
 
 
 def test_query_heads_share_key_heads_in_order():
-    q = jnp.zeros((1, 1, 4, 2))
-    v = jnp.asarray([[[[1.0, 1.0], [5.0, 5.0]]]])
-    np.testing.assert_array_equal(attend(q, jnp.zeros((1, 1, 2, 2)), v)[0, 0], [1, 1, 1, 1, 5, 5, 5, 5])
+    q = split_queries(jnp.zeros((1, 1, 8)), kv_heads=2, head_dim=2)
+    rows = Rows(jnp.zeros((1, 2, 1, 2)), split_rows(jnp.asarray([[[1.0, 1.0, 5.0, 5.0]]]), head_dim=2))
+    np.testing.assert_array_equal(merge_queries(attend(q, rows))[0, 0], [1, 1, 1, 1, 5, 5, 5, 5])
+
+
+def test_heads_are_merged_as_they_were_split():
+    x = jnp.arange(2.0 * 3 * 5 * 12).reshape(2, 3, 5, 12)
+    assert split_queries(x, kv_heads=2, head_dim=2).shape == (2, 2, 3, 3, 5, 2)  # B K M G T H
+    np.testing.assert_array_equal(merge_queries(split_queries(x, kv_heads=2, head_dim=2)), x)
+    assert split_rows(x, head_dim=2).shape == (2, 6, 3, 5, 2)  # B K M S H
+    np.testing.assert_array_equal(merge_rows(split_rows(x, head_dim=2)), x)
 
 
 def test_masked_keys_have_no_weight():
-    k = v = jnp.asarray([[[[1.0, 0.0]], [[0.0, 9.0]]]])
-    out = attend(jnp.ones((1, 1, 1, 2)), k, v, jnp.asarray([[[True, False]]]))
-    np.testing.assert_array_equal(out[0, 0], [1.0, 0.0])
+    kv = jnp.asarray([[[[1.0, 0.0], [0.0, 9.0]]]])
+    out = attend(jnp.ones((1, 1, 1, 1, 2)), Rows(kv, kv, jnp.asarray([[[True, False]]])))
+    np.testing.assert_array_equal(out[0, 0, 0, 0], [1.0, 0.0])
 
 
-def test_actions_see_the_valid_prefix_and_their_own_past():
-    sight = action_sight(jnp.asarray([[True, True, False]]), jnp.asarray([2]), num_noises=2, chunk_size=2)
-    one = [[1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
-    np.testing.assert_array_equal(sight.self_mask, np.array([one, one], bool))
-    np.testing.assert_array_equal(sight.cross_mask, [[[True, True, False]]])
-    np.testing.assert_array_equal(sight.absolute, [[2, 3], [2, 3]])
-    np.testing.assert_array_equal(sight.relative, [[0, 1]])
+def test_blocks_of_rows_are_attended_to_as_one_sequence():
+    """Shared rows, masked, and rows of each noise's own, under a causal mask; against the textbook formula, noise by noise."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    q = jax.random.normal(keys[0], (2, 2, 3, 2, 4, 8))  # B K M G T H
+    shared = [jax.random.normal(key, (2, 2, 5, 8)) for key in keys[1:3]]
+    own = [jax.random.normal(key, (2, 2, 3, 4, 8)) for key in keys[3:]]
+    valid = jnp.asarray([[True] * 5, [True, True, False, True, False]])[:, None]
+    causal = jnp.tril(jnp.ones((1, 4, 4), bool))
+    out = attend(q, Rows(*shared, valid), Rows(*own, causal))
+    mask = jnp.concatenate([jnp.broadcast_to(valid, (2, 4, 5)), jnp.broadcast_to(causal, (2, 4, 4))], axis=-1)
+    for m in range(3):
+        k, v = (jnp.concatenate([a, b[:, :, m]], axis=2) for a, b in zip(shared, own, strict=True))
+        scores = jnp.einsum("bkgth,bksh->bkgts", q[:, :, m], k) / np.sqrt(8)
+        weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf))
+        np.testing.assert_allclose(out[:, :, m], jnp.einsum("bkgts,bksh->bkgth", weights, v), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("score_bytes", [1, 1000, 1 << 30])
+def test_slices_of_queries_attend_as_the_whole(monkeypatch, score_bytes):
+    monkeypatch.setattr(vision, "CPU_SCORE_BYTES", score_bytes)
+    q, k, v = (
+        jax.random.normal(key, (2, 3, *shape))
+        for key, shape in zip(jax.random.split(jax.random.key(0), 3), [(1, 12, 8), (12, 8), (12, 8)], strict=True)
+    )
+    np.testing.assert_allclose(attend_in_slices(q, Rows(k, v)), attend(q, Rows(k, v)), rtol=1e-5, atol=1e-6)
 
 
 def test_time_embedding_equals_float64():
@@ -162,9 +196,10 @@ def test_the_state_changes_only_its_own_row(model):
         jax.jit(functools.partial(extend, config=config))(params, context, s)
         for s in (observation.state, observation.state + 1)
     )
-    np.testing.assert_array_equal(one.k[:, :, :-1], context.k)
-    np.testing.assert_array_equal(one.v[:, :, :-1], other.v[:, :, :-1])
-    assert jnp.all(jnp.any(one.v[:, :, -1] != other.v[:, :, -1], axis=(-1, -2)))
+    for (k, v), (one_k, one_v), (_, other_v) in zip(context.kv, one.kv, other.kv, strict=True):
+        np.testing.assert_array_equal(one_k[:, :, :-1], k)
+        np.testing.assert_array_equal(one_v[:, :, :-1], v)
+        assert jnp.all(jnp.any(one_v[:, :, -1] != other_v[:, :, -1], axis=(-1, -2)))
     np.testing.assert_array_equal(one.count, context.mask.sum(1) + 1)
 
 
@@ -242,4 +277,4 @@ def test_dimensions_of_the_published_model():
     config = ModelConfig.create(tiny_policy(num_vlm_layers=16, resize_imgs_with_padding=(512, 512)), VLMConfig())
     assert (config.expert_hidden_size, config.expert_intermediate_size) == (720, 2048)
     assert config.expert_layer_kinds == ("self", "cross") * 8
-    assert (config.expert_period, config.num_context_layers) == (2, 16)
+    assert config.num_context_layers == 16

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,12 @@ from jaxreflow.types import Params
 
 ROPE_BASE = 10_000.0
 """SmolVLA rotates with this constant, whatever `rope_theta` the VLM's config states (100,000 for SmolVLM2)."""
+
+MASKED = -0.7 * float(np.finfo(np.float32).max)
+"""Score of a masked row: finite, so that rows without any valid key stay finite too."""
+
+KV: TypeAlias = tuple[Float[Array, "B K *M S H"], Float[Array, "B K *M S H"]]
+"""Keys and values of one layer."""
 
 
 def apply(module: nn.Module, params: Params, *inputs: Any, method: Callable[..., Any] | None = None) -> Any:
@@ -34,31 +41,76 @@ def projection(features: int) -> nn.Dense:
     return nn.Dense(features, dtype=jnp.float32, kernel_init=init)
 
 
-def rotate(x: Float[Array, "B T N H"], positions: Int[Array, "#B T"]) -> Float[Array, "B T N H"]:
+def rotate(x: Float[Array, "B *heads T H"], positions: Int[Array, "#B T"]) -> Float[Array, "B *heads T H"]:
     """RoPE, split-half: pairs (x[i], x[i + H/2]) turned by position / 10000^(2i/H); in float32, returned in x's dtype."""
     half = x.shape[-1] // 2
     frequency = jnp.asarray(ROPE_BASE ** (-np.arange(half, dtype=np.float64) / half), jnp.float32)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
+    angle = jnp.expand_dims(positions[..., None].astype(jnp.float32) * frequency, range(1, x.ndim - 2))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def attend(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    mask: Bool[Array, "B queries S"] | None = None,
-) -> Float[Array, "B T NH"]:
-    """Grouped-query attention, scale H^-0.5, scores and softmax in float32; heads merged in the result."""
-    mask = None if mask is None else mask[:, None]
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
-    return out.reshape(*out.shape[:2], -1)
+class Rows(NamedTuple):
+    """Keys and values to attend to, without the M axis where all noises of an observation share them; `mask` None: all valid."""
+
+    k: Float[Array, "B K *M S H"]
+    v: Float[Array, "B K *M S H"]
+    mask: Bool[Array, "#B #T S"] | None = None
 
 
-def split_heads(x: Float[Array, "B T D"], head_dim: int) -> Float[Array, "B T N H"]:
-    """Splits the merged axis of heads."""
-    return x.reshape(*x.shape[:2], -1, head_dim)
+def attend(q: Float[Array, "B K *M G T H"], *blocks: Rows) -> Float[Array, "B K *M G T H"]:
+    """Grouped-query attention to all rows of all blocks, scale H^-0.5, scores and softmax in float32.
+
+    Blocks are not concatenated, so that shared rows are neither copied nor repeated. Each must have a valid row for every query.
+    """
+    scores = [_scores(q, rows) for rows in blocks]
+    largest = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
+    weights = [jnp.exp(s - jax.lax.stop_gradient(largest)) for s in scores]
+    total = [jnp.sum(w, axis=-1, keepdims=True) for w in weights]
+    values = [_dot(w.astype(rows.v.dtype), rows.v, -2) for w, rows in zip(weights, blocks, strict=True)]
+    return (_sum(values) / _sum(total)).astype(q.dtype)
+
+
+def _sum(parts: list[Array]) -> Array:
+    return functools.reduce(jnp.add, parts)
+
+
+def _scores(q: Array, rows: Rows) -> Float[Array, "B K *M G T S"]:
+    scores = _dot(q, rows.k, -1) * q.shape[-1] ** -0.5
+    if rows.mask is None:
+        return scores
+    return jnp.where(jnp.expand_dims(rows.mask, range(1, q.ndim - 2)), scores, MASKED)
+
+
+def _dot(x: Array, rows: Array, axis: int) -> Array:
+    """Sums over x's last axis and `axis` of rows in float32; rows' leading axes are x's."""
+    batch = tuple(range(rows.ndim - 2))
+    dimensions = (((x.ndim - 1,), (rows.ndim + axis,)), (batch, batch))
+    return jax.lax.dot_general(x, rows, dimensions, preferred_element_type=jnp.float32)
+
+
+def split_queries(x: Float[Array, "B *M T NH"], kv_heads: int, head_dim: int) -> Float[Array, "B K *M G T H"]:
+    """Splits the merged axis of heads: head n belongs to key head n // G."""
+    x = x.reshape(*x.shape[:-1], kv_heads, -1, head_dim)
+    return jnp.moveaxis(x, (-3, -2), (1, -3))
+
+
+def split_rows(x: Float[Array, "B *M S KH"], head_dim: int) -> Float[Array, "B K *M S H"]:
+    """Splits the merged axis of key heads."""
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], -1, head_dim), -2, 1)
+
+
+def merge_queries(x: Float[Array, "B K *M G T H"]) -> Float[Array, "B *M T NH"]:
+    """The inverse of `split_queries`."""
+    x = jnp.moveaxis(x, (1, -3), (-3, -2))
+    return x.reshape(*x.shape[:-3], -1)
+
+
+def merge_rows(x: Float[Array, "B K *M S H"]) -> Float[Array, "B *M S KH"]:
+    """The inverse of `split_rows`."""
+    x = jnp.moveaxis(x, 1, -2)
+    return x.reshape(*x.shape[:-2], -1)
 
 
 class GatedMLP(nn.Module):
@@ -73,7 +125,7 @@ class GatedMLP(nn.Module):
         self.up_proj = dense(self.width, self.dtype)
         self.down_proj = dense(self.features, self.dtype)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
         return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -91,14 +143,14 @@ class SelfAttentionProjections(nn.Module):
         self.v_proj = dense(self.text.num_key_value_heads * head_dim, self.dtype)
         self.o_proj = dense(self.features, self.dtype)
 
-    def queries(self, x: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
-        return split_heads(self.q_proj(x), self.text.head_dim)
+    def queries(self, x: Float[Array, "B *M T D"]) -> Float[Array, "B K *M G T H"]:
+        return split_queries(self.q_proj(x), self.text.num_key_value_heads, self.text.head_dim)
 
-    def keys_values(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        return split_heads(self.k_proj(x), self.text.head_dim), split_heads(self.v_proj(x), self.text.head_dim)
+    def keys_values(self, x: Float[Array, "B *M T D"]) -> KV:
+        return split_rows(self.k_proj(x), self.text.head_dim), split_rows(self.v_proj(x), self.text.head_dim)
 
-    def output(self, x: Float[Array, "B T NH"]) -> Float[Array, "B T D"]:
-        return self.o_proj(x)
+    def output(self, x: Float[Array, "B K *M G T H"]) -> Float[Array, "B *M T D"]:
+        return self.o_proj(merge_queries(x))
 
 
 def rms_norm(text: TextConfig, dtype: jnp.dtype) -> nn.RMSNorm:

@@ -23,9 +23,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxreflow.config import ModelConfig
 from jaxreflow.errors import ConfigError
-from jaxreflow.model.expert import action_sight, expert_layers, init_expert, remember_context
+from jaxreflow.model.expert import expert_layers, init_expert, remember_context
 from jaxreflow.model.language import embed_tokens, init_text, text_layers
-from jaxreflow.model.layers import apply, projection, time_embedding
+from jaxreflow.model.layers import Rows, apply, projection, time_embedding
 from jaxreflow.model.vision import connector, init_vision, to_pixels, vision_tower
 from jaxreflow.types import Context, Memory, Observation, Params
 
@@ -77,10 +77,26 @@ def encode(
     *,
     config: ModelConfig,
 ) -> Context:
-    """K/V of all text layers over images and language.
+    """K/V of all text layers over images and language. Position ids count valid rows only."""
+    x, mask = embed_prefix(params, image_tokens, image_mask, tokens, token_mask, config=config)
+    positions = jnp.cumsum(mask, axis=1) - 1
+    kv = text_layers(params["text_model"], x, positions, mask[:, None, :], None, config)
+    return Context(kv=kv, mask=mask, count=jnp.sum(mask, axis=1, dtype=jnp.int32))
+
+
+def embed_prefix(
+    params: Params,
+    image_tokens: Mapping[str, Float[Array, "B P D"]],
+    image_mask: Mapping[str, Bool[Array, " B"]],
+    tokens: Int[Array, "B T"],
+    token_mask: Bool[Array, "B T"],
+    *,
+    config: ModelConfig,
+) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"]]:
+    """The text layers' input rows, images before language, and which of them are valid.
 
     Cameras come in the config's order. An absent camera (at most `empty_cameras` of them) contributes only its special tokens, if
-    the config has any: its image tokens would be masked. Position ids count valid rows only.
+    the config has any: its image tokens would be masked.
     """
     text_params = params["text_model"]
     scale = math.sqrt(config.text.hidden_size)
@@ -105,10 +121,7 @@ def encode(
         camera()
     blocks.append((embed_tokens(text_params, tokens, config) * scale, token_mask))
     x = jnp.concatenate([rows.astype(config.dtype) for rows, _ in blocks], axis=1)
-    mask = jnp.concatenate([valid for _, valid in blocks], axis=1)
-    positions = jnp.cumsum(mask, axis=1) - 1
-    k, v = text_layers(text_params, x, None, positions, mask[:, None, :], config)
-    return Context(k=k, v=v, mask=mask, count=jnp.sum(mask, axis=1, dtype=jnp.int32))
+    return x, jnp.concatenate([valid for _, valid in blocks], axis=1)
 
 
 def _present(images: Mapping[str, Any], config: ModelConfig) -> list[str]:
@@ -128,15 +141,11 @@ def extend(params: Params, context: Context, state: Float[Array, "B max_state_di
     Gradients reach `state_proj` through here and nowhere else.
     """
     row = apply(projection(config.text.hidden_size), params["state_proj"], state)[:, None]
+    past = [Rows(k, v, context.mask[:, None, :]) for k, v in context.kv]
+    own = text_layers(params["text_model"], row, context.count[:, None], None, past, config)
+    kv = jax.tree.map(lambda rows, row: jnp.concatenate([rows, row], axis=2), context.kv, own)
     mask = jnp.concatenate([context.mask, jnp.ones((state.shape[0], 1), bool)], axis=1)
-    past = (context.k, context.v)
-    k, v = text_layers(params["text_model"], row, past, context.count[:, None], mask[:, None, :], config)
-    return Context(
-        k=jnp.concatenate([context.k, k], axis=2),
-        v=jnp.concatenate([context.v, v], axis=2),
-        mask=mask,
-        count=context.count + 1,
-    )
+    return Context(kv=kv, mask=mask, count=context.count + 1)
 
 
 @_at_precision
@@ -150,17 +159,15 @@ def velocity(
     params: Params, memory: Memory, x_t: Float[Array, "B M C A"], t: Float[Array, "B M"], *, config: ModelConfig
 ) -> Float[Array, "B M C A"]:
     """The velocity v(x_t, t) for M noisy chunks per observation; in and out float32."""
-    batch, noises, chunk, _ = x_t.shape
     width = config.expert_hidden_size
     hidden = projection(width)
     actions = apply(hidden, params["action_in_proj"], x_t)
     time = time_embedding(t, width, config.min_period, config.max_period)
     x = jnp.concatenate([actions, jnp.broadcast_to(time[:, :, None], actions.shape)], axis=-1)
     x = jax.nn.silu(apply(hidden, params["action_time_mlp_in"], x))
-    x = apply(hidden, params["action_time_mlp_out"], x).reshape(batch * noises, chunk, width)
-    x = expert_layers(params["expert"], memory, x, action_sight(memory.mask, memory.count, noises, chunk), config)
-    out = apply(projection(config.max_action_dim), params["action_out_proj"], x.astype(jnp.float32))
-    return out.reshape(batch, noises, chunk, config.max_action_dim)
+    x = apply(hidden, params["action_time_mlp_out"], x)
+    x = expert_layers(params["expert"], memory, x, config)
+    return apply(projection(config.max_action_dim), params["action_out_proj"], x.astype(jnp.float32))
 
 
 def observe(params: Params, observation: Observation, *, config: ModelConfig) -> Context:

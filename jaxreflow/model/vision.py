@@ -12,8 +12,11 @@ from jaxtyping import Array, Float, UInt8
 
 from jaxreflow.config import ModelConfig, VisionConfig
 from jaxreflow.errors import ConfigError
-from jaxreflow.model.layers import apply, attend, dense, split_heads
+from jaxreflow.model.layers import Rows, apply, attend, dense, merge_queries, split_queries, split_rows
 from jaxreflow.types import Params
+
+CPU_SCORE_BYTES = 32 << 20
+"""Attention scores of one slice, in float32: a common size of the last-level cache."""
 
 
 def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
@@ -111,8 +114,23 @@ class VisionAttention(nn.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         head_dim = self.config.hidden_size // self.config.num_attention_heads
-        q, k, v = (split_heads(p(x), head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
-        return self.out_proj(attend(q, k, v))
+        q = split_queries(self.q_proj(x), self.config.num_attention_heads, head_dim)
+        rows = Rows(split_rows(self.k_proj(x), head_dim), split_rows(self.v_proj(x), head_dim))
+        return self.out_proj(merge_queries(attend_in_slices(q, rows)))
+
+
+def attend_in_slices(q: Float[Array, "B K G T H"], rows: Rows) -> Float[Array, "B K G T H"]:
+    """`attend`; on a CPU one slice of the queries after the other, as scores that leave its cache cost more than the products."""
+    score_bytes = 4 * (q.size // q.shape[-1]) * rows.k.shape[-2]
+    slices = math.gcd(q.shape[-2], 1 << math.ceil(math.log2(max(score_bytes / CPU_SCORE_BYTES, 1))))
+    if slices == 1:
+        return attend(q, rows)
+
+    def sliced(q: Array, rows: Rows) -> Array:
+        parts = jnp.moveaxis(q.reshape(*q.shape[:-2], slices, -1, q.shape[-1]), -3, 0)
+        return jnp.moveaxis(jax.lax.map(lambda part: attend(part, rows), parts), 0, -3).reshape(q.shape)
+
+    return jax.lax.platform_dependent(q, rows, cpu=sliced, default=attend)
 
 
 class VisionMLP(nn.Module):
@@ -140,17 +158,15 @@ def patch_embedding(config: VisionConfig, dtype: jnp.dtype) -> nn.Conv:
 
 
 def vision_tower(params: Params, pixels: Float[Array, "B h w 3"], config: ModelConfig) -> Float[Array, "B P D"]:
-    """SigLIP-style tower: patches, learned positions, encoder layers scanned, post layer norm."""
+    """SigLIP-style tower: patches, learned positions, encoder layers, post layer norm."""
     vision, dtype = config.vision, jnp.dtype(config.dtype)
     x = apply(patch_embedding(vision, dtype), params["patch_embedding"], pixels)
     side = x.shape[1]
     ids = position_ids(side, vision.image_size // vision.patch_size, shifted=config.vision_positions == "shifted")
     x = x.reshape(x.shape[0], side * side, -1) + params["position_embedding"]["embedding"].astype(dtype)[ids]
 
-    def layer(x: Array, layer_params: Params) -> tuple[Array, None]:
-        return apply(VisionLayer(vision, dtype), layer_params, x), None
-
-    x, _ = jax.lax.scan(layer, x, params["layers"])
+    for i in range(vision.num_hidden_layers):
+        x = apply(VisionLayer(vision, dtype), params["layers"][str(i)], x)
     return apply(layer_norm(vision, dtype), params["post_layernorm"], x)
 
 
@@ -170,9 +186,10 @@ def init_vision(key: Array, config: ModelConfig) -> tuple[Params, Params]:
     vision, dtype = config.vision, jnp.dtype(config.dtype)
     keys = jax.random.split(key, 4)
     x = jnp.zeros((1, 1, vision.hidden_size))
-    layers = jax.vmap(lambda k: VisionLayer(vision, dtype).init(k, x)["params"])(
-        jax.random.split(keys[1], vision.num_hidden_layers)
-    )
+    layers = {
+        str(i): VisionLayer(vision, dtype).init(k, x)["params"]
+        for i, k in enumerate(jax.random.split(keys[1], vision.num_hidden_layers))
+    }
     table = (vision.image_size // vision.patch_size) ** 2
     tower = {
         "patch_embedding": patch_embedding(vision, dtype).init(

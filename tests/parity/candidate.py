@@ -46,8 +46,8 @@ class Candidate:
         noise, time = jnp.asarray(inputs.noise[0])[:, None], jnp.asarray(inputs.time[0])[:, None]
         context, memory, images = _observe(self.params, observation, config=self.config)
         record: dict[str, Any] = {f"vision/{i}": images[key] for i, key in enumerate(inputs.images)}
-        for layer, (k, v) in enumerate(zip(context.k, context.v, strict=True)):
-            record[f"key/{layer}"], record[f"value/{layer}"] = k, v
+        for layer, (k, v) in enumerate(context.kv):
+            record[f"key/{layer}"], record[f"value/{layer}"] = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
         record["prefix_mask"] = context.mask
         record["velocity"] = _velocity(self.params, memory, noise, time, config=self.config)[:, 0]
         for count in steps:
@@ -107,20 +107,16 @@ class Candidate:
         record: Arrays = {}
         for entry in table(self.config):
             if entry.path in flat:
-                leaf = np.asarray(flat[entry.path])
-                record |= {
-                    prefix + k: entry.to_torch(leaf[i] if entry.stacked else leaf) for i, k in enumerate(entry.keys)
-                }
+                record[prefix + entry.key] = entry.to_torch(np.asarray(flat[entry.path]))
         return record
 
     def from_keys(self, arrays: Mapping[str, np.ndarray], prefix: str) -> dict[ParamPath, np.ndarray]:
         """The inverse of `by_key`, flat by parameter path; entries whose keys `arrays` lacks are left out."""
-        flat = {}
-        for entry in table(self.config):
-            if prefix + entry.keys[0] in arrays:
-                leaves = [entry.from_torch(arrays[prefix + key]) for key in entry.keys]
-                flat[entry.path] = np.stack(leaves) if entry.stacked else leaves[0]
-        return flat
+        return {
+            entry.path: entry.from_torch(arrays[prefix + entry.key])
+            for entry in table(self.config)
+            if prefix + entry.key in arrays
+        }
 
 
 @functools.partial(jax.jit, static_argnames="config")
