@@ -22,6 +22,7 @@ import tyro
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jaxreflow.checkpoint import CheckpointStore
+from jaxreflow.data.features import check_vision_frozen
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.demo import DemoConfig, write_demo_report
 from jaxreflow.errors import ConfigError, JaxReflowError
@@ -30,7 +31,14 @@ from jaxreflow.metrics import MetricsLog
 from jaxreflow.new_policy import create_policy
 from jaxreflow.pretrained import Checkpoint, load_checkpoint, save_pretrained
 from jaxreflow.run_config import FREE_FIELDS, FinetuneConfig, ReflowConfig, RunConfig, TeacherSource
-from jaxreflow.run_data import RunData, held_out_batches, open_dataset, split_data, training_batches
+from jaxreflow.run_data import (
+    RunData,
+    held_out_batches,
+    open_dataset,
+    open_run_features,
+    split_data,
+    training_batches,
+)
 from jaxreflow.run_directory import (
     CONFIG_FILE,
     check_directory,
@@ -131,11 +139,14 @@ def run(config: RunConfig) -> None:
     # ---- the data, and the policy to start from
     dataset = open_dataset(config.dataset)
     checkpoint = open_checkpoint(config, dataset, run_dir)
-    data = split_data(dataset, checkpoint.policy, checkpoint.load_transforms(), config)
+    features = open_run_features(config, checkpoint, dataset)
+    data = split_data(dataset, checkpoint.policy, checkpoint.load_transforms(), config, features)
     log_data(dataset, data)
 
     # ---- the update: what is trained, by which loss and optimizer
     weights = split_weights(config, checkpoint, mesh)
+    if features is not None:
+        check_vision_frozen(weights.start)
     log_parameters(config, checkpoint, weights)
     init, train_step, eval_step = make_update(config, checkpoint, weights, mesh)
 

@@ -23,7 +23,6 @@ from jaxreflow.vlm import load_vlm
 from jaxreflow.weights import (
     EXPERT,
     PROJECTIONS,
-    STATISTICS_PREFIXES,
     TEXT,
     VISION,
     VLM,
@@ -40,7 +39,7 @@ COMPONENTS: dict[str, tuple[str, ...]] = {
     "lm_head": (VLM + "lm_head.",),
     "expert": (EXPERT,),
     "projections": tuple(f"model.{name}." for name in PROJECTIONS),
-    "statistics": STATISTICS_PREFIXES,
+    "statistics": BUFFER_PREFIXES,
 }
 _ORDER = ("mean", "std", "min", "max")
 

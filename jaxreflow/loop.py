@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from jaxreflow.compilation import CompileWatch
 from jaxreflow.errors import TrainingError
 from jaxreflow.metrics import MetricsLog, Stopwatch
 from jaxreflow.sharding import shard_batch
@@ -72,27 +73,32 @@ def fit(
     """
     watch = Stopwatch()
     previous: _Update | None = None
-    for step in range(int(state.step) + 1, cadence.steps + 1):
-        with watch.waiting():
-            batch = next(batches)
-        frames = np.asarray(batch.index)
-        state, metrics = step_fn(state, shard_batch(batch, mesh))
-        if previous is not None:
-            previous.read()
-        previous = _Update(step, frames, metrics)
-        log.advance()
-        last = step == cadence.steps
-        if last or step % cadence.log_every == 0:
-            values = previous.read()
-            log.write(step, {**values, **watch.read(batch_size)})
-        if last or step % cadence.eval_every == 0:
-            if scores := evaluate(state):
-                log.write(step, dict(scores))
-            watch.restart()
-        if last or step % cadence.save_every == 0:
-            previous.read()
-            save(step, state)
-            watch.restart()
+    with CompileWatch() as compiling:
+        for step in range(int(state.step) + 1, cadence.steps + 1):
+            with watch.waiting():
+                batch = next(batches)
+            frames = np.asarray(batch.index)
+            with compiling.part("update", step):
+                state, metrics = step_fn(state, shard_batch(batch, mesh))
+            if previous is not None:
+                previous.read()
+            previous = _Update(step, frames, metrics)
+            log.advance()
+            last = step == cadence.steps
+            if last or step % cadence.log_every == 0:
+                values = previous.read()
+                log.write(step, {**values, **watch.read(batch_size)})
+            if last or step % cadence.eval_every == 0:
+                with compiling.part("the evaluation after update", step):
+                    scores = evaluate(state)
+                if scores:
+                    log.write(step, dict(scores))
+                watch.restart()
+            if last or step % cadence.save_every == 0:
+                previous.read()
+                with compiling.part("the checkpoint after update", step):
+                    save(step, state)
+                watch.restart()
     return state
 
 

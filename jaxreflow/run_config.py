@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -35,10 +36,19 @@ class DatasetConfig:
     """Episodes to use (default: all)."""
     holdout: float = 0.1
     """Share of the episodes that is held out of training and evaluated."""
+    cache_frames: float = 0.0
+    """Decode all frames into memory first, at most this many GiB per process; 0: decode each when it is needed."""
+
+    features: str | None = None
+    """Cache of image tokens made by `python -m jaxreflow.data.features`: no video is decoded, no vision tower runs."""
 
     def __post_init__(self) -> None:
+        if self.features and self.cache_frames:
+            raise ConfigError("--dataset.features and --dataset.cache-frames exclude each other: give one of them")
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"--dataset.holdout must lie in [0, 1), found {self.holdout}")
+        if not 0 <= self.cache_frames < math.inf:
+            raise ConfigError(f"--dataset.cache-frames must not be negative, found {self.cache_frames}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +185,8 @@ class RunConfig:
     """Weights that are evaluated and exported: the moving average where there is one, or the raw ones."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; weights are trained in float32."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype in which devices send each other their gradients, once per update."""
     vision_positions: Literal["exact", "shifted"] = "exact"
     """Position ids of the vision tower, as the LeRobot set-up that will act has them."""
     save_every: int = 2_000
@@ -206,6 +218,11 @@ class RunConfig:
             raise ConfigError(f"--num-steps must be at least 1, found {self.num_steps}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"--ema-decay must lie in [0, 1), found {self.ema_decay}")
+        if self.num_workers and self.dataset.cache_frames:
+            raise ConfigError(
+                f"--dataset.cache-frames needs --num-workers 0, found {self.num_workers}: each process would decode and "
+                "hold all frames of its own, and one thread is enough to read them from memory"
+            )
         if self.time_law not in TIME_LAWS:
             raise ConfigError(f"--time-law must be one of {', '.join(TIME_LAWS)}, found {self.time_law!r}")
 

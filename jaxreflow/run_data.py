@@ -10,10 +10,13 @@ import jax
 import numpy as np
 
 from jaxreflow.config import PolicyConfig
+from jaxreflow.data.feature_cache import FeatureCache
+from jaxreflow.data.features import open_features
 from jaxreflow.data.lerobot import LeRobotDataset, holdout_split, load_dataset
 from jaxreflow.data.loader import Example, TrainingSource, iterate_once, make_loader, to_batch
 from jaxreflow.data.transforms import ACTION, STATE, check_features, dataset_key, match_cameras
 from jaxreflow.observation import Transforms
+from jaxreflow.pretrained import Checkpoint
 from jaxreflow.run_config import DatasetConfig, RunConfig
 from jaxreflow.types import Batch
 
@@ -33,11 +36,32 @@ def open_dataset(config: DatasetConfig) -> LeRobotDataset:
     return load_dataset(config.root, config.repo_id, episodes=config.episodes)
 
 
-def split_data(dataset: LeRobotDataset, policy: PolicyConfig, transforms: Transforms, config: RunConfig) -> RunData:
-    """Examples of the training and the held-out episodes; DatasetError where the dataset does not fit the policy."""
+def open_run_features(config: RunConfig, checkpoint: Checkpoint, dataset: LeRobotDataset) -> FeatureCache | None:
+    """The cached image tokens that the flags name, if any; DatasetError unless they are this policy's and dataset's."""
+    if not config.dataset.features:
+        return None
+    return open_features(
+        config.dataset.features, checkpoint, dataset, rename_map=config.rename_map, stats_from=config.stats_from
+    )
+
+
+def split_data(
+    dataset: LeRobotDataset,
+    policy: PolicyConfig,
+    transforms: Transforms,
+    config: RunConfig,
+    features: FeatureCache | None = None,
+) -> RunData:
+    """Examples of the training and the held-out episodes, with image tokens from `features` instead of images if given.
+
+    Raises:
+        DatasetError: the dataset does not fit the policy.
+    """
     rename_map = transforms.processors.rename_map
     check_features(dataset, policy, rename_map)
     cameras = match_cameras(dataset.camera_keys, policy.camera_keys, rename_map, policy.empty_cameras)
+    if config.dataset.cache_frames:
+        dataset.cache_frames(list(cameras.values()), limit_bytes=round(config.dataset.cache_frames * 2**30))
     train, held_out = holdout_split(dataset, config.dataset.holdout, config.seed)
 
     def source(episodes: Sequence[int]) -> TrainingSource:
@@ -53,6 +77,7 @@ def split_data(dataset: LeRobotDataset, policy: PolicyConfig, transforms: Transf
             normalize_action=transforms.normalize_action,
             state_key=dataset_key(STATE, rename_map),
             action_key=dataset_key(ACTION, rename_map),
+            features=features,
         )
 
     return RunData(source(train), source(held_out) if held_out else None, held_out, transforms)

@@ -34,6 +34,7 @@ MAY_CHANGE = frozenset(
         "num_workers",
         "vlm",
         "dataset.root",
+        "dataset.cache_frames",
         "teacher.path",
         "policy.path",
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +55,9 @@ def replicate(tree: T, mesh: Mesh) -> T:
     return jax.device_put(tree, replicated(mesh))
 
 
-def replicated_copy(tree: T, mesh: Mesh) -> T:
-    """The same in buffers of its own, as a state needs that is donated to its update."""
-    return jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=replicated(mesh))(tree)
+def replicated_copy(tree: T, mesh: Mesh, make: Callable[[T], Any] = lambda tree: tree) -> Any:
+    """`make(tree)` in buffers of its own, as a state needs that is donated to its update.
+
+    One program does both, so that what `make` adds is written once.
+    """
+    return jax.jit(lambda x: jax.tree.map(jnp.copy, make(x)), out_shardings=replicated(mesh))(tree)

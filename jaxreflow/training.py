@@ -14,13 +14,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
 from jaxreflow import flow
 from jaxreflow.config import ModelConfig
 from jaxreflow.model import memorise, observe, velocity
-from jaxreflow.sharding import batch_sharding, replicated
+from jaxreflow.sharding import BATCH_AXES, batch_sharding, replicated
 from jaxreflow.types import Batch, Context, Observation, Params
 from jaxreflow.weights import merge_params
 
@@ -136,24 +136,20 @@ def make_train_step(
     *,
     accumulation: int = 1,
     ema_decay: float = 0.0,
+    reduce_dtype: str = "float32",
 ) -> Callable[[TrainState, Params, Params, Batch, Array], tuple[TrainState, Metrics]]:
     """The jitted update `(state, frozen, teacher, batch, key) -> (state, {loss, grad_norm, lr})`; `state` is donated.
 
     The step's key is `fold_in(key, state.step)`. An update whose loss or gradient is not finite leaves the state as it
-    was.
+    was. Devices send each other their gradients in `reduce_dtype`, once per update, and nothing else but scalars.
     """
+    mean_gradients = _mean_gradients(loss_fn, mesh, accumulation, reduce_dtype)
 
     def train_step(
         state: TrainState, frozen: Params, teacher: Params, batch: Batch, key: Array
     ) -> tuple[TrainState, Metrics]:
         noise, t = draw(jax.random.fold_in(key, state.step), batch.index.shape[0])
-        loss, gradients = _mean_gradients(
-            lambda params, *part: loss_fn(params, frozen, teacher, *part),
-            state.trainable,
-            (batch, noise, t),
-            accumulation,
-            mesh,
-        )
+        loss, gradients = mean_gradients(state.trainable, frozen, teacher, (batch, noise, t))
         norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
@@ -181,26 +177,54 @@ def make_eval_step(
 
 
 def _mean_gradients(
-    loss_fn: Callable[..., tuple[Array, Array]], trainable: Params, inputs: Any, parts: int, mesh: Mesh
-) -> tuple[Float[Array, ""], Params]:
-    """Loss and gradient over all parts: sums are added up and divided once, so unequal counts weigh as they should.
+    loss_fn: LossFunction, mesh: Mesh, accumulation: int, reduce_dtype: str
+) -> Callable[..., tuple[Float[Array, ""], Params]]:
+    """`(trainable, frozen, teacher, (batch, noise, t)) -> (loss, gradient)` over all parts of all devices' examples.
 
-    Every part takes its examples from all devices, so none moves.
+    Sums are added up and divided once, so unequal counts weigh as they should. Every part takes its examples from all
+    devices, so none moves; gradients are summed over devices once, after the last part.
     """
-    leaves, tree = jax.tree.flatten(jax.lax.with_sharding_constraint(inputs, batch_sharding(mesh)))
-    leaves = [jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for x in leaves]
-    leaves = jax.lax.with_sharding_constraint(leaves, batch_sharding(mesh, axis=1))
+    gradient_of_sum = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def add(total: tuple[Array, Array, Params], part: list[Array]) -> tuple[tuple[Array, Array, Params], None]:
-        gradient_of_sum = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, count), gradients = gradient_of_sum(trainable, *jax.tree.unflatten(tree, part))
-        return jax.tree.map(jnp.add, total, (loss, count, gradients)), None
+    def own_sums(
+        zero: Array, trainable: Params, frozen: Params, teacher: Params, inputs: Any
+    ) -> tuple[Array, Array, Params]:
+        if accumulation == 1:
+            (loss, count), gradients = gradient_of_sum(trainable, frozen, teacher, *inputs)
+            return loss, count, gradients
 
-    zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable))
-    (loss, count, gradients), _ = jax.lax.scan(add, zero, leaves)
+        leaves, tree = jax.tree.flatten(inputs)
+
+        def add(total: tuple[Array, Array, Params], part: list[Array]) -> tuple[tuple[Array, Array, Params], None]:
+            (loss, count), gradients = gradient_of_sum(trainable, frozen, teacher, *jax.tree.unflatten(tree, part))
+            return jax.tree.map(jnp.add, total, (loss, count, gradients)), None
+
+        parts = [jnp.moveaxis(x.reshape(-1, accumulation, *x.shape[1:]), 1, 0) for x in leaves]
+        return jax.lax.scan(add, (zero, zero, jax.tree.map(jnp.zeros_like, trainable)), parts)[0]
+
+    def over_devices(trainable: Params, *inputs: Any) -> tuple[Array, Params]:
+        # Parameters that count as equal everywhere would have their gradients summed over devices at every use.
+        zero, trainable = _per_device((jnp.float32(0), trainable))
+        loss, count, gradients = own_sums(zero, trainable, *inputs)
+        sent = jax.tree.map(lambda g: g.astype(reduce_dtype), gradients)
+        loss, count, sent = jax.lax.psum((loss, count, sent), BATCH_AXES)
+        return _mean(loss, count, jax.tree.map(lambda g: g.astype(jnp.float32), sent))
+
+    if mesh.size == 1:  # A CPU would copy the gradients even to itself.
+        return lambda *inputs: _mean(*own_sums(jnp.float32(0), *inputs))
+    whole, split = PartitionSpec(), PartitionSpec(BATCH_AXES)
+    return jax.shard_map(over_devices, mesh=mesh, in_specs=(whole, whole, whole, split), out_specs=(whole, whole))
+
+
+def _mean(loss: Array, count: Array, gradients: Params) -> tuple[Float[Array, ""], Params]:
     # A batch that lies in padding altogether has nothing to learn from, and no gradient.
     count = jnp.maximum(count, 1.0)
     return loss / count, jax.tree.map(lambda g: g / count, gradients)
+
+
+def _per_device(tree: Any) -> Any:
+    """The same values, of which each device has its own."""
+    return jax.lax.pcast(tree, BATCH_AXES, to="varying")
 
 
 def _average(ema: Params, params: Params, step: Array, decay: float) -> Params:

@@ -21,7 +21,8 @@ class Observation:
     """What the policy sees, tokenised, normalised and padded.
 
     `images` and `image_mask` have one entry per present camera, keyed by the policy's names: uint8 `[B, H, W, 3]` or
-    float `[B, H, W, 3]` in [0, 1], and bool `[B]` (false: absent in this example).
+    float `[B, H, W, 3]` in [0, 1], and bool `[B]` (false: absent in this example). `image_tokens`, float `[B, P, D]`,
+    are what `embed_images` once made of a camera's images: they stand for them, and `images` may then be empty.
     """
 
     images: dict[str, HostOrDevice]
@@ -29,6 +30,7 @@ class Observation:
     tokens: Int[HostOrDevice, "B T"]
     token_mask: Bool[HostOrDevice, "B T"]
     state: Float[HostOrDevice, "B max_state_dim"]
+    image_tokens: dict[str, HostOrDevice] = flax.struct.field(default_factory=dict)
 
 
 @flax.struct.dataclass

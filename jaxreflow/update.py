@@ -26,11 +26,15 @@ from jaxreflow.training import (
     shares_context,
 )
 from jaxreflow.types import Batch, Params
-from jaxreflow.weights import split_params, trainable_by_policy, trainable_in_reflow
+from jaxreflow.weights import split_params, stored_in_compute_dtype, trainable_by_policy, trainable_in_reflow
 
 
 class Weights(NamedTuple):
-    """Parameters on the devices: the trained ones at their start, the frozen ones, and the teacher's trained ones."""
+    """The trained parameters at their start, the frozen ones, and the teacher's trained ones.
+
+    What no update changes is on the devices, in the compute dtype; so are those of the start that the teacher's equal to the
+    bit. The start's others are on the host.
+    """
 
     start: Params
     frozen: Params
@@ -39,11 +43,15 @@ class Weights(NamedTuple):
 
 def split_weights(config: RunConfig, checkpoint: Checkpoint, mesh: Mesh) -> Weights:
     """Reads the policy once; a student starts as its teacher and shares the frozen parameters with it."""
-    reflow = isinstance(config, ReflowConfig)
     by_policy = trainable_by_policy(checkpoint.policy, checkpoint.config)
     trainable = trainable_in_reflow if isinstance(config, ReflowConfig) and config.trainable == "expert" else by_policy
-    start, frozen = replicate(split_params(checkpoint.load_params(), trainable), mesh)
-    return Weights(start, frozen, start if reflow else {})
+    start, frozen = split_params(checkpoint.load_params(), trainable)
+    frozen = replicate(stored_in_compute_dtype(frozen, checkpoint.config), mesh)
+    if not isinstance(config, ReflowConfig):
+        return Weights(start, frozen, {})
+    teacher = replicate(stored_in_compute_dtype(start, checkpoint.config), mesh)
+    shared = jax.tree.map(lambda own, copy: copy if copy.dtype == own.dtype else own, start, teacher)
+    return Weights(shared, frozen, teacher)
 
 
 def make_update(
@@ -69,6 +77,7 @@ def make_update(
         mesh,
         accumulation=config.accumulate,
         ema_decay=config.ema_decay,
+        reduce_dtype=config.reduce_dtype,
     )
     measure = make_eval_step(loss_fn, draw, mesh)
     # Evaluations draw the same noise and time every time, and none that training draws.
@@ -82,7 +91,7 @@ def make_update(
             exported_params(config, state), weights.frozen, weights.teacher, batch, jax.random.fold_in(eval_key, index)
         )
 
-    init = replicated_copy(init_state(weights.start, optimizer, ema=config.ema_decay > 0), mesh)
+    init = replicated_copy(weights.start, mesh, lambda start: init_state(start, optimizer, ema=config.ema_decay > 0))
     return init, train_step, eval_step
 
 

@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxreflow.config import ModelConfig, PolicyConfig
 from jaxreflow.errors import CheckpointError
 from jaxreflow.model import init_params
+from jaxreflow.statistics import BUFFER_PREFIXES
 from jaxreflow.tensorfile import TensorFile
 from jaxreflow.types import Params
 
@@ -33,8 +34,6 @@ TEXT = VLM + "model.text_model."
 EXPERT = "model.vlm_with_expert.lm_expert."
 PROJECTIONS = ("state_proj", "action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out")
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# Statistics that checkpoints from before LeRobot's processors (0.4) keep among the weights; `processors.py` reads them.
-STATISTICS_PREFIXES = ("normalize_", "unnormalize_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +135,7 @@ def check_tensors(file: TensorFile, config: ModelConfig) -> None:
         CheckpointError: lists every missing, unexpected and wrongly shaped tensor.
     """
     expected = expected_tensors(config)
-    known = [k for k in file.keys if not k.startswith(STATISTICS_PREFIXES)]
+    known = [k for k in file.keys if not k.startswith(BUFFER_PREFIXES)]
     problems = [f"missing: {key} {list(expected[key])}" for key in sorted(set(expected) - set(known))]
     problems += [f"unexpected: {key} {list(file.shape(key))}" for key in sorted(set(known) - set(expected))]
     problems += [

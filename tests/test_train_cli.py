@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 import train
 from jaxreflow import SmolVLAPolicy
-from jaxreflow.checkpoint import last_step
+from jaxreflow.checkpoint import CheckpointStore, last_step
+from jaxreflow.compilation import COMPILE_EVENT
 from jaxreflow.metrics import read_metrics
 from jaxreflow.tensorfile import TensorFile
 from tests.tiny_policy import DATASET, make_vlm
@@ -113,12 +115,13 @@ def test_student_is_exported_in_the_teachers_form(teacher: Path, student_run: Pa
 
 
 def test_resumed_run_is_bit_identical(student_run: Path, tmp_path: Path) -> None:
+    """Also where it reads its frames from memory from then on."""
     run = Path(shutil.copytree(student_run, tmp_path / "run", symlinks=True))
     checkpoints = run / "checkpoints"
     shutil.rmtree(checkpoints / "000004")
     (checkpoints / "last").unlink()
     (checkpoints / "last").symlink_to("000002")
-    assert train.main(["reflow", "--output-dir", str(run), "--resume"]) == 0
+    assert train.main(["reflow", "--output-dir", str(run), "--resume", "--dataset.cache-frames", "0.5"]) == 0
     clock = {"samples/s", "data_wait", "step_time"}
     found, expected = (
         [{name: value for name, value in record.items() if name not in clock} for record in read_metrics(path)]
@@ -127,6 +130,32 @@ def test_resumed_run_is_bit_identical(student_run: Path, tmp_path: Path) -> None
     assert found == expected
     weights = (Path("checkpoints") / "last" / "pretrained_model" / "model.safetensors").as_posix()
     assert (run / weights).read_bytes() == (student_run / weights).read_bytes()
+
+
+def test_nothing_is_compiled_after_the_first_cycle(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three cycles of updates, evaluation and checkpoint; the first one's programs serve the others."""
+    events: list[str] = []
+
+    def compiled(event: str, _: float, **about: str | int) -> None:
+        events.extend([str(about["fun_name"])] if event == COMPILE_EVENT else [])
+
+    def save(*args: Any) -> None:
+        original(*args)
+        events.append("saved")
+
+    original = CheckpointStore.save
+    monkeypatch.setattr(CheckpointStore, "save", save)
+    jax.monitoring.register_event_duration_secs_listener(compiled)
+    try:
+        flags = ["--steps", "6", "--eval-every", "2", "--eval-batches", "2", "--noises", "2", "--teacher-steps", "1"]
+        assert reflow(teacher, tmp_path / "run", *flags) == 0
+    finally:
+        jax.monitoring.unregister_event_duration_listener(compiled)
+    first = events.index("saved")
+    assert {"jit(train_step)", "jit(eval_step)"} <= set(events[:first])
+    assert events[first:] == ["saved"] * 3
 
 
 def test_complete_run_has_nothing_left_to_do(student_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,6 +210,7 @@ def test_directories_are_never_overwritten(student_run: Path, teacher: Path, tmp
         (["--batch-size", "4000"], "frames are fewer than a batch of 4000"),
         (["--teacher.path", "nowhere"], "nowhere: no such folder"),
         (["--dataset.root", "nowhere"], "nowhere"),
+        (["--dataset.cache-frames", "0.001"], "0.00 GiB; allow that much with --dataset.cache-frames"),
         (["--stats-from", "dataset", "--rename-map", '{"observation.image": "observation.images.top"}'], "rename-map"),
     ],
 )
@@ -197,6 +227,8 @@ def test_wrong_input_is_an_error_and_leaves_nothing(teacher: Path, tmp_path: Pat
     [
         (["--dataset.holdout", "1.5"], "--dataset.holdout must lie in"),
         (["--time-law", "gauss"], "--time-law must be one of beta, uniform"),
+        (["--dataset.cache-frames", "-1"], "--dataset.cache-frames must not be negative"),
+        (["--dataset.cache-frames", "1", "--num-workers", "2"], "needs --num-workers 0, found 2"),
         (["--steps", "0"], "--steps must be at least 1"),
         (["--optimizer.lr", "fast"], "--optimizer.lr"),
         (["--rename-map", "{"], "expected JSON like"),
@@ -205,7 +237,7 @@ def test_wrong_input_is_an_error_and_leaves_nothing(teacher: Path, tmp_path: Pat
 def test_wrong_values_are_wrong_usage(tmp_path: Path, flags, message, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         reflow(tmp_path, tmp_path / "run", *flags)
-    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_architecture_of_existing_weights_is_fixed(teacher: Path, tmp_path: Path, capsys) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array
 
 from jaxreflow.config import ModelConfig
 from jaxreflow.errors import TrainingError
@@ -108,3 +110,26 @@ def test_held_out_loss_weighs_batches_by_their_valid_entries() -> None:
     parts = [(jnp.float32(6), jnp.float32(2)), (jnp.float32(1), jnp.float32(8))]
     loss = mean_loss(lambda _, i: parts[i], itertools.islice(batches(), 2), make_mesh())
     assert loss == pytest.approx(0.7)
+
+
+def test_an_update_that_compiles_again_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Batches 3 and 5 are larger: 3 compiles again and says so, 5 finds 3's program."""
+
+    def sizes() -> Iterator[Batch]:
+        for i in range(6):
+            yield make_batch(4 if i in (3, 5) else 2, CONFIG)
+
+    @jax.jit
+    def program(actions: Array) -> Array:
+        return jnp.sum(actions) * 0
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        return state, {"loss": program(batch.actions)}
+
+    with MetricsLog(tmp_path, start=0, steps=6) as log, caplog.at_level("WARNING"):
+        fit(
+            STATE, step, sizes(), make_mesh(), Cadence(6, 1, 6, 6), log,
+            batch_size=2, evaluate=lambda _: {}, save=lambda *_: None,
+        )  # fmt: skip
+    (record,) = caplog.records
+    assert record.getMessage().startswith("update 4 compiled 1 program(s) again")

@@ -153,7 +153,8 @@ class LeRobotDataset:
         if size > limit_bytes:
             raise DatasetError(
                 f"{self.root}: {self.num_frames} frames of {len(cameras)} camera(s) take {size / 2**30:.2f} GiB, "
-                f"expected at most {limit_bytes / 2**30:.2f} GiB; read them from disk, with workers, instead"
+                f"expected at most {limit_bytes / 2**30:.2f} GiB; allow that much with --dataset.cache-frames if the "
+                "machine has it, or leave that out and decode them when they are needed, with --num-workers"
             )
         held = {key: np.empty((self.num_frames, *sample.shape), np.uint8) for key, sample in samples.items()}
         with tqdm(total=self.num_frames * len(cameras), desc="decoding frames", unit="frame", disable=None) as progress:

@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Float32, Int, Int32
 
+from jaxreflow.data.feature_cache import FeatureCache
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.transforms import ACTION, STATE, pad_last
 from jaxreflow.errors import ConfigError, DatasetError
@@ -33,7 +34,8 @@ class TrainingSource:
 
     An example holds `images` (uint8 `[H, W, 3]`) and `image_mask` per policy camera, `tokens` and `token_mask` `[T]`,
     `state` `[max_state_dim]`, `actions` `[C, max_action_dim]` (both normalised, then zero-padded), `action_is_pad`
-    `[C]`, and the global frame `index`.
+    `[C]`, and the global frame `index`. With `features` it decodes nothing: `images` is empty, and `image_tokens` holds
+    `[P, D]` per camera.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class TrainingSource:
         normalize_action: Normalize,
         state_key: str = STATE,
         action_key: str = ACTION,
+        features: FeatureCache | None = None,
     ) -> None:
         self.dataset = dataset
+        self.features = features
         self.cameras = dict(cameras)
         self.frames = np.asarray(frames, np.int64)
         self._rows = dataset.rows(self.frames)
@@ -72,8 +76,11 @@ class TrainingSource:
         frame, row = int(self.frames[position]), self._rows[position]
         wanted, last = row + self._chunk, self._last[row]
         task = self._task[row]
-        return {
-            "images": {key: self.dataset.image(frame, name) for key, name in self.cameras.items()},
+        if self.features is None:
+            seen = {"images": {key: self.dataset.image(frame, name) for key, name in self.cameras.items()}}
+        else:
+            seen = {"images": {}, "image_tokens": self.features[frame]}
+        return seen | {
             "image_mask": dict.fromkeys(self.cameras, np.True_),
             "tokens": self._tokens[task],
             "token_mask": self._token_mask[task],
@@ -156,8 +163,8 @@ def iterate_once(
 
 def to_batch(example: Example) -> Batch:
     """A stacked example as the record that training steps take; arrays stay on the host."""
-    fields = ("images", "image_mask", "tokens", "token_mask", "state")
-    observation = Observation(**{name: example[name] for name in fields})
+    fields = ("images", "image_mask", "tokens", "token_mask", "state", "image_tokens")
+    observation = Observation(**{name: example[name] for name in fields if name in example})
     return Batch(
         observation=observation,
         actions=example["actions"],

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from av.video.reformatter import VideoReformatter
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -19,6 +20,8 @@ from jaxreflow.errors import DatasetError
 
 # Up to this many frames ahead, decoding on is cheaper than a seek to the key frame before the target.
 _FORWARD_FRAMES = 8
+# From version 17 on PyAV converts each frame with all cores unless told otherwise, which for small frames takes longer.
+_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
 class VideoReader:
@@ -37,6 +40,8 @@ class VideoReader:
         self._tick = float(self._stream.time_base)
         self._frame_ticks = 1.0 / (float(self._stream.average_rate) * self._tick)
         self._packets = self._container.decode(self._stream)
+        # A frame's own `to_ndarray` sets up a converter for each frame, which takes longer than decoding it.
+        self._to_rgb = VideoReformatter()
         self._shown: tuple[int, av.VideoFrame] | None = None
 
     def frame(self, seconds: float, tolerance: float) -> UInt8[np.ndarray, "H W 3"]:
@@ -51,7 +56,7 @@ class VideoReader:
             raise DatasetError(
                 f"no frame within {tolerance} s of {seconds:.6f} s, the next one is at {time * self._tick:.6f} s"
             )
-        return frame.to_ndarray(format="rgb24")
+        return self._to_rgb.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
 
     def close(self) -> None:
         """Releases the file and the decoder."""

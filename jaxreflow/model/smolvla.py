@@ -171,9 +171,10 @@ def velocity(
 
 
 def observe(params: Params, observation: Observation, *, config: ModelConfig) -> Context:
-    """`embed_images` then `encode`: all that teacher and student share when their VLM is the same."""
+    """`embed_images`, unless the observation brings its tokens, then `encode`: all that two policies of one VLM share."""
     seen = jax.tree.map(jnp.asarray, observation)
-    image_tokens = embed_images(params, seen.images, config=config)
+    images = {key: image for key, image in seen.images.items() if key not in seen.image_tokens}
+    image_tokens = {**seen.image_tokens, **(embed_images(params, images, config=config) if images else {})}
     return encode(params, image_tokens, seen.image_mask, seen.tokens, seen.token_mask, config=config)
 
 
