@@ -11,6 +11,8 @@ from jaxreflow.errors import JaxReflowError
 
 # Each is a module with a `run` and its flags; only the chosen one is imported.
 BENCHMARKS = {
+    "reflow-step": "ReflowStepConfig",
+    "sample": "SampleConfig",
     "loader": "LoaderConfig",
     "convert": "ConvertConfig",
     "startup": "StartupConfig",

@@ -1,13 +1,21 @@
-"""Commands run as processes of their own: their seconds, and the memory that only they took."""
+"""Processes of their own: commands, for their seconds and the memory that only they took, and workers, asked in turn."""
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+Ask = Callable[[str], dict[str, Any]]
+
+# Linux counts kilobytes, macOS bytes.
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 class Finished(NamedTuple):
@@ -38,6 +46,39 @@ def run_module(module: str, arguments: Sequence[str], environment: Mapping[str, 
     child.stdout.close()
     if child.returncode:
         raise SystemExit(f"`python -m {module} {' '.join(arguments)}` ended with {child.returncode}:\n{output}")
-    # Linux counts kilobytes, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Finished(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, output)
+    return Finished(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * _RSS_UNIT, output)
+
+
+def peak_bytes() -> int:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT
+
+
+@contextmanager
+def worker(module: str, settings: Mapping[str, Any]) -> Iterator[Ask]:
+    """Starts `python -m MODULE SETTINGS`, which calls `serve`; yields a function that sends an order and has its answer.
+
+    What it says on the standard error is seen; SystemExit if it ends before it has answered.
+    """
+    command = [sys.executable, "-m", module, json.dumps(settings)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        orders, answers = child.stdin, child.stdout
+        assert orders is not None
+        assert answers is not None
+
+        def ask(order: str) -> dict[str, Any]:
+            print(order, file=orders, flush=True)
+            answer = answers.readline()
+            if not answer:
+                raise SystemExit(f"`python -m {module}` ended with {child.wait()} at the order {order!r}; see above")
+            return json.loads(answer)
+
+        yield ask
+        orders.close()
+
+
+def serve(orders: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
+    """Answers each line of the standard input, an order's name, with one line of JSON."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
+    for line in sys.stdin:
+        print(json.dumps(orders[line.strip()]()), file=answers, flush=True)

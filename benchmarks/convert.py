@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.child import Finished, run_module
 from benchmarks.result import result, spread
+from benchmarks.workload import full_checkpoint
 from jaxreflow.pretrained import WEIGHTS
 
 
@@ -16,8 +17,8 @@ from jaxreflow.pretrained import WEIGHTS
 class ConvertConfig:
     """Seconds and peak memory of `python -m convert from-lerobot` and `to-lerobot`, start of Python included."""
 
-    checkpoint: Path
-    """A checkpoint in LeRobot's layout."""
+    checkpoint: Path | None = None
+    """A checkpoint in LeRobot's layout (default: a random one of full size, made on the spot)."""
     runs: int = 3
     """Conversions there and back."""
     json: Path = Path("build/benchmarks.jsonl")
@@ -26,14 +27,15 @@ class ConvertConfig:
 
 def run(config: ConvertConfig) -> None:
     """Prints each direction's seconds, bytes per second and peak memory, and appends one JSON line."""
-    size = (config.checkpoint / WEIGHTS).stat().st_size
+    checkpoint = config.checkpoint or full_checkpoint(cameras=2)
+    size = (checkpoint / WEIGHTS).stat().st_size
     runs: dict[str, list[Finished]] = {"from-lerobot": [], "to-lerobot": []}
     with result("convert", config) as record:
-        print(f"{config.checkpoint / WEIGHTS}: {size / 1e6:.0f} MB")
+        print(f"{checkpoint / WEIGHTS}: {size / 1e6:.0f} MB")
         print(f"{'':14}{'seconds':>9}{'processor':>11}{'MB/s':>8}{'peak, MB':>10}")
         for _ in range(config.runs):
             with tempfile.TemporaryDirectory() as scratch:
-                done = convert(config.checkpoint, Path(scratch))
+                done = convert(checkpoint, Path(scratch))
             for command, finished in zip(runs, done, strict=True):
                 runs[command].append(finished)
                 print(

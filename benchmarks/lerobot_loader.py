@@ -1,7 +1,4 @@
-"""LeRobot's dataset and PyTorch's DataLoader, read in a process of its own: one line in, one measurement out.
-
-python -m benchmarks.lerobot_loader DATASET BATCH WORKERS BATCHES READ_AHEAD
-"""
+"""LeRobot's dataset and PyTorch's DataLoader, read in a process of its own: see `child.worker`."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.child import serve
 from benchmarks.loader import measure_batches
 from jaxreflow.data.metadata import read_metadata
 from tests.parity.lerobot_shim import LeRobotDataset, torch
@@ -32,11 +30,10 @@ def batches(root: Path, batch: int, workers: int) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Answers each line of the standard input with the seconds that BATCHES batches took."""
-    root, (batch, workers, count, read_ahead) = Path(sys.argv[1]), map(int, sys.argv[2:])
-    source = batches(root, batch, workers)
-    for _ in sys.stdin:
-        print(json.dumps({"seconds": measure_batches(source, count, read_ahead)}), flush=True)
+    """Answers the order "measure" with the seconds that a number of batches took."""
+    settings = json.loads(sys.argv[1])
+    source = batches(Path(settings["dataset"]), settings["batch"], settings["workers"])
+    serve({"measure": lambda: {"seconds": measure_batches(source, settings["batches"], settings["read_ahead"])}})
 
 
 if __name__ == "__main__":

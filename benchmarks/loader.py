@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.child import worker
 from benchmarks.result import result, spread
 from jaxreflow.pretrained import load_checkpoint
 from jaxreflow.run_config import DatasetConfig, ReflowConfig
@@ -102,19 +100,12 @@ def own_reader(config: LoaderConfig) -> Iterator[tuple[Callable[[], float], floa
 @contextlib.contextmanager
 def lerobot_reader(config: LoaderConfig) -> Iterator[Callable[[], float]]:
     """The same for LeRobot, in a process of its own; see `lerobot_loader`."""
-    values = [config.dataset, config.batch, config.workers, config.batches, READ_AHEAD * max(config.workers, 1)]
-    command = [sys.executable, "-m", "benchmarks.lerobot_loader", *map(str, values)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        orders, answers = child.stdin, child.stdout
-        assert orders is not None
-        assert answers is not None
-
-        def measure() -> float:
-            print("go", file=orders, flush=True)
-            answer = answers.readline()
-            if not answer:
-                raise SystemExit("LeRobot's reader failed; run this in the environment that `make parity` makes")
-            return float(json.loads(answer)["seconds"])
-
-        yield measure
-        orders.close()
+    settings = {
+        "dataset": str(config.dataset),
+        "batch": config.batch,
+        "workers": config.workers,
+        "batches": config.batches,
+        "read_ahead": READ_AHEAD * max(config.workers, 1),
+    }
+    with worker("benchmarks.lerobot_loader", settings) as ask:
+        yield lambda: float(ask("measure")["seconds"])

@@ -13,12 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 PACKAGES = ("jax", "jaxlib", "numpy", "av", "grain", "libtpu", "torch", "lerobot")
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and largest of several runs, and their number."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
+    """Median, least, largest and 99th percentile of several runs, and their number."""
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "p99": float(np.percentile(values, 99)),
+        "runs": len(values),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from benchmarks.child import run_module
 from benchmarks.dataset import write_dataset
 from benchmarks.result import result
+from benchmarks.workload import full_checkpoint
 from jaxreflow.pretrained import read_policy_config
 
 # More than any start needs.
@@ -22,8 +23,10 @@ COLUMNS = {"import": "import_s", "weights": "weights_s", "first update": "first_
 class StartupConfig:
     """Seconds to train.py's first update, in fresh processes: one with an empty compilation cache, then with a full one."""
 
-    checkpoint: Path
-    """The teacher."""
+    checkpoint: Path | None = None
+    """The teacher (default: a random one of full size, made on the spot)."""
+    cameras: int = 2
+    """Cameras of the one that is made."""
     batch: int = 1
     """Observations per update."""
     noises: int = 1
@@ -42,13 +45,14 @@ class StartupConfig:
 
 def run(config: StartupConfig) -> None:
     """Prints the parts of each start, and appends one JSON line; SystemExit if an update compiled again."""
+    checkpoint = config.checkpoint or full_checkpoint(config.cameras)
     with result("startup", config) as record, tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        dataset = write_dataset(scratch / "dataset", read_policy_config(config.checkpoint), FRAMES)
+        dataset = write_dataset(scratch / "dataset", read_policy_config(checkpoint), FRAMES)
         names = ["cold", *(f"warm {i + 1}" for i in range(config.warm_runs))]
         print(f"{'seconds':10}" + "".join(f"{title:>14}" for title in COLUMNS))
         for name in names:
-            found = start(config, config.checkpoint, dataset, scratch, name)
+            found = start(config, checkpoint, dataset, scratch, name)
             record[name] = found
             print(f"{name:10}" + "".join(f"{found[key]:14.2f}" for key in COLUMNS.values()), flush=True)
         again = {name: record[name]["programs_later"] for name in names if record[name]["programs_later"]}

@@ -25,8 +25,9 @@ from jax.sharding import AxisType, Mesh, Sharding, SingleDeviceSharding
 
 from benchmarks.collectives import Collective, collectives, executions
 from benchmarks.naive import joint_context, naive_loss, sampler_velocity
+from benchmarks.workload import full_policy
 from jaxreflow import flow
-from jaxreflow.config import Feature, ModelConfig, PolicyConfig, VLMConfig
+from jaxreflow.config import ModelConfig, VLMConfig
 from jaxreflow.errors import ConfigError
 from jaxreflow.model import init_params, memorise, observe, velocity
 from jaxreflow.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -130,10 +131,7 @@ def pod_mesh(topology: str) -> Mesh:
 
 def full_model(cameras: int, dtype: str) -> ModelConfig:
     """SmolVLA of 450 million parameters, with this many cameras of 512 x 512."""
-    images = {f"observation.images.camera{i + 1}": Feature("VISUAL", (3, 512, 512)) for i in range(cameras)}
-    inputs = {**images, "observation.state": Feature("STATE", (6,))}
-    policy = PolicyConfig(input_features=inputs, output_features={"action": Feature("ACTION", (6,))})
-    return ModelConfig.create(policy, VLMConfig(), dtype=dtype)
+    return ModelConfig.create(full_policy(cameras), VLMConfig(), dtype=dtype)
 
 
 def abstract_batch(model: ModelConfig, size: int, *, features: bool) -> Batch:

@@ -19,6 +19,7 @@ from jaxreflow.errors import ConfigError, ProcessorError
 from jaxreflow.observation import Transforms
 from jaxreflow.pretrained import Checkpoint, load_checkpoint, save_pretrained
 from jaxreflow.types import Observation, Params
+from jaxreflow.weights import stored_in_compute_dtype
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_steps"))
@@ -42,7 +43,7 @@ class SmolVLAPolicy:
         """`params` may come from elsewhere than the checkpoint's file, as while training."""
         self.checkpoint = checkpoint
         self.config = checkpoint.policy
-        self.params = jax.tree.map(jnp.asarray, params)
+        self.params = params
         self.transforms = transforms
         self._key = jax.random.key(seed)
         self._draws = 0
@@ -73,6 +74,17 @@ class SmolVLAPolicy:
         )
         return cls(checkpoint, checkpoint.load_params(), checkpoint.load_transforms(), seed=seed)
 
+    @property
+    def params(self) -> Params:
+        """The network's parameters in float32."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        self._params = jax.tree.map(jnp.asarray, params)
+        # What sampling reads, so that no call rounds all weights anew; in float32 the same arrays.
+        self._stored = stored_in_compute_dtype(self._params, self.checkpoint.config)
+
     def predict_action_chunk(
         self, observation: Mapping[str, Any], noise: Any = None, num_steps: int | None = None, key: Array | None = None
     ) -> Float32[np.ndarray, "B C d"]:
@@ -98,7 +110,7 @@ class SmolVLAPolicy:
                 f"{list(np.shape(noise))}"
             )
         one_noise = jnp.asarray(noise, jnp.float32)[:, None]
-        chunks = sample_chunks(self.params, prepared, one_noise, config=self.checkpoint.config, num_steps=steps)
+        chunks = sample_chunks(self._stored, prepared, one_noise, config=self.checkpoint.config, num_steps=steps)
         return self.transforms.unnormalize_action(np.asarray(chunks)[:, 0])
 
     def select_action(

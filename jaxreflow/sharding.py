@@ -52,7 +52,8 @@ def shard_batch(batch: T, mesh: Mesh) -> T:
 
 def replicate(tree: T, mesh: Mesh) -> T:
     """A tree, the same in every process, whole on every device; may share memory with `tree`."""
-    return jax.device_put(tree, replicated(mesh))
+    # A transfer holds on to the host's arrays: what comes next would find no room where they are.
+    return jax.block_until_ready(jax.device_put(tree, replicated(mesh)))
 
 
 def replicated_copy(tree: T, mesh: Mesh, make: Callable[[T], Any] = lambda tree: tree) -> Any:
