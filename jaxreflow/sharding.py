@@ -30,9 +30,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Split over all devices along the array's axis `axis`, the batch."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Split over all devices along the array's first axis, the batch."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
