@@ -126,7 +126,9 @@ class GatedMLP(nn.Module):
         self.down_proj = dense(self.features, self.dtype)
 
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        # As one matrix: a CPU's products with the activation fused are slower on more axes.
+        rows = x.reshape(-1, x.shape[-1])
+        return self.down_proj(nn.silu(self.gate_proj(rows)) * self.up_proj(rows)).reshape(x.shape)
 
 
 class SelfAttentionProjections(nn.Module):

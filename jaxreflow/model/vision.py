@@ -16,7 +16,7 @@ from jaxreflow.model.layers import Rows, apply, attend, dense, merge_queries, sp
 from jaxreflow.types import Params
 
 CPU_SCORE_BYTES = 32 << 20
-"""Attention scores of one slice, in float32: a common size of the last-level cache."""
+"""Attention scores, in float32, up to which all heads are taken at once: a common size of the last-level cache."""
 
 
 def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
@@ -116,21 +116,19 @@ class VisionAttention(nn.Module):
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         q = split_queries(self.q_proj(x), self.config.num_attention_heads, head_dim)
         rows = Rows(split_rows(self.k_proj(x), head_dim), split_rows(self.v_proj(x), head_dim))
-        return self.out_proj(merge_queries(attend_in_slices(q, rows)))
+        return self.out_proj(merge_queries(attend_by_head(q, rows)))
 
 
-def attend_in_slices(q: Float[Array, "B K G T H"], rows: Rows) -> Float[Array, "B K G T H"]:
-    """`attend`; on a CPU one slice of the queries after the other, as scores that leave its cache cost more than the products."""
-    score_bytes = 4 * (q.size // q.shape[-1]) * rows.k.shape[-2]
-    slices = math.gcd(q.shape[-2], 1 << math.ceil(math.log2(max(score_bytes / CPU_SCORE_BYTES, 1))))
-    if slices == 1:
+def attend_by_head(q: Float[Array, "B K G T H"], rows: Rows) -> Float[Array, "B K G T H"]:
+    """`attend`; on a CPU one head after the other, as scores that leave its cache cost more than the products."""
+    if 4 * (q.size // q.shape[-1]) * rows.k.shape[-2] <= CPU_SCORE_BYTES:
         return attend(q, rows)
 
-    def sliced(q: Array, rows: Rows) -> Array:
-        parts = jnp.moveaxis(q.reshape(*q.shape[:-2], slices, -1, q.shape[-1]), -3, 0)
-        return jnp.moveaxis(jax.lax.map(lambda part: attend(part, rows), parts), 0, -3).reshape(q.shape)
+    def one_by_one(q: Array, rows: Rows) -> Array:
+        heads = jax.tree.map(lambda x: x.reshape(-1, 1, 1, *x.shape[2:]), (q, rows))
+        return jax.lax.map(lambda head: attend(*head), heads).reshape(q.shape)
 
-    return jax.lax.platform_dependent(q, rows, cpu=sliced, default=attend)
+    return jax.lax.platform_dependent(q, rows, cpu=one_by_one, default=attend)
 
 
 class VisionMLP(nn.Module):
@@ -144,7 +142,9 @@ class VisionMLP(nn.Module):
         self.fc2 = dense(self.config.hidden_size, self.dtype, use_bias=True)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.fc2(nn.gelu(self.fc1(x), approximate=True))
+        # As one matrix: a CPU's products with the activation fused are slower on more axes.
+        rows = x.reshape(-1, x.shape[-1])
+        return self.fc2(nn.gelu(self.fc1(rows), approximate=True)).reshape(x.shape)
 
 
 def layer_norm(config: VisionConfig, dtype: jnp.dtype) -> nn.LayerNorm:
