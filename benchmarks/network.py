@@ -39,7 +39,7 @@ class NetworkConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype; LeRobot is converted to float32, or left in the mixture of dtypes that it makes of a checkpoint."""
     runs: int = 5
-    """Measurements, after one that is not kept."""
+    """Turns of each side; a turn is two runs, of which the second one counts."""
     json: Path = Path("build/benchmarks.jsonl")
     """File to which the result is appended."""
 
@@ -68,7 +68,7 @@ class Side:
 def run_workers(
     config: NetworkConfig, task: str, sides: dict[str, tuple[str, dict[str, Any]]]
 ) -> tuple[list[Side], list[float]]:
-    """Measures every side in turn, `config.runs` times; returns them and, beside each run, the first one's matmul rate.
+    """Gives every side `config.runs` turns; returns them and, beside each run, the first one's matmul rate.
 
     `sides` maps a name to a worker's module and settings of its own; the first one prepares the inputs of all.
     """
@@ -84,6 +84,7 @@ def run_workers(
         rates = []
         for _ in range(config.runs):
             for side in found:
+                side.ask("measure")  # training goes on without a pause, in which the system takes freed memory away
                 side.runs.append(side.ask("measure")["seconds"])
             rates.append(float(found[0].ask("rate")["rate"]))
         for side in found:
