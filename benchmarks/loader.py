@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.child import worker
+from benchmarks.child import peak_bytes, worker
 from benchmarks.result import result, spread
 from jaxreflow.pretrained import load_checkpoint
 from jaxreflow.run_config import DatasetConfig, ReflowConfig
@@ -55,7 +55,7 @@ def run(config: LoaderConfig) -> None:
         measure_own()
         if measure_other is not None:
             measure_other()
-        print(f"{'samples/s':12}{'jaxreflow':>12}{'LeRobot':>12}{'ratio':>8}")
+        print(f"{'samples/s':12}{'jaxreflow':>12}" + (f"{'LeRobot':>12}{'ratio':>8}" if config.against else ""))
         for number in range(1, config.runs + 1):
             own.append(samples / measure_own())
             line = f"run {number:<8}{own[-1]:12.0f}"
@@ -63,7 +63,9 @@ def run(config: LoaderConfig) -> None:
                 other.append(samples / measure_other())
                 line += f"{other[-1]:12.0f}{own[-1] / other[-1]:8.1f}"
             print(line, flush=True)
-        record |= {"setup_s": setup, "samples_per_second": spread(own)}
+        record |= {"setup_s": setup, "samples_per_second": spread(own), "peak_bytes": peak_bytes()}
+        print(f"median {record['samples_per_second']['median']:.0f} samples/s, the first batch after {setup:.1f} s")
+        print(f"peak memory, without the workers': {peak_bytes() / 2**30:.2f} GiB")
         if other:
             ratios = [ours / theirs for ours, theirs in zip(own, other, strict=True)]
             record |= {"lerobot_samples_per_second": spread(other), "ratio": spread(ratios)}
