@@ -50,7 +50,7 @@ parity: .venv-parity/ready
 
 lock: .venv/ready
 	$(BIN)/pip install $(PIP_FLAGS) uv
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --no-emit-index-url --no-header --no-annotate \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --extra sim --no-emit-index-url --no-header --no-annotate \
 		pyproject.toml --output-file requirements.lock
 	$(PARITY)/pip freeze --exclude-editable --exclude torch --exclude torchvision --exclude lerobot > requirements-parity.lock
 

@@ -23,3 +23,7 @@ class ProcessorError(JaxReflowError):
 
 class TrainingError(JaxReflowError):
     """A run cannot start, continue or finish: non-finite loss, wrong batch size, foreign output directory."""
+
+
+class SimulationError(JaxReflowError):
+    """A simulator, its renderer or its scripted expert is missing or fails."""

@@ -1,0 +1,37 @@
+"""Trains a small SmolVLA from random weights on four Meta-World tasks: the teacher of docs/results.md.
+
+    python -m jaxreflow.sim record --env metaworld:wall-detour,button-press-topdown-v3,handle-press-v3,drawer-close-v3 \\
+        --episodes 220 120 100 100 --out runs/metaworld/data
+    python train.py metaworld_teacher --output-dir runs/metaworld/teacher
+
+`make results` runs both. What comes out stands in docs/results.md.
+"""
+
+import os
+from pathlib import Path
+
+from jaxreflow.run_config import DatasetConfig, FinetuneConfig, OptimizerFlags, PolicySource
+
+ASSETS = Path(os.path.relpath(Path(__file__).parents[1] / "tests" / "assets"))
+
+config = FinetuneConfig(
+    policy=PolicySource(
+        new=True,
+        vlm=str(ASSETS / "teacher" / "vlm"),
+        vlm_model_name="jaxreflow/demo-vlm",
+        num_vlm_layers=4,
+        expert_width_multiplier=1.5,
+        resize_imgs_with_padding=(96, 96),
+        tokenizer_max_length=16,
+        pad_language_to="max_length",
+        train_expert_only=False,
+        freeze_vision_encoder=False,
+    ),
+    dataset=DatasetConfig(root="runs/metaworld/data", cache_frames=2.0),
+    steps=5_000,
+    batch_size=32,
+    noises=2,
+    optimizer=OptimizerFlags(lr=1e-3),
+    ema_decay=0.998,
+    save_every=500,
+)

@@ -1,0 +1,1 @@
+"""Policies in simulation: environments, scripted experts, recording, and paired closed-loop evaluation."""

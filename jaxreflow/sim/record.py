@@ -1,0 +1,153 @@
+"""Scripted demonstrations as a LeRobotDataset.
+
+    python -m jaxreflow.sim record --env metaworld:wall-detour,button-press-topdown-v3 --episodes 200 120 --out DIR
+
+In part of the episodes the executed action is a smoothly disturbed one, while the recorded action is the expert's own: so the data
+show how to come back. Demonstrations that fail are left out.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import functools
+import itertools
+import multiprocessing
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxreflow.data.writer import DatasetFeatures, DatasetWriter
+from jaxreflow.errors import ConfigError, SimulationError
+from jaxreflow.pretrained import new_directory
+from jaxreflow.sim.environment import EnvOptions, make_env, parse_env
+
+CAMERA = "observation.image"
+FEATURES = {"observation.state": ("x", "y", "z", "gripper"), "action": ("dx", "dy", "dz", "grab")}
+ROBOT, FPS = "sawyer", 80
+# Frames that follow success, in which the expert holds.
+TAIL = 5
+_DISTURBED_SHARE, _SMOOTHNESS = 0.6, 0.85
+_BLOCK = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordConfig:
+    """Writes scripted demonstrations as a LeRobotDataset v3.0, which LeRobot reads as it is."""
+
+    env: str
+    """NAME:TASK[,TASK...], as metaworld:wall-detour,handle-press-v3."""
+    out: Path
+    """Folder of the new dataset."""
+    episodes: tuple[int, ...] = (50,)
+    """Successful episodes per task: one number for all tasks, or one each."""
+    seed: int = 1_000
+    """Seed of the first episode; each episode and failure takes the next. Evaluate on seeds far from these."""
+    disturbance: float = 0.5
+    """Largest scale of the disturbance of executed actions; 0: none."""
+    workers: int = 2
+    """Processes that simulate."""
+    options: EnvOptions = dataclasses.field(default_factory=EnvOptions)
+
+    def __post_init__(self) -> None:
+        tasks = parse_env(self.env)[1]
+        if len(self.episodes) not in (1, len(tasks)) or min(self.episodes) < 1:
+            raise ConfigError(
+                f"--episodes: expected one positive number, or one for each of {len(tasks)} tasks, found {self.episodes}"
+            )
+        if self.workers < 1:
+            raise ConfigError(f"--workers must be at least 1, found {self.workers}")
+
+
+def record(config: RecordConfig) -> None:
+    """Records all tasks, in the order in which they are named.
+
+    Raises:
+        ConfigError, SimulationError: the task, its expert or the simulator is missing; nothing is written.
+    """
+    name, tasks = parse_env(config.env)
+    if name != "metaworld":
+        raise ConfigError(f"--env: only metaworld has scripted experts, found {name!r}")
+    counts = config.episodes * len(tasks) if len(config.episodes) == 1 else config.episodes
+    size = (480, 480) if config.options.render == "stock" else (config.options.size,) * 2
+    features = DatasetFeatures(cameras={CAMERA: size}, vectors=FEATURES)
+    pool = ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn"))
+    with (
+        new_directory(config.out) as folder,
+        DatasetWriter(folder, features, fps=FPS, robot_type=ROBOT) as writer,
+        pool,
+    ):
+        for task, count in zip(tasks, counts, strict=True):
+            for episode in tqdm(_demonstrations(pool, task, count, config), desc=task, total=count):
+                writer.add_episode(episode["task"], {key: episode[key] for key in FEATURES}, {CAMERA: episode[CAMERA]})
+
+
+def _demonstrations(pool: ProcessPoolExecutor, task: str, count: int, config: RecordConfig) -> Iterator[dict[str, Any]]:
+    """The first `count` successful episodes in the order of their seeds, whatever the number of workers."""
+    found = failed = 0
+    starts = itertools.count(config.seed, _BLOCK)
+    ahead = [pool.submit(_block, task, next(starts), config) for _ in range(config.workers + 1)]
+    while found < count:
+        block = ahead.pop(0).result()
+        ahead.append(pool.submit(_block, task, next(starts), config))
+        failed += sum(episode is None for episode in block)
+        for episode in block:
+            if episode is not None and found < count:
+                found += 1
+                yield episode
+        if failed > 20 + 4 * found:
+            raise SimulationError(
+                f"{task}: the scripted expert failed {failed} times and succeeded {found} times; try a smaller "
+                f"--disturbance than {config.disturbance} or more --options.max-steps than {config.options.max_steps}"
+            )
+    for future in ahead:
+        future.cancel()
+
+
+def _block(task: str, first_seed: int, config: RecordConfig) -> list[dict[str, Any] | None]:
+    """Demonstrations of a few seeds, None for each that failed."""
+    env = _environment(task, config.options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Constant")  # Meta-World's experts ask for more than an action can be
+        return [demonstrate(env, seed, config.disturbance) for seed in range(first_seed, first_seed + _BLOCK)]
+
+
+@functools.lru_cache(maxsize=1)
+def _environment(task: str, options: EnvOptions) -> Any:
+    env = make_env("metaworld", task, options)
+    atexit.register(env.close)
+    return env
+
+
+def demonstrate(env: Any, seed: int, disturbance: float) -> dict[str, Any] | None:
+    """One episode of the scripted expert of a `MetaWorldEnv` by feature, with its task; None if it failed."""
+    from jaxreflow.sim.experts import make_expert
+
+    random = np.random.default_rng(seed)
+    expert = make_expert(env.task, random)
+    scale = disturbance * random.uniform(0.3, 1.0) * (random.random() < _DISTURBED_SHARE)
+    observation, _ = env.reset(seed=seed)
+    frames: list[tuple[np.ndarray, ...]] = []
+    push = np.zeros(4)
+    tail = TAIL + 1
+    for _ in range(env.max_steps):
+        action = np.clip(expert(env.raw_observation), -1.0, 1.0).astype(np.float32)
+        frames.append((observation["pixels"], observation["agent_pos"], action))
+        push = _SMOOTHNESS * push + np.sqrt(1 - _SMOOTHNESS**2) * random.standard_normal(4) * (1, 1, 1, 0)
+        observation, _, success, _, _ = env.step(action + scale * push)
+        if success or tail <= TAIL:
+            tail -= 1
+        if not tail:
+            pixels, states, actions = (np.stack(part) for part in zip(*frames, strict=True))
+            return {
+                "task": env.task_description,
+                CAMERA: pixels,
+                "observation.state": states.astype(np.float32),
+                "action": actions,
+            }
+    return None

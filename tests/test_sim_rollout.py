@@ -1,0 +1,97 @@
+"""Rollouts in a toy environment: chunks, the order of seeds, and independence of the number of environments."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from jaxreflow.errors import ConfigError
+from jaxreflow.sim.environment import ActionChunks, EnvOptions, parse_env, policy_observation
+from jaxreflow.sim.rollout import episode_noise, rollout
+from tests.point_env import PointEnv
+
+CHUNK, WIDTH = 5, 3
+
+
+def act(observation: dict[str, Any], noise: Any) -> np.ndarray:
+    """Moves by a tenth, disturbed by the noise that it is given."""
+    assert observation["task"] == ["Go to one"] * len(observation["observation.state"])
+    return 0.1 + 0.1 * np.asarray(noise)[..., :1]
+
+
+def run(environments: int, seeds: range, n_action_steps: int = 3) -> Any:
+    envs = SyncVectorEnv(
+        [lambda: ActionChunks(PointEnv(), CHUNK)] * environments, autoreset_mode=AutoresetMode.DISABLED
+    )
+    return rollout(envs, act, "Go to one", seeds, noise_shape=(CHUNK, WIDTH), n_action_steps=n_action_steps)
+
+
+def test_outcomes_do_not_depend_on_how_many_environments_run() -> None:
+    alone, several, many = (run(count, range(50, 61)) for count in (1, 4, 16))
+    assert 0 < alone.success.sum() < 11
+    for other in (several, many):
+        np.testing.assert_array_equal(other.success, alone.success)
+        np.testing.assert_array_equal(other.steps, alone.steps)
+        np.testing.assert_array_equal(other.queries, alone.queries)
+
+
+def test_each_seed_has_its_own_episode() -> None:
+    whole, part = run(3, range(50, 61)), run(3, range(55, 58))
+    np.testing.assert_array_equal(whole.steps[5:8], part.steps)
+    assert len(set(whole.steps.tolist())) > 3
+
+
+def test_queries_follow_from_executed_actions() -> None:
+    for executed in (1, 5):
+        outcome = run(4, range(50, 56), n_action_steps=executed)
+        np.testing.assert_array_equal(outcome.queries, -(-outcome.steps // executed))
+
+
+def test_failure_takes_all_steps() -> None:
+    outcome = run(4, range(50, 80))
+    assert (outcome.steps[~outcome.success] == 20).all()
+    assert (outcome.steps[outcome.success] <= 20).all()
+
+
+def test_noise_depends_on_seed_and_query_only() -> None:
+    noise = np.asarray(episode_noise(np.array([7, 8, 7]), np.array([0, 0, 1]), (CHUNK, WIDTH)))
+    again = np.asarray(episode_noise(np.array([7]), np.array([1]), (CHUNK, WIDTH)))
+    np.testing.assert_array_equal(noise[2], again[0])
+    assert not np.allclose(noise[0], noise[1])
+    assert not np.allclose(noise[0], noise[2])
+
+
+def test_only_the_last_step_of_a_chunk_is_pictured() -> None:
+    env = ActionChunks(PointEnv(), CHUNK)
+    env.reset(seed=0)
+    env.step(np.full((4, 1), 0.01))
+    assert env.unwrapped.pictures == 2
+    assert env.unwrapped.renders
+
+
+def test_chunk_ends_with_the_episode() -> None:
+    env = ActionChunks(PointEnv(), CHUNK)
+    env.reset(seed=0)
+    *_, terminated, _, info = env.step(np.full((4, 1), 0.8))
+    assert terminated
+    assert info == {"is_success": True, "steps": 2}
+
+
+def test_observations_get_the_names_that_policies_know() -> None:
+    image = np.zeros((1, 2, 2, 3), np.uint8)
+    one = policy_observation({"pixels": image, "agent_pos": np.zeros((1, 4))}, "Wait")
+    assert list(one) == ["observation.image", "observation.state", "task"]
+    two = policy_observation({"pixels": {"top": image, "wrist": image}, "agent_pos": np.zeros((1, 4))}, "Wait")
+    assert list(two)[:2] == ["observation.images.top", "observation.images.wrist"]
+
+
+@pytest.mark.parametrize("spec", ["metaworld", "metaworld:", "metaworld:a,,b", "nowhere:a"])
+def test_unknown_environment_is_named(spec: str) -> None:
+    with pytest.raises(ConfigError, match="NAME:TASK"):
+        parse_env(spec)
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ConfigError, match="--max-steps must be at least 1"):
+        EnvOptions(max_steps=0)
