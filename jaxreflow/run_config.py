@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from jaxreflow.config import PolicyConfig
 from jaxreflow.errors import ConfigError
-from jaxreflow.flow import REDUCTIONS, TIME_LAWS
+from jaxreflow.flow import OBJECTIVES, REDUCTIONS, SOLVERS, TIME_LAWS
 from jaxreflow.optimizer import OptimizerConfig
 
 _JSON_MAP = tyro.constructors.PrimitiveConstructorSpec(
@@ -175,7 +176,7 @@ class RunConfig:
     noises: int = 1
     """Noise draws per observation, M."""
     time_law: str = "beta"
-    """Law of t: beta (LeRobot's), uniform, u-shaped, exponential, half-at-one, discrete."""
+    """Law of t: beta (LeRobot's), uniform, u-shaped, exponential, half-at-one, discrete, noise-biased (Beta(4, 1))."""
     num_steps: int | None = None
     """Euler steps that the exported policy takes (default: as the policy)."""
     optimizer: OptimizerFlags = OptimizerFlags()
@@ -223,8 +224,7 @@ class RunConfig:
                 f"--dataset.cache-frames needs --num-workers 0, found {self.num_workers}: each process would decode and "
                 "hold all frames of its own, and one thread is enough to read them from memory"
             )
-        if self.time_law not in TIME_LAWS:
-            raise ConfigError(f"--time-law must be one of {', '.join(TIME_LAWS)}, found {self.time_law!r}")
+        _check_choice("--time-law", self.time_law, TIME_LAWS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,8 +237,7 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss_compat not in REDUCTIONS:
-            raise ConfigError(f"--loss-compat must be one of {', '.join(REDUCTIONS)}, found {self.loss_compat!r}")
+        _check_choice("--loss-compat", self.loss_compat, REDUCTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +246,15 @@ class ReflowConfig(RunConfig):
 
     teacher: TeacherSource = TeacherSource()
     teacher_steps: int = 10
-    """Euler steps of the teacher."""
+    """Steps of the teacher's solver, whatever number its config.json names: a student's names its own."""
+    teacher_solver: str = "euler"
+    """Solver of the teacher's flow: euler (as it is deployed) or heun (second order, two evaluations a step)."""
+    objective: str = "mse"
+    """What is minimised of the velocity's error: mse, or pseudo-huber (its norm over a chunk, smooth at zero)."""
+    loss_dims: Literal["padded", "real"] = "padded"
+    """Action dims that the loss covers: all that the sampler integrates, or the real ones; noise and endpoint stay whole."""
+    real_share: float = 0.0
+    """Share of pairs that are recorded actions with the noise that the teacher's flow leads to them; a multiple of 1/--noises."""
     trainable: Literal["expert", "as-policy"] = "expert"
     """Train the expert and the projections, or what the policy's config says."""
     noises: int = 4
@@ -260,6 +267,26 @@ class ReflowConfig(RunConfig):
         super().__post_init__()
         if self.teacher_steps < 1:
             raise ConfigError(f"--teacher-steps must be at least 1, found {self.teacher_steps}")
+        _check_choice("--teacher-solver", self.teacher_solver, SOLVERS)
+        _check_choice("--objective", self.objective, OBJECTIVES)
+        if not 0 <= self.real_share < 1:
+            raise ConfigError(f"--real-share must lie in [0, 1), found {self.real_share}")
+        if abs(self.real_share * self.noises - self.real_noises) > 1e-6:
+            possible = ", ".join(f"{k / self.noises:.4g}" for k in range(self.noises))
+            raise ConfigError(
+                f"--real-share must be a whole number of the {self.noises} noise(s) of an observation, one of {possible}; "
+                f"found {self.real_share}: choose one of these or another --noises"
+            )
+
+    @property
+    def real_noises(self) -> int:
+        """How many of an observation's noises are inverted from its recorded actions."""
+        return round(self.real_share * self.noises)
+
+
+def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{flag} must be one of {', '.join(choices)}, found {value!r}")
 
 
 def _parse_map(text: str) -> dict[str, str]:

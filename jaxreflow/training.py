@@ -1,4 +1,4 @@
-"""One training step for both objectives: `finetune_loss` and `reflow_loss` differ, the rest is shared.
+"""One training step for every loss: `finetune_loss`, `reflow_loss` and `mixed_reflow_loss` differ, the rest is shared.
 
 A loss is a function `(trainable, frozen, teacher, batch, noise, t) -> (sum, count)`; its value is the quotient over the
 whole global batch. Noise and time are drawn for that whole batch before it is split, so that neither gradient
@@ -72,40 +72,85 @@ def finetune_loss(config: ModelConfig, *, action_dim: int, reduction: str) -> Lo
         del teacher
         params = merge_params(trainable, frozen)
         context = observe(params, batch.observation, config=config)
-        memory = memorise(params, context, jnp.asarray(batch.observation.state), config=config)
+        field = _field(params, context, batch, config)
         actions = jnp.broadcast_to(batch.actions[:, None], noise.shape)
-        return flow.flow_matching_loss(
-            lambda x_t, t: velocity(params, memory, x_t, t, config=config),
-            actions,
-            noise,
-            t,
-            jnp.asarray(batch.action_is_pad),
-            action_dim=action_dim,
-            reduction=reduction,
-        )
+        is_pad = jnp.asarray(batch.action_is_pad)
+        return flow.flow_matching_loss(field, actions, noise, t, is_pad, action_dim=action_dim, reduction=reduction)
 
     return loss
 
 
-def reflow_loss(config: ModelConfig, *, teacher_steps: int, shared_context: bool) -> LossFunction:
-    """Flow matching on pairs (noise, endpoint), where the teacher's sampler carries the noise to the endpoint.
+def reflow_loss(
+    config: ModelConfig,
+    *,
+    teacher_steps: int,
+    shared_context: bool,
+    solver: flow.Solver = flow.euler,
+    objective: flow.Objective = flow.mean_square,
+    dims: int | None = None,
+) -> LossFunction:
+    """Flow matching on pairs (noise, endpoint), where the teacher's solver carries the noise to the endpoint.
 
-    The endpoint keeps all padded action dims: they are part of what the sampler integrates.
+    The endpoint keeps all padded action dims: they are part of what the sampler integrates. `dims` are those that the
+    student is held to (None: all).
     """
     contexts = _one_context if shared_context else _two_contexts
 
     def loss(
         trainable: Params, frozen: Params, teacher: Params, batch: Batch, noise: Array, t: Array
     ) -> tuple[Array, Array]:
-        state = jnp.asarray(batch.observation.state)
         teacher, student = merge_params(teacher, frozen), merge_params(trainable, frozen)
         teacher_context, student_context = contexts(teacher, student, batch.observation, config)
-        memory = memorise(teacher, teacher_context, state, config=config)
-        endpoint = flow.euler(lambda x_t, t: velocity(teacher, memory, x_t, t, config=config), noise, teacher_steps)
-        memory = memorise(student, student_context, state, config=config)
-        return flow.reflow_loss(lambda x_t, t: velocity(student, memory, x_t, t, config=config), endpoint, noise, t)
+        endpoint = solver(_field(teacher, teacher_context, batch, config), noise, teacher_steps)
+        field = _field(student, student_context, batch, config)
+        return flow.reflow_loss(field, endpoint, noise, t, objective=objective, dims=dims)
 
     return loss
+
+
+def mixed_reflow_loss(
+    config: ModelConfig,
+    *,
+    teacher_steps: int,
+    shared_context: bool,
+    real_noises: int,
+    action_dim: int,
+    solver: flow.Solver = flow.euler,
+    objective: flow.Objective = flow.mean_square,
+    dims: int | None = None,
+) -> LossFunction:
+    """`reflow_loss` whose first `real_noises` pairs of every observation are recorded actions and their inverted noise.
+
+    Real pairs count in the real action dims inside the episode only, whatever `dims` asks of the others.
+    """
+    contexts = _one_context if shared_context else _two_contexts
+
+    def loss(
+        trainable: Params, frozen: Params, teacher: Params, batch: Batch, noise: Array, t: Array
+    ) -> tuple[Array, Array]:
+        teacher, student = merge_params(teacher, frozen), merge_params(trainable, frozen)
+        teacher_context, student_context = contexts(teacher, student, batch.observation, config)
+        field = _field(teacher, teacher_context, batch, config)
+        x_0, noise, valid = flow.mix_real_pairs(
+            lambda x_0: flow.invert(solver, field, x_0, teacher_steps),
+            solver(field, noise, teacher_steps),
+            noise,
+            jnp.asarray(batch.actions),
+            jnp.asarray(batch.action_is_pad),
+            real_noises=real_noises,
+            action_dim=action_dim,
+            dims=dims,
+        )
+        field = _field(student, student_context, batch, config)
+        return flow.masked_reflow_loss(field, x_0, noise, t, valid, objective=objective)
+
+    return loss
+
+
+def _field(params: Params, context: Context, batch: Batch, config: ModelConfig) -> flow.Velocity:
+    """The velocity field that these weights see in the batch's observations."""
+    memory = memorise(params, context, jnp.asarray(batch.observation.state), config=config)
+    return lambda x_t, t: velocity(params, memory, x_t, t, config=config)
 
 
 def _one_context(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -15,6 +15,7 @@ from jaxreflow.pretrained import Checkpoint
 from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.sharding import replicate, replicated_copy
 from jaxreflow.training import (
+    LossFunction,
     Metrics,
     TrainState,
     finetune_loss,
@@ -22,6 +23,7 @@ from jaxreflow.training import (
     make_draw,
     make_eval_step,
     make_train_step,
+    mixed_reflow_loss,
     reflow_loss,
     shares_context,
 )
@@ -54,18 +56,32 @@ def split_weights(config: RunConfig, checkpoint: Checkpoint, mesh: Mesh) -> Weig
     return Weights(shared, frozen, teacher)
 
 
+def make_loss(config: RunConfig, checkpoint: Checkpoint, trainable: Params) -> LossFunction:
+    """The loss that the run minimises, `(trainable, frozen, teacher, batch, noise, t) -> (sum, count)`.
+
+    `checkpoint` is the policy that the run starts from; of `trainable` only the structure counts: what is trained.
+    """
+    model, action_dim = checkpoint.config, checkpoint.policy.action_dim
+    if not isinstance(config, ReflowConfig):
+        assert isinstance(config, FinetuneConfig)
+        return finetune_loss(model, action_dim=action_dim, reduction=config.loss_compat)
+    options: dict[str, Any] = {
+        "teacher_steps": config.teacher_steps,
+        "shared_context": shares_context(trainable),
+        "solver": flow.SOLVERS[config.teacher_solver],
+        "objective": flow.OBJECTIVES[config.objective],
+        "dims": action_dim if config.loss_dims == "real" else None,
+    }
+    if not config.real_noises:
+        return reflow_loss(model, **options)
+    return mixed_reflow_loss(model, real_noises=config.real_noises, action_dim=action_dim, **options)
+
+
 def make_update(
     config: RunConfig, checkpoint: Checkpoint, weights: Weights, mesh: Mesh
 ) -> tuple[TrainState, Callable[..., tuple[TrainState, Metrics]], Callable[..., tuple[Array, Array]]]:
     """The first state, and the jitted `update(state, batch)` and `measure(state, batch, index)` of the loss."""
-    if isinstance(config, ReflowConfig):
-        shared = shares_context(weights.start)
-        loss_fn = reflow_loss(checkpoint.config, teacher_steps=config.teacher_steps, shared_context=shared)
-    else:
-        assert isinstance(config, FinetuneConfig)
-        loss_fn = finetune_loss(
-            checkpoint.config, action_dim=checkpoint.policy.action_dim, reduction=config.loss_compat
-        )
+    loss_fn = make_loss(config, checkpoint, weights.start)
     settings = config.optimizer.resolve(checkpoint.policy)
     optimizer = make_optimizer(settings, config.steps)
     draw = make_draw(flow.TIME_LAWS[config.time_law], config.noises, checkpoint.config)

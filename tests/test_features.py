@@ -16,23 +16,21 @@ import train
 from jaxreflow.config import ModelConfig
 from jaxreflow.data import features
 from jaxreflow.data.feature_cache import MANIFEST, FeatureCache, read_manifest
-from jaxreflow.data.features import FeaturesConfig, compute_features, feature_parts, open_features
+from jaxreflow.data.features import compute_features, feature_parts, open_features
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.loader import make_loader
 from jaxreflow.errors import DatasetError
 from jaxreflow.metrics import read_metrics
 from jaxreflow.model import embed_images, observe
-from jaxreflow.new_policy import create_policy
 from jaxreflow.pretrained import Checkpoint, load_checkpoint
-from jaxreflow.run_config import DatasetConfig, FinetuneConfig, PolicySource
+from jaxreflow.run_config import DatasetConfig, FinetuneConfig
 from jaxreflow.run_data import held_out_batches, split_data
 from jaxreflow.types import Context, Observation, Params
+from tests.cached_policy import SHARD, make_cached_policy
 from tests.lerobot_fixtures import CAMERA, LENGTHS, write_v30
 from tests.tiny import WRIST, tiny_model, tiny_observation, tiny_policy
-from tests.tiny_policy import make_vlm
 
 FRAMES = sum(LENGTHS)
-SHARD = 8
 
 
 @pytest.fixture(autouse=True)
@@ -43,23 +41,7 @@ def _no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A dataset, a new policy for it, and the cache of its 18 frames in three shards."""
-    folder = tmp_path_factory.mktemp("features")
-    root = write_v30(folder / "data", image_format="PNG")
-    source = PolicySource(
-        new=True,
-        vlm=str(make_vlm(tmp_path_factory.mktemp("vlm"))),
-        vlm_model_name="tiny/vlm",
-        normalization_mapping={"VISUAL": "IDENTITY", "STATE": "IDENTITY", "ACTION": "MEAN_STD"},
-        num_vlm_layers=2,
-        chunk_size=3,
-        n_action_steps=3,
-        resize_imgs_with_padding=(32, 32),
-    )
-    dataset = LeRobotDataset.open(root)
-    create_policy(folder / "policy", source, dataset, rename_map={}, seed=0)
-    config = FeaturesConfig(dataset=str(root), policy=str(folder / "policy"), out=str(folder / "cache"), batch_size=5)
-    cache = compute_features(config, shard_frames=SHARD)
-    return SimpleNamespace(folder=folder, root=root, dataset=dataset, config=config, cache=cache)
+    return make_cached_policy(tmp_path_factory.mktemp("features"), tmp_path_factory.mktemp("vlm"))
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,56 @@ def test_euler_visits_times_from_one_down_to_one_step(pair):
     assert flow.euler(lambda x, t: x, pair[1], 1).dtype == jnp.float32
 
 
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_heun_is_exact_where_the_field_is_linear_in_time(pair, num_steps):
+    """dx/dt = noise - x_0 + b (2 t - 1) also leads from noise to x_0; Euler is off by b / num_steps there."""
+    x_0, noise = pair
+
+    def linear(_, t):
+        return noise - x_0 + 3.0 * (2 * t[..., None, None] - 1)
+
+    np.testing.assert_allclose(flow.heun(linear, noise, num_steps), x_0, atol=5e-6)
+    np.testing.assert_allclose(flow.euler(linear, noise, num_steps), x_0 - 3.0 / num_steps, atol=5e-6)
+    assert flow.heun(linear, noise, num_steps).dtype == jnp.float32
+
+
+def swirl(x, t):
+    """dx/dt = 3 x cos(3 t): x(0) = x(1) e^(-sin 3)."""
+    return 3 * x * jnp.cos(3 * t)[..., None, None]
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2)])
+def test_solvers_converge_in_their_order(pair, name, order):
+    """Halving the step divides the error by 2^order, down to the actions and up to the noise."""
+    noise, solver = pair[1], flow.SOLVERS[name]
+    x_0 = noise * np.exp(-np.sin(3.0))
+
+    def rate(end, exact):
+        coarse, fine = (float(jnp.abs(end(steps) - exact).max()) for steps in (40, 80))
+        return np.log2(coarse / fine)
+
+    np.testing.assert_allclose(rate(lambda steps: solver(swirl, noise, steps), x_0), order, atol=0.15)
+    np.testing.assert_allclose(rate(lambda steps: flow.invert(solver, swirl, x_0, steps), noise), order, atol=0.15)
+
+
+@pytest.mark.parametrize("solver", flow.SOLVERS.values())
+def test_sampling_from_inverted_noise_gives_the_actions_back(pair, solver):
+    x_0, noise = pair
+    np.testing.assert_allclose(flow.invert(solver, lambda x, t: noise - x_0, x_0, 2), noise, atol=2e-6)
+    inverted = flow.invert(solver, swirl, x_0, 1000)
+    assert float(jnp.abs(inverted - x_0).max()) > 0.1
+    np.testing.assert_allclose(solver(swirl, inverted, 1000), x_0, atol=0.02)
+
+
+def test_inversion_visits_times_from_zero_up():
+    # dx/dt = t: Euler's sum of (k/4)/4 over k = 0..3 is 0.375, the trapezoid's is the integral.
+    def field(x, t):
+        return jnp.broadcast_to(t[..., None, None], x.shape)
+
+    np.testing.assert_allclose(flow.invert(flow.euler, field, jnp.zeros(SHAPE), 4), 0.375)
+    np.testing.assert_allclose(flow.invert(flow.heun, field, jnp.zeros(SHAPE), 4), 0.5)
+
+
 def test_reflow_loss_is_zero_for_the_straight_teacher(pair):
     x_0, noise = pair
     total, count = flow.reflow_loss(lambda x, t: noise - x_0, x_0, noise, jnp.full(SHAPE[:2], 0.3))
@@ -51,10 +101,86 @@ def test_reflow_loss_covers_every_padded_dimension_and_position(pair):
         np.testing.assert_allclose(total, 4.0 * SHAPE[0] * SHAPE[1])
 
 
+def test_reflow_loss_on_real_dims_leaves_the_others_out(pair):
+    x_0, noise = pair
+    error = jnp.zeros(SHAPE).at[..., 3].set(9.0).at[..., 2].set(2.0)
+    total, count = flow.reflow_loss(lambda x, t: noise - x_0 + error, x_0, noise, jnp.ones(SHAPE[:2]), dims=3)
+    np.testing.assert_allclose(total, 4.0 * 6 * 5)
+    assert count == 6 * 5 * 3
+
+
+def test_pseudo_huber_is_the_published_norm_over_the_root_of_the_entries(pair):
+    x_0, noise = pair
+    scale = jnp.asarray([[1e-5, 1e-3, 1.0], [0.0, 0.1, 10.0]])
+    error = scale[..., None, None] * jax.random.normal(jax.random.key(2), SHAPE)
+
+    def loss(error):
+        field = lambda x, t: noise - x_0 + error  # noqa: E731
+        return flow.reflow_loss(field, x_0, noise, jnp.ones(SHAPE[:2]), objective=flow.pseudo_huber)
+
+    (total, count), gradient = loss(error), jax.grad(lambda error: loss(error)[0])(error)
+    # What the field adds is rounded at the size of noise - x_0.
+    seen = np.asarray(noise - x_0, np.float64) - np.asarray(noise - x_0 + error, np.float64)
+    squares, dim = np.square(seen).sum((-2, -1)), 20
+    c = 0.00054 * np.sqrt(dim)
+    np.testing.assert_allclose(total / count, ((np.sqrt(squares + c**2) - c) / np.sqrt(dim)).mean(), rtol=1e-5)
+    assert count == np.prod(SHAPE)
+    np.testing.assert_allclose(gradient, -seen / np.sqrt(squares / dim + 0.00054**2)[..., None, None], rtol=1e-4)
+
+
+def test_only_valid_entries_of_masked_pairs_count(pair):
+    """By both objectives, and a chunk without any adds nothing, not even a NaN to the gradient."""
+    x_0, noise = pair
+    valid = jnp.zeros(SHAPE, bool).at[0, :, :4, :3].set(True).at[1, 0, :1, :2].set(True)
+    error = jnp.where(valid, 2.0, jnp.nan)
+
+    def loss(scale, objective):
+        field = lambda x, t: noise - x_0 + scale * error  # noqa: E731
+        return flow.masked_reflow_loss(field, x_0, noise, jnp.ones(SHAPE[:2]), valid, objective=objective)
+
+    total, count = loss(1.0, flow.mean_square)
+    assert count == 3 * 12 + 2
+    np.testing.assert_allclose(total / count, 4.0, rtol=1e-6)
+    total, count = loss(1.0, flow.pseudo_huber)
+    assert count == 3 * 12 + 2
+    np.testing.assert_allclose(total / count, np.sqrt(4 + 0.00054**2) - 0.00054, rtol=1e-6)
+    clean = jnp.zeros(SHAPE)
+    for objective in flow.OBJECTIVES.values():
+        gradient = jax.grad(
+            lambda e, o=objective: flow.masked_reflow_loss(
+                lambda x, t: noise - x_0 + e, x_0, noise, jnp.ones(SHAPE[:2]), valid, objective=o
+            )[0]
+        )(clean)
+        assert jnp.all(jnp.isfinite(gradient))
+        assert not jnp.any(jnp.where(valid, 0.0, gradient))
+
+
+@pytest.mark.parametrize(("dims", "last"), [(None, True), (3, False)])
+def test_real_pairs_are_recorded_actions_with_the_teachers_padded_dims(pair, dims, last):
+    endpoint, noise = pair
+    actions = jnp.pad(jax.random.normal(jax.random.key(5), (2, 5, 3)), ((0, 0), (0, 0), (0, 1)))
+    is_pad = jnp.zeros((2, 5), bool).at[1, 3:].set(True)
+    x_0, mixed, valid = flow.mix_real_pairs(
+        lambda x: x + 10.0, endpoint, noise, actions, is_pad, real_noises=2, action_dim=3, dims=dims
+    )
+    for m in (0, 1):
+        np.testing.assert_array_equal(x_0[:, m, :, :3], actions[..., :3])
+        np.testing.assert_array_equal(x_0[:, m, :, 3], endpoint[:, m, :, 3])
+        np.testing.assert_array_equal(valid[:, m, :, :3], jnp.broadcast_to(~is_pad[..., None], (2, 5, 3)))
+    np.testing.assert_array_equal(mixed[:, :2], x_0[:, :2] + 10.0)
+    assert not jnp.any(valid[:, :2, :, 3])
+    np.testing.assert_array_equal(x_0[:, 2], endpoint[:, 2])
+    np.testing.assert_array_equal(mixed[:, 2], noise[:, 2])
+    np.testing.assert_array_equal(valid[:, 2], jnp.broadcast_to(jnp.asarray([True, True, True, last]), (2, 5, 4)))
+
+
 def test_no_gradient_flows_into_the_endpoint(pair):
     x_0, noise = pair
     gradient = jax.grad(lambda e: flow.reflow_loss(lambda x, t: x, e, noise, jnp.ones(SHAPE[:2]))[0])(x_0)
     assert not jnp.any(gradient)
+    everywhere, half = jnp.ones(SHAPE, bool), jnp.full(SHAPE[:2], 0.5)
+    pairs = jax.grad(lambda p: flow.masked_reflow_loss(lambda x, t: x, *p, half, everywhere)[0])((x_0, noise))
+    assert not any(map(jnp.any, pairs))
 
 
 def test_flow_matching_leaves_padding_out(pair):
@@ -80,6 +206,7 @@ def test_noise_is_standard_normal_on_every_dimension():
 
 EXPECTED_MEANS = {
     "beta": 0.999 * 0.6 + 0.001,
+    "noise-biased": 0.999 * 0.8 + 0.001,
     "uniform": 0.5,
     "u-shaped": 0.5,
     "exponential": (3 * np.exp(4) + 1) / (4 * (np.exp(4) - 1)),
@@ -95,6 +222,13 @@ def test_time_laws_have_their_means_and_stay_in_range(law):
     assert float(t.min()) >= 0.0
     assert float(t.max()) <= 1.0
     np.testing.assert_allclose(t.mean(), EXPECTED_MEANS[law], atol=0.01)
+
+
+def test_noise_biased_law_is_beta_4_1():
+    """P(t <= 0.001 + 0.999 q) = q^4."""
+    u = (flow.noise_biased_time(jax.random.key(0), (40_000,)) - 0.001) / 0.999
+    q = np.asarray([0.3, 0.6, 0.8, 0.9])
+    np.testing.assert_allclose([(u <= x).mean() for x in q], q**4, atol=0.01)
 
 
 def test_half_of_the_default_law_stands_at_exactly_one():

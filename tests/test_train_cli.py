@@ -169,9 +169,11 @@ def test_student_can_be_the_next_teacher_and_raw_weights_be_exported(
     student_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     student = student_run / "checkpoints" / "last" / "pretrained_model"
-    flags = ["--steps", "1", "--noises", "2", "--teacher-steps", "1", "--export", "raw", "--num-steps", "2"]
+    assert read_config(student)["num_steps"] == 1
+    flags = ["--steps", "1", "--noises", "2", "--export", "raw", "--num-steps", "2"]
     assert reflow(student, tmp_path / "run", *flags) == 0
     assert "student = teacher, loaded once" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "train_config.json").read_text())["teacher_steps"] == 10
     assert read_config(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model")["num_steps"] == 2
 
 
@@ -231,6 +233,10 @@ def test_wrong_input_is_an_error_and_leaves_nothing(teacher: Path, tmp_path: Pat
         (["--dataset.cache-frames", "1", "--num-workers", "2"], "needs --num-workers 0, found 2"),
         (["--steps", "0"], "--steps must be at least 1"),
         (["--optimizer.lr", "fast"], "--optimizer.lr"),
+        (["--objective", "huber"], "--objective must be one of mse, pseudo-huber"),
+        (["--teacher-solver", "rk4"], "--teacher-solver must be one of euler, heun"),
+        (["--loss-dims", "some"], "--loss-dims"),
+        (["--real-share", "0.3"], "--real-share must be a whole number of the 4 noise(s)"),
         (["--rename-map", "{"], "expected JSON like"),
     ],
 )

@@ -1,0 +1,113 @@
+"""The run's loss: every flag of the recipe reaches it, and no flag leaves a trace where it is not set."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxreflow import flow
+from jaxreflow.config import ModelConfig
+from jaxreflow.errors import ConfigError
+from jaxreflow.model import init_params
+from jaxreflow.pretrained import Checkpoint, load_checkpoint
+from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.training import LossFunction, finetune_loss, mixed_reflow_loss, reflow_loss
+from jaxreflow.update import make_loss
+from jaxreflow.weights import split_params, trainable_in_reflow
+from tests.checkpoint_edits import GOLDENS
+from tests.tiny import VLM, tiny_policy
+from tests.tiny_policy import make_batch
+
+NOISES, REAL_DIMS = 2, 4
+CONFIG = ModelConfig.create(tiny_policy(num_vlm_layers=2), VLM)
+
+
+@functools.cache
+def weights() -> Any:
+    params = jax.eval_shape(lambda: init_params(jax.random.key(0), CONFIG))
+    return split_params(params, trainable_in_reflow)
+
+
+def checkpoint(num_steps: int = 10) -> Checkpoint:
+    policy = tiny_policy(num_vlm_layers=2, num_steps=num_steps)
+    return dataclasses.replace(load_checkpoint(GOLDENS / "cross"), policy=policy, config=CONFIG)
+
+
+def program(loss: LossFunction) -> str:
+    """The loss as a text that two losses share only if they are the same program."""
+    trainable, frozen = weights()
+    batch = make_batch(2, CONFIG)
+    noise = jnp.zeros((2, NOISES, CONFIG.chunk_size, CONFIG.max_action_dim))
+    return str(jax.make_jaxpr(loss)(trainable, frozen, trainable, batch, noise, noise[..., 0, 0]))
+
+
+@functools.cache
+def plain() -> str:
+    return program(reflow_loss(CONFIG, **PLAIN))
+
+
+def of(config: RunConfig) -> str:
+    return program(make_loss(config, checkpoint(), weights()[0]))
+
+
+PLAIN: dict[str, Any] = {"teacher_steps": 10, "shared_context": True}
+REFLOW = {
+    "teacher_steps": ({"teacher_steps": 3}, {"teacher_steps": 3}),
+    "heun": ({"teacher_solver": "heun"}, {"solver": flow.heun}),
+    "pseudo-huber": ({"objective": "pseudo-huber"}, {"objective": flow.pseudo_huber}),
+    "real dims": ({"loss_dims": "real"}, {"dims": REAL_DIMS}),
+}
+
+
+def test_no_option_leaves_a_trace_where_it_is_not_set() -> None:
+    assert of(ReflowConfig(noises=NOISES)) == plain()
+
+
+@pytest.mark.parametrize(("flags", "options"), REFLOW.values(), ids=list(REFLOW))
+def test_every_option_reaches_the_loss(flags: dict[str, Any], options: dict[str, Any]) -> None:
+    found = of(ReflowConfig(noises=NOISES, **flags))
+    assert found == program(reflow_loss(CONFIG, **{**PLAIN, **options}))
+    assert found != plain()
+
+
+def test_real_pairs_come_with_all_other_options() -> None:
+    flags, options = ({k: v for pair in REFLOW.values() for k, v in pair[i].items()} for i in (0, 1))
+    found = of(ReflowConfig(noises=NOISES, real_share=0.5, **flags))
+    options |= {"shared_context": True, "real_noises": 1, "action_dim": REAL_DIMS}
+    assert found == program(mixed_reflow_loss(CONFIG, **options))
+
+
+def test_finetune_has_its_own() -> None:
+    expected = finetune_loss(CONFIG, action_dim=REAL_DIMS, reduction="lerobot-0.4.4")
+    assert of(FinetuneConfig(loss_compat="lerobot-0.4.4")) == program(expected)
+
+
+def test_a_student_is_a_teacher_of_ten_steps() -> None:
+    """A further round of reflow learns from the student's flow, not from the one step that its config names."""
+    loss = make_loss(ReflowConfig(noises=NOISES), checkpoint(num_steps=1), weights()[0])
+    assert program(loss) == plain()
+    assert "length=10" in plain()
+
+
+@pytest.mark.parametrize(("share", "noises", "real"), [(0.0, 1, 0), (0.25, 4, 1), (0.5, 4, 2), (0.3, 10, 3)])
+def test_share_of_real_pairs_is_exact(share: float, noises: int, real: int) -> None:
+    assert ReflowConfig(real_share=share, noises=noises).real_noises == real
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"real_share": 0.3}, "--real-share must be a whole number .* 0, 0.25, 0.5, 0.75; found 0.3"),
+        ({"real_share": 0.5, "noises": 1}, "one of 0; found 0.5"),
+        ({"real_share": 1.0}, r"--real-share must lie in \[0, 1\), found 1.0"),
+        ({"real_share": float("nan")}, r"--real-share must lie in \[0, 1\), found nan"),
+        ({"objective": "huber"}, "--objective must be one of mse, pseudo-huber, found 'huber'"),
+        ({"teacher_solver": "rk4"}, "--teacher-solver must be one of euler, heun, found 'rk4'"),
+    ],
+)
+def test_wrong_options_are_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ReflowConfig(**fields)
