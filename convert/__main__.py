@@ -105,11 +105,11 @@ def doctor(
 
     Args:
         checkpoint: A policy in LeRobot's layout: a folder.
-        fix: Repair config.json and `_orig_mod.` names; originals are kept as *.bak.
+        fix: Repair config.json, tensor names and dtypes, and missing processor files; originals are kept as *.bak.
         measure: Also for large policies, compare the actions under both numberings of vision positions.
         json: Print JSON.
     """
-    done = repair(checkpoint) if fix else []
+    done = repair(checkpoint, vlm=vlm) if fix else []
     findings = examine(checkpoint, vlm=vlm, measure=True if measure else None)
     if json:
         print(_dumps({"repaired": done, "findings": [dataclasses.asdict(finding) for finding in findings]}))

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from jaxreflow.config import DEFAULT_VLM, ModelConfig, PolicyConfig
 from jaxreflow.errors import CheckpointError, JaxReflowError, ProcessorError
 from jaxreflow.normalization import ACTION, STATE, check_normalizer
@@ -19,6 +21,7 @@ from jaxreflow.vlm import load_vlm
 from jaxreflow.weights import check_tensors, count_parameters, expected_tensors
 
 from .archive import PICKLES
+from .dtypes import own_dtypes, rounded_before, rounded_by_lerobot
 from .inspection import group_keys
 from .positions import change_in_actions, set_ups, sides
 from .repair import ARTEFACTS, COMPILED, lacks_vlm_weights, read_config
@@ -56,8 +59,10 @@ def examine(directory: Path, *, vlm: Path | None = None, measure: bool | None = 
     config: ModelConfig | None = None
     if policy is not None and file is not None:
         try:
-            config = ModelConfig.create(policy, load_vlm(policy, directory, vlm).config)
+            files = load_vlm(policy, directory, vlm)
+            config = ModelConfig.create(policy, files.config)
             check_tensors(file, config)
+            findings += _module_dtypes(file, own_dtypes(config, policy, files))
         except JaxReflowError as error:
             config = None
             findings.append(_from_error(error))
@@ -148,14 +153,37 @@ def _dtypes(file: TensorFile) -> Iterator[Finding]:
             "the policy was trained with load_vlm_weights false; LeRobot casts on loading, so only the file is larger",
         )
     odd = {f"{name}: {dtype}" for name, found in kinds.items() for dtype in found - {"float32", "bfloat16"}}
-    odd |= {f"{name}: float32 and bfloat16" for name in ("text model", "vision tower") if len(kinds.get(name, ())) > 1}
+    if len(vision) > 1:
+        odd.add(f"vision tower: {' and '.join(sorted(vision))}")
     if odd:
         yield Finding(
             "warning",
             f"{WEIGHTS}: unusual dtypes: {'; '.join(sorted(odd))}",
             "LeRobot writes float32 and bfloat16, one of them per tower; another tool has changed this file",
-            "compare its actions with those of the checkpoint it came from",
+            f"compare its actions with those of the checkpoint it came from; to store what LeRobot makes of it: {_BY_FIX}",
         )
+
+
+def _module_dtypes(file: TensorFile, own: dict[str, np.dtype]) -> Iterator[Finding]:
+    if wide := rounded_by_lerobot(file, own):
+        yield Finding(
+            "warning",
+            f"{WEIGHTS}: {_counts(wide)} stored in float32, where LeRobot's modules are bfloat16",
+            "LeRobot rounds them on loading, so the policy acts otherwise there than these values do here; and the file is "
+            "larger than it need be",
+            f"store them as LeRobot loads them: {_BY_FIX}",
+        )
+    if narrow := rounded_before(file, own):
+        yield Finding(
+            "warning",
+            f"{WEIGHTS}: {_counts(narrow)} stored in bfloat16, where LeRobot's modules are float32",
+            "another tool has rounded them; what it took away is not in this file",
+            "take the checkpoint that this one was made from, or compare their actions",
+        )
+
+
+def _counts(keys: list[str]) -> str:
+    return ", ".join(f"{name} ({len(found)} tensors)" for name, found in group_keys(keys).items())
 
 
 def _processors(directory: Path, policy: PolicyConfig, file: TensorFile) -> Iterator[Finding]:
@@ -179,6 +207,7 @@ def _old_statistics(directory: Path, policy: PolicyConfig, file: TensorFile) -> 
         "the checkpoint is from before LeRobot 0.4; newer versions do not normalise it"
         + ("" if buffers else ", and nothing says in which units it acts"),
         "save it anew with SmolVLAPolicy.from_pretrained(DIR).save_pretrained(NEW)"
+        + (f", or: {_BY_FIX}" if buffers and not policy.adapt_to_pi_aloha else "")
         + ("" if buffers else ", giving `stats_from` a stats.json of the dataset it was trained on"),
     )
     if buffers:

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from jaxreflow.config import DEFAULT_VLM
+import numpy as np
+
+from jaxreflow.config import DEFAULT_VLM, ModelConfig, PolicyConfig
 from jaxreflow.config_fields import POLICY_FIELDS
-from jaxreflow.errors import CheckpointError
-from jaxreflow.pretrained import CONFIG, WEIGHTS
-from jaxreflow.tensorfile import TensorFile
-from jaxreflow.vlm import has_weights
+from jaxreflow.errors import CheckpointError, ConfigError, JaxReflowError, ProcessorError
+from jaxreflow.pretrained import CONFIG, WEIGHTS, load_processors, read_policy_config
+from jaxreflow.processors import POSTPROCESSOR, PREPROCESSOR, read_processor_files
+from jaxreflow.statistics import BUFFER_PREFIXES
+from jaxreflow.tensorfile import DTYPES, TensorFile
+from jaxreflow.vlm import has_weights, load_vlm
+from jaxreflow.weights import check_tensors
+
+from .dtypes import own_dtypes, repairable
 
 T = TypeVar("T")
 
 COMPILED = "_orig_mod."
+NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 ARTEFACTS = tuple(name for name, (use, _) in POLICY_FIELDS.items() if use == "legacy")
 
 
-def repair(directory: Path) -> list[str]:
-    """Repairs config.json and tensor names where that is safe; returns what was done. Unreadable files are left alone.
+def repair(directory: Path, *, vlm: Path | None = None) -> list[str]:
+    """Repairs what can be, where that is safe; returns what was done. Unreadable files are left alone.
+
+    These are config.json, tensor names, tensor dtypes (for which the VLM's config is needed), and processor files that
+    are missing although their statistics lie among the weights.
 
     Raises:
         CheckpointError: a file cannot be written; it is then as it was.
@@ -31,7 +44,17 @@ def repair(directory: Path) -> list[str]:
     fields = _readable(read_config, directory / CONFIG)
     done = [] if fields is None else _repair_config(directory / CONFIG, fields)
     file = _readable(TensorFile, directory / WEIGHTS)
-    return done if file is None else [*done, *_repair_names(file)]
+    if file is None:
+        return done
+    done += _repair_names(file)
+    file = TensorFile(directory / WEIGHTS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `examine` says what they say
+            policy = read_policy_config(directory)
+            return [*done, *_repair_dtypes(file, policy, vlm), *_write_processors(file, policy)]
+    except (ConfigError, ProcessorError):  # `examine` says why
+        return done
 
 
 def _readable(read: Callable[[Path], T], path: Path) -> T | None:
@@ -86,6 +109,44 @@ def _repair_names(file: TensorFile) -> list[str]:
         source.seek(8 + len(file.header))
         shutil.copyfileobj(source, target, 2**24)
     return [f"{path.name}: {COMPILED} taken out of {len(renamed)} names", f"{path.name}: the original is {backup.name}"]
+
+
+def _repair_dtypes(file: TensorFile, policy: PolicyConfig, vlm: Path | None) -> list[str]:
+    try:
+        files = load_vlm(policy, file.path.parent, vlm)
+        config = ModelConfig.create(policy, files.config)
+        check_tensors(file, config)
+        own = own_dtypes(config, policy, files)
+        cast = {key: own[key] for key in repairable(file, own)}
+    except JaxReflowError:  # `examine` says why
+        return []
+    if not cast:
+        return []
+    header: dict[str, Any] = {"__metadata__": file.metadata} if file.metadata else {}
+    begin = 0
+    stored = {key: cast.get(key, file.dtype(key)) for key in file.keys}
+    for key, dtype in stored.items():
+        end = begin + math.prod(file.shape(key)) * dtype.itemsize
+        header[key] = {"dtype": NAMES[dtype], "shape": file.shape(key), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with _replacing(file.path) as (target, backup):
+        target.write(len(text).to_bytes(8, "little") + text)
+        for key, dtype in stored.items():
+            target.write(file.read(key).astype(dtype, copy=False).tobytes())
+    name = file.path.name
+    return [f"{name}: {len(cast)} tensors stored as LeRobot loads them", f"{name}: the original is {backup.name}"]
+
+
+def _write_processors(file: TensorFile, policy: PolicyConfig) -> list[str]:
+    directory = file.path.parent
+    buffers = any(key.startswith(BUFFER_PREFIXES) for key in file.keys)
+    # Old Aloha policies were adapted and normalised in another order: their files must not look sound.
+    if not buffers or policy.adapt_to_pi_aloha or read_processor_files(directory):
+        return []
+    load_processors(directory, policy, file).save(directory)
+    return [f"wrote {PREPROCESSOR} and {POSTPROCESSOR} with the statistics among the weights"]
 
 
 @contextlib.contextmanager

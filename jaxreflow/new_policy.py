@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,8 +23,8 @@ from jaxreflow.processors import create_processors
 from jaxreflow.run_config import PolicySource
 from jaxreflow.statistics import rename_stats, to_float32
 from jaxreflow.tensorfile import TensorFile
-from jaxreflow.vlm import SMALL_FILES, VLM_FOLDER, load_vlm
-from jaxreflow.weights import EXPERT, VLM, expected_tensors, table
+from jaxreflow.vlm import SMALL_FILES, VLM_FOLDER, load_vlm, text_dtype
+from jaxreflow.weights import VLM, expected_tensors, module_dtype, table
 
 # The width of LeRobot's initialisation for every weight that nothing reads.
 _INITIAL_STD = 0.02
@@ -52,7 +50,7 @@ def create_policy(
     processors.check(policy)
     with new_directory(out) as folder:
         write_json(folder / CONFIG, student_policy(policy).to_json())
-        tensors = _random_tensors(config, _expert_dtype(vlm_dir), seed)
+        tensors = _random_tensors(config, text_dtype(vlm_dir), seed)
         if vlm_dir is not None:
             tensors |= _vlm_tensors(vlm_dir, config)
             _copy_vlm(vlm_dir, folder / VLM_FOLDER, weights=policy.vlm_model_name not in (DEFAULT_VLM, str(vlm_dir)))
@@ -96,30 +94,7 @@ def _random_tensors(config: ModelConfig, expert_dtype: np.dtype, seed: int) -> d
     }
     for entry in table(config):
         tensors[entry.key] = np.ascontiguousarray(entry.to_torch(params[entry.path]))
-    return {key: tensor.astype(_stored_dtype(key, config, expert_dtype)) for key, tensor in tensors.items()}
-
-
-def _stored_dtype(key: str, config: ModelConfig, expert_dtype: np.dtype) -> np.dtype:
-    """The dtype of LeRobot's own module, to which it rounds whatever the file holds: a wider one here would be lost there.
-
-    The VLM is loaded in bfloat16 and the expert made in the text model's dtype; the k/v projections of cross layers are made
-    anew in PyTorch's default, as are the projections of state, actions and time.
-    """
-    if key.startswith(VLM):
-        return np.dtype(ml_dtypes.bfloat16)
-    if not key.startswith(EXPERT):
-        return np.dtype(np.float32)
-    layer = re.search(r"layers\.(\d+)\.self_attn\.[kv]_proj", key)
-    remade = layer is not None and config.expert_layer_kinds[int(layer[1])] == "cross"
-    return np.dtype(np.float32) if remade else expert_dtype
-
-
-def _expert_dtype(vlm_dir: Path | None) -> np.dtype:
-    """The dtype that the VLM's config names for its text model; SmolVLM2's, bfloat16, where it names none."""
-    config = json.loads((vlm_dir / CONFIG).read_text(encoding="utf-8")) if vlm_dir is not None else {}
-    text = config.get("text_config", {})
-    name = text.get("dtype") or text.get("torch_dtype") or "bfloat16"
-    return np.dtype(np.float32) if name == "float32" else np.dtype(ml_dtypes.bfloat16)
+    return {key: tensor.astype(module_dtype(key, config, expert_dtype)) for key, tensor in tensors.items()}
 
 
 def _vlm_tensors(directory: Path, config: ModelConfig) -> dict[str, np.ndarray]:

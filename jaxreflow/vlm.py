@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import ml_dtypes
+import numpy as np
 
 from jaxreflow.config import DEFAULT_VLM, PolicyConfig, TextConfig, VisionConfig, VLMConfig
 from jaxreflow.errors import CheckpointError, ConfigError, ProcessorError
@@ -85,6 +89,14 @@ def has_weights(vlm_model_name: str) -> bool:
     if path.is_dir():
         return any(path.glob("*.safetensors"))
     return HUB_NAME.fullmatch(vlm_model_name) is not None
+
+
+def text_dtype(directory: Path | None) -> np.dtype:
+    """The dtype that a VLM's config names for its text model; SmolVLM2's, bfloat16, where it names none."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8")) if directory is not None else {}
+    text = config.get("text_config", {})
+    name = text.get("dtype") or text.get("torch_dtype") or "bfloat16"
+    return np.dtype(np.float32) if name == "float32" else np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,14 @@ import dataclasses
 import functools
 import math
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -126,6 +128,21 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every key of LeRobot's checkpoint with its shape."""
     alive = {entry.key: entry.torch_shape for entry in table(config)}
     return {**alive, **dead_tensors(config)}
+
+
+def module_dtype(key: str, config: ModelConfig, expert_dtype: np.dtype) -> np.dtype:
+    """The dtype of LeRobot's own module, to which it rounds whatever the file holds: a wider one would be lost there.
+
+    The VLM is loaded in bfloat16 and the expert made in the text model's dtype; the k/v projections of cross layers are made
+    anew in PyTorch's default, as are the projections of state, actions and time.
+    """
+    if key.startswith(VLM):
+        return np.dtype(ml_dtypes.bfloat16)
+    if not key.startswith(EXPERT):
+        return np.dtype(np.float32)
+    layer = re.search(r"layers\.(\d+)\.self_attn\.[kv]_proj", key)
+    remade = layer is not None and config.expert_layer_kinds[int(layer[1])] == "cross"
+    return np.dtype(np.float32) if remade else expert_dtype
 
 
 def check_tensors(file: TensorFile, config: ModelConfig) -> None:

@@ -12,7 +12,8 @@ from convert import positions
 from convert.__main__ import main
 from convert.doctor import examine
 from jaxreflow.model.vision import position_ids
-from jaxreflow.pretrained import WEIGHTS
+from jaxreflow.pretrained import WEIGHTS, load_checkpoint
+from jaxreflow.tensorfile import TensorFile
 from tests.checkpoint_edits import NORM, PRE_STATS, contents, copy_checkpoint, edit_config, edit_tensors
 
 
@@ -71,8 +72,81 @@ def test_compiled_names_are_found_and_repaired(source, capsys):
         np.testing.assert_array_equal(repaired[key], tensor)
 
 
+EXPERT_LAYER = "model.vlm_with_expert.lm_expert.layers.0.mlp.up_proj.weight"
+TEXT_LAYER = "model.vlm_with_expert.vlm.model.text_model.layers.0.mlp.up_proj.weight"
+STATE_PROJ = "model.state_proj.weight"
+
+
+def test_dtypes_that_are_not_lerobots_are_found_and_repaired(source, capsys):
+    """To what LeRobot makes of them on loading; the others keep their bits, and the metadata stay."""
+    before = load_file(source / WEIGHTS)
+    kinds = {EXPERT_LAYER: np.float64, TEXT_LAYER: np.float32, STATE_PROJ: np.float16, NORM: np.float32}
+    noisy = {key: (before[key].astype(np.float32) + 1e-4).astype(kind) for key, kind in kinds.items()}
+    edit_tensors(source / WEIGHTS, lambda t: {**t, **noisy}, metadata={"format": "pt"})
+    changed = (source / WEIGHTS).read_bytes()
+    unusual, rounded = whats(source)
+    assert unusual.endswith("unusual dtypes: expert: float64; projections: float16")
+    assert "text model (1 tensors), expert (1 tensors) stored in float32" in rounded
+    assert main(["doctor", str(source), "--fix"]) == 0
+    assert "4 tensors stored as LeRobot loads them" in capsys.readouterr().out
+    assert (source / f"{WEIGHTS}.bak").read_bytes() == changed
+    after = load_file(source / WEIGHTS)
+    assert after.keys() == before.keys()
+    for key, tensor in before.items():
+        assert after[key].dtype == tensor.dtype, key
+        np.testing.assert_array_equal(after[key], noisy[key].astype(tensor.dtype) if key in noisy else tensor)
+    assert TensorFile(source / WEIGHTS).metadata == {"format": "pt"}
+
+
+def test_projections_that_another_tool_has_rounded_cannot_be_repaired(source):
+    edit_tensors(source / WEIGHTS, lambda t: {**t, STATE_PROJ: t[STATE_PROJ].astype(ml_dtypes.bfloat16)})
+    changed = contents(source)
+    (found,) = whats(source)
+    assert "projections (1 tensors) stored in bfloat16, where LeRobot's modules are float32" in found
+    assert main(["doctor", str(source), "--fix"]) == 1
+    assert contents(source) == changed
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_float32_vlm_is_lerobots_own_only_where_its_config_says_so(tmp_path, loaded):
+    """Without its weights LeRobot makes the VLM in the dtype that its config names: float32 in this one."""
+    source = copy_checkpoint("cross", tmp_path / "policy")
+    edit_config(source, load_vlm_weights=loaded, vlm_model_name="tiny/vlm" if loaded else str(source / "vlm"))
+    found = [what for what in whats(source) if "stored in float32" in what]
+    assert [what.split(": ")[1].split(" (")[0] for what in found] == (["text model"] if loaded else [])
+
+
+def test_statistics_among_the_weights_become_processor_files(source, capsys):
+    stats = load_file(source / PRE_STATS)
+    old = {}
+    for key, value in stats.items():
+        feature, name = key.rsplit(".", 1)
+        for kind in ("normalize_inputs", "unnormalize_outputs"):
+            old[f"{kind}.buffer_{feature.replace('.', '_')}.{name}"] = value
+    edit_tensors(source / WEIGHTS, lambda t: {**t, **old})
+    expected = load_checkpoint(source).processors
+    for path in source.glob("policy_p*"):
+        path.unlink()
+    weights = (source / WEIGHTS).read_bytes()
+    assert any("but statistics among the weights" in what for what in whats(source))
+    assert main(["doctor", str(source), "--fix"]) == 0
+    assert "wrote policy_preprocessor.json" in capsys.readouterr().out
+    assert (source / WEIGHTS).read_bytes() == weights
+    found = load_checkpoint(source).processors
+    for name in ("normalizer", "unnormalizer"):
+        before, after = getattr(expected, name), getattr(found, name)
+        for key in after.stats:
+            for statistic in after.stats[key]:
+                np.testing.assert_array_equal(after.stats[key][statistic], before.stats[key][statistic])
+
+
 def zero_extent(stats):
     return {**stats, "action.max": stats["action.max"] * 0, "action.min": stats["action.min"] * 0}
+
+
+def infinite(stats):
+    stats["action.max"][0] = np.inf
+    return stats
 
 
 @pytest.mark.parametrize(
@@ -81,6 +155,7 @@ def zero_extent(stats):
         (lambda s: (s / "old.pt").write_bytes(b"x"), "pickle files: old.pt"),
         (lambda s: edit_tensors(s / PRE_STATS, lambda t: {f"a.{k}": v for k, v in t.items()}), "match no feature"),
         (lambda s: edit_tensors(s / PRE_STATS, zero_extent), "must be positive, found zero"),
+        (lambda s: edit_tensors(s / PRE_STATS, infinite), "`action.max` is not finite in dimension(s) 0"),
         (lambda s: [p.unlink() for p in s.glob("policy_p*")], "no policy_preprocessor.json"),
         (lambda s: (s / "policy_postprocessor.json").unlink(), "no such file, though policy_preprocessor.json"),
         (lambda s: edit_config(s, colour="red"), "unknown field(s) colour"),
@@ -89,7 +164,7 @@ def zero_extent(stats):
             "unusual dtypes: expert: float16",
         ),
     ],
-    ids=["pickle", "unbound", "zero", "no processors", "half", "field", "dtype"],
+    ids=["pickle", "unbound", "zero", "infinite", "no processors", "half", "field", "dtype"],
 )
 def test_findings(source, damage, message):
     damage(source)
