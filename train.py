@@ -22,6 +22,7 @@ import tyro
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jaxreflow.checkpoint import CheckpointStore
+from jaxreflow.compilation import use_compilation_cache
 from jaxreflow.data.features import check_vision_frozen
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.demo import DemoConfig, write_demo_report
@@ -216,12 +217,6 @@ def run_demo(config: DemoConfig) -> None:
     log.info(
         "student: %s (docs/lerobot.md says how LeRobot loads it)", run_dir / "checkpoints" / "last" / "pretrained_model"
     )
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, unless the user chose a place or none."""
-    if jax.config.values.get("jax_compilation_cache_dir") is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/jaxreflow").expanduser()))
 
 
 def open_checkpoint(config: RunConfig, dataset: LeRobotDataset, run_dir: Path) -> Checkpoint:

@@ -6,8 +6,10 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
+import jax
 import jax.monitoring
 
 # Reported for each new program, also where the persistent cache has it.
@@ -54,3 +56,9 @@ class CompileWatch:
         if event == COMPILE_EVENT and threading.get_ident() == self._thread:
             self.programs += 1
             self._seconds += duration_secs
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless the user chose a place or none."""
+    if jax.config.values.get("jax_compilation_cache_dir") is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/jaxreflow").expanduser()))

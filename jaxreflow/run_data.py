@@ -98,7 +98,7 @@ def training_batches(data: RunData, config: RunConfig, start_step: int) -> Gener
     def batches() -> Generator[Batch]:
         try:
             for example in examples:
-                yield _to_batch(example, data.transforms)
+                yield normalized_batch(example, data.transforms)
         finally:
             examples.close()
 
@@ -115,10 +115,10 @@ def held_out_batches(data: RunData, config: RunConfig) -> Iterator[Batch]:
     local = config.batch_size // jax.process_count()
     positions = positions.reshape(batches, jax.process_count(), local)[:, jax.process_index()]
     for example, _ in iterate_once(data.held_out, local, positions.reshape(-1).tolist()):
-        yield _to_batch(example, data.transforms)
+        yield normalized_batch(example, data.transforms)
 
 
-def _to_batch(example: Example, transforms: Transforms) -> Batch:
+def normalized_batch(example: Example, transforms: Transforms) -> Batch:
     """Normalises the images if the policy asks for it; by default it does not, and uint8 stays uint8."""
     images = {key: transforms.normalize_image(key, image) for key, image in example["images"].items()}
     return to_batch({**example, "images": images})

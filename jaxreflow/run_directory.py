@@ -12,7 +12,7 @@ from jaxreflow.checkpoint import CheckpointStore, last_step
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.errors import CheckpointError, ConfigError, TrainingError
 from jaxreflow.pretrained import Checkpoint
-from jaxreflow.run_config import RunConfig
+from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.training import TrainState
 
 T = TypeVar("T")
@@ -57,6 +57,27 @@ def read_config(cls: type[T], path: Path) -> T:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{path}: expected the settings of a `{cls.__name__}` run ({error}); was it made by this command?"
+        ) from error
+
+
+def recorded_settings(policy_dir: Path) -> RunConfig | None:
+    """The settings of the run that wrote this policy, from the `train_config.json` in its folder; None if another program wrote it.
+
+    Settings of a run's kind that `RunConfig` does not know, as the demo's, are left out.
+    """
+    try:
+        fields = json.loads((policy_dir / CONFIG_FILE).read_text())
+        if "holdout" not in fields["dataset"]:
+            return None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    cls: type[RunConfig] = ReflowConfig if "teacher" in fields else FinetuneConfig
+    known = {field.name for field in dataclasses.fields(cls)}
+    try:
+        return _from_json(cls, {name: value for name, value in fields.items() if name in known})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{policy_dir / CONFIG_FILE}: expected the settings of a run ({error}); remove the file to evaluate without them"
         ) from error
 
 

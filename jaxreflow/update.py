@@ -15,6 +15,7 @@ from jaxreflow.pretrained import Checkpoint
 from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.sharding import replicate, replicated_copy
 from jaxreflow.training import (
+    Draw,
     LossFunction,
     Metrics,
     TrainState,
@@ -28,7 +29,13 @@ from jaxreflow.training import (
     shares_context,
 )
 from jaxreflow.types import Batch, Params
-from jaxreflow.weights import split_params, stored_in_compute_dtype, trainable_by_policy, trainable_in_reflow
+from jaxreflow.weights import (
+    ParamPath,
+    split_params,
+    stored_in_compute_dtype,
+    trainable_by_policy,
+    trainable_in_reflow,
+)
 
 
 class Weights(NamedTuple):
@@ -43,11 +50,16 @@ class Weights(NamedTuple):
     teacher: Params
 
 
+def trained_paths(config: RunConfig, checkpoint: Checkpoint) -> Callable[[ParamPath], bool]:
+    """Which parameters the run trains, by their paths."""
+    if isinstance(config, ReflowConfig) and config.trainable == "expert":
+        return trainable_in_reflow
+    return trainable_by_policy(checkpoint.policy, checkpoint.config)
+
+
 def split_weights(config: RunConfig, checkpoint: Checkpoint, mesh: Mesh) -> Weights:
     """Reads the policy once; a student starts as its teacher and shares the frozen parameters with it."""
-    by_policy = trainable_by_policy(checkpoint.policy, checkpoint.config)
-    trainable = trainable_in_reflow if isinstance(config, ReflowConfig) and config.trainable == "expert" else by_policy
-    start, frozen = split_params(checkpoint.load_params(), trainable)
+    start, frozen = split_params(checkpoint.load_params(), trained_paths(config, checkpoint))
     frozen = replicate(stored_in_compute_dtype(frozen, checkpoint.config), mesh)
     if not isinstance(config, ReflowConfig):
         return Weights(start, frozen, {})
@@ -77,14 +89,19 @@ def make_loss(config: RunConfig, checkpoint: Checkpoint, trainable: Params) -> L
     return mixed_reflow_loss(model, real_noises=config.real_noises, action_dim=action_dim, **options)
 
 
+def loss_and_draw(config: RunConfig, checkpoint: Checkpoint, trainable: Params) -> tuple[LossFunction, Draw]:
+    """The run's loss, and the noises and times that it is drawn with."""
+    draw = make_draw(flow.TIME_LAWS[config.time_law], config.noises, checkpoint.config)
+    return make_loss(config, checkpoint, trainable), draw
+
+
 def make_update(
     config: RunConfig, checkpoint: Checkpoint, weights: Weights, mesh: Mesh
 ) -> tuple[TrainState, Callable[..., tuple[TrainState, Metrics]], Callable[..., tuple[Array, Array]]]:
     """The first state, and the jitted `update(state, batch)` and `measure(state, batch, index)` of the loss."""
-    loss_fn = make_loss(config, checkpoint, weights.start)
+    loss_fn, draw = loss_and_draw(config, checkpoint, weights.start)
     settings = config.optimizer.resolve(checkpoint.policy)
     optimizer = make_optimizer(settings, config.steps)
-    draw = make_draw(flow.TIME_LAWS[config.time_law], config.noises, checkpoint.config)
     update = make_train_step(
         loss_fn,
         optimizer,

@@ -1,0 +1,252 @@
+"""Is the student the teacher? Compares a distilled policy with its teacher on held-out episodes and says what to deploy.
+
+python -m jaxreflow.evaluate --teacher DIR --student RUN/checkpoints/last/pretrained_model --dataset.root DATASET --out REPORT
+python -m jaxreflow.evaluate --teacher DIR --dataset.root DATASET --out REPORT     # without a student: do you need to distil?
+
+Writes report.json and report.html, a page of its own without links, into REPORT, and prints the table and the verdict. What is
+measured is the student in its folder, in the dtypes that it is stored in. A student that a run of train.py made brings the run's
+dataset and held-out episodes along; other policies are measured on all episodes unless --dataset.episodes names some. Give
+--early-task where several ways are open at the start of an episode: only there, and where whole chunks are
+executed, do policies of few steps differ in what a robot does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+from jaxreflow.compilation import use_compilation_cache
+from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.data.loader import TrainingSource
+from jaxreflow.errors import ConfigError, DatasetError, JaxReflowError
+from jaxreflow.evaluation.checks import Thresholds
+from jaxreflow.evaluation.consistency import find_run, last_update
+from jaxreflow.evaluation.frames import ALL, EARLY, frame_sets, pick
+from jaxreflow.evaluation.latency import device_name
+from jaxreflow.evaluation.measure import Training, measure
+from jaxreflow.evaluation.page import render_page
+from jaxreflow.evaluation.paths import Example, sample_examples
+from jaxreflow.evaluation.report import About, Report
+from jaxreflow.evaluation.sampling import Candidate, Trial, make_subject
+from jaxreflow.evaluation.settings import Settings
+from jaxreflow.evaluation.table import format_report
+from jaxreflow.evaluation.verdict import judge
+from jaxreflow.metrics import Record, read_metrics
+from jaxreflow.normalization import ACTION, STATE
+from jaxreflow.pretrained import Checkpoint, load_checkpoint
+from jaxreflow.run_config import DatasetConfig, ReflowConfig, RenameMap, RunConfig
+from jaxreflow.run_data import open_dataset, open_run_features, split_data
+from jaxreflow.run_directory import recorded_settings
+
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetFlags:
+    """The LeRobotDataset to measure on (default: that of the student's run)."""
+
+    root: str | None = None
+    """Its directory."""
+    repo_id: str | None = None
+    """Its name on the hub, if it is not on disk."""
+    episodes: tuple[int, ...] | None = None
+    """Episodes to measure on (default: those that the student's run held out, or all)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Settings):
+    """Compares a student with its teacher, or looks at a teacher alone, and writes a report."""
+
+    teacher: str
+    """The policy that was distilled: directory or hub name."""
+    student: str | None = None
+    """The distilled policy: directory or hub name."""
+    out: str
+    """Directory of the report; files of an earlier report there are replaced."""
+    dataset: DatasetFlags = DatasetFlags()
+    run: str | None = None
+    """Directory of the student's run, for its training loss (default: the run whose checkpoint the student is)."""
+    features: str | None = None
+    """Cache of image tokens made by `python -m jaxreflow.data.features`."""
+    rename_map: RenameMap | None = None
+    """Dataset names to policy names, as for train.py (default: as the student's run)."""
+    stats_from: str | None = None
+    """Statistics, as for train.py (default: as the student's run)."""
+    vlm: str | None = None
+    """Directory of the VLM's config and tokenizer, as for train.py."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Compute dtype (default: as the student's run, else float32)."""
+    vision_positions: Literal["exact", "shifted"] | None = None
+    """Position ids of the vision tower (default: as the student's run, else exact)."""
+    thresholds: Thresholds = Thresholds()
+
+
+def evaluate(config: EvaluateConfig) -> Report:
+    """Measures and judges; writes `report.json` and `report.html` into `config.out`.
+
+    Raises:
+        CheckpointError, ConfigError, DatasetError, ProcessorError: a policy or the dataset cannot be read, or they do not fit.
+    """
+    recorded = recorded_settings(Path(config.student)) if config.student else None
+    basis = _basis(config, recorded)
+    dataset = open_dataset(basis.dataset)
+    teacher = _open(config.teacher, basis, dataset)
+    student = _open(config.student, basis, dataset) if config.student else None
+    if student is not None:
+        check_comparable(teacher, student)
+    source = _source(basis, teacher, dataset)
+    first = make_subject("teacher", teacher.load_params(), teacher.config)
+    subjects = [first]
+    if student is not None:
+        subjects.append(make_subject("student", student.load_params(), student.config, like=first))
+    settings = Settings(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)})
+    reference = Candidate(first, teacher.policy.num_steps)
+    trial = Trial(tuple(subjects), reference, source, teacher.load_transforms(), settings)
+    training = _training(config, recorded, teacher)
+    measures = measure(trial, training)
+    verdict = judge(measures, teacher.policy.chunk_size, settings.n_action_steps, config.thresholds)
+    report = Report(_about(config, settings, teacher, source, basis.dataset.holdout > 0), measures, verdict)
+    records = list(read_metrics(training.run)) if training is not None and training.run is not None else []
+    _write(Path(config.out), report, _examples(trial), records)
+    return report
+
+
+def _basis(config: EvaluateConfig, recorded: RunConfig | None) -> RunConfig:
+    """The settings that say which data meet which policy how: the student's run's, under the flags."""
+    base = recorded or ReflowConfig()
+    given = {name: getattr(config, name) for name in ("rename_map", "stats_from", "vlm", "dtype", "vision_positions")}
+    flags = config.dataset
+    own = base.dataset if recorded is not None and flags.episodes is None else DatasetConfig(holdout=0.0)
+    if flags.root is None and flags.repo_id is None:
+        root, repo_id = base.dataset.root, base.dataset.repo_id
+    else:
+        root, repo_id = flags.root, flags.repo_id
+    dataset = dataclasses.replace(
+        own,
+        root=root,
+        repo_id=repo_id,
+        episodes=own.episodes if flags.episodes is None else flags.episodes,
+        cache_frames=0.0,
+        features=config.features,
+    )
+    return dataclasses.replace(
+        base, dataset=dataset, num_workers=0, **{name: value for name, value in given.items() if value is not None}
+    )
+
+
+def _open(path: str, basis: RunConfig, dataset: LeRobotDataset) -> Checkpoint:
+    return load_checkpoint(
+        path,
+        vlm=basis.vlm,
+        dtype=basis.dtype,
+        vision_positions=basis.vision_positions,
+        stats_from=basis.stats_from,
+        dataset_stats=dataset.stats,
+        rename_map=basis.rename_map or None,
+    )
+
+
+def check_comparable(teacher: Checkpoint, student: Checkpoint) -> None:
+    """ConfigError, naming it, for what keeps two policies from being compared in normalised units: architecture, statistics."""
+    own, other = dataclasses.asdict(student.config), dataclasses.asdict(teacher.config)
+    changed = [f"{name} {other[name]} -> {own[name]}" for name in own if own[name] != other[name]]
+    if changed:
+        raise ConfigError(
+            f"--student {student.directory} is of another architecture than its teacher: {'; '.join(changed)}; give the "
+            "teacher that it was distilled from"
+        )
+    for key in (STATE, ACTION):
+        ours, theirs = (checkpoint.processors.normalizer.stats.get(key, {}) for checkpoint in (student, teacher))
+        wrong = [n for n in {**ours, **theirs} if not np.array_equal(ours.get(n, np.nan), theirs.get(n, np.nan))]
+        if wrong:
+            raise ConfigError(
+                f"--student {student.directory}: its statistics of `{key}` ({', '.join(sorted(wrong))}) are not the "
+                "teacher's, so the same numbers mean other actions; give --stats-from as its run had it"
+            )
+
+
+def _source(basis: RunConfig, teacher: Checkpoint, dataset: LeRobotDataset) -> TrainingSource:
+    features = open_run_features(basis, teacher, dataset)
+    data = split_data(dataset, teacher.policy, teacher.load_transforms(), basis, features)
+    source = data.held_out or data.train
+    if not len(source):
+        raise DatasetError(f"{dataset.root}: no frames to measure on; give other --dataset.episodes")
+    return source
+
+
+def _training(config: EvaluateConfig, recorded: RunConfig | None, teacher: Checkpoint) -> Training | None:
+    if config.student is None or not isinstance(recorded, ReflowConfig):
+        return None
+    student = Path(config.student)
+    if config.run is not None:
+        return Training(recorded, teacher, Path(config.run), None)
+    return Training(recorded, teacher, find_run(student), last_update(student))
+
+
+def _about(
+    config: EvaluateConfig, settings: Settings, teacher: Checkpoint, source: TrainingSource, held_out: bool
+) -> About:
+    dataset, policy = source.dataset, teacher.policy
+    here = set(source.frames.tolist())
+    return About(
+        teacher=config.teacher,
+        student=config.student,
+        dataset=config.dataset.repo_id or dataset.root.name,
+        episodes=tuple(episode.index for episode in dataset.episodes if episode.first in here),
+        held_out=held_out,
+        teacher_steps=policy.num_steps,
+        chunk_size=policy.chunk_size,
+        action_names=tuple((dataset.features[ACTION].names or []) if ACTION in dataset.features else [])
+        or tuple(f"action {i}" for i in range(policy.action_dim)),
+        padded_dims=policy.max_action_dim - policy.action_dim,
+        fps=dataset.fps,
+        dtype=teacher.config.dtype,
+        device=device_name(),
+        versions={name: version(name) for name in ("jaxreflow", "jax")},
+        settings=settings,
+    )
+
+
+def _examples(trial: Trial) -> list[Example]:
+    """Two early frames, of different episodes, if there are such, and one from amid all frames."""
+    settings = trial.settings
+    sets = frame_sets(trial.source, settings.frames, settings.early_task, settings.early_frames)
+    early = pick(sets[EARLY][:: settings.early_frames], 2) if EARLY in sets else []
+    few = min(settings.num_steps)
+    chosen = [trial.reference, *(Candidate(subject, few) for subject in trial.subjects)]
+    return sample_examples(trial, list({c.label: c for c in chosen}.values()), [*early, sets[ALL][len(sets[ALL]) // 2]])
+
+
+def _write(out: Path, report: Report, examples: Sequence[Example], records: Sequence[Record]) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / REPORT_JSON).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+        (out / REPORT_HTML).write_text(render_page(report, examples, records), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error}); choose another directory") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0 if the report was written, 1 after an error. A failed check is a result, not an error."""
+    try:
+        config = tyro.cli(EvaluateConfig, args=argv, prog="python -m jaxreflow.evaluate", description=__doc__)
+        use_compilation_cache()
+        report = evaluate(config)
+    except JaxReflowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(format_report(report))
+    print(f"\n{Path(config.out) / REPORT_HTML}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

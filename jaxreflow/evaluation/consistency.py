@@ -1,0 +1,81 @@
+"""Whether a student's loss is what its training log says: weights that are exported wrongly, or trained on other noise, show here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxreflow.evaluation.sampling import Trial
+from jaxreflow.metrics import METRICS_FILE, Record, read_metrics
+from jaxreflow.pretrained import Checkpoint
+from jaxreflow.run_config import ReflowConfig
+from jaxreflow.update import loss_and_draw, trained_paths
+from jaxreflow.weights import split_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Consistency:
+    """The reflow loss of the exported weights on held-out frames, and that of the run's last updates."""
+
+    loss: float
+    """With fresh noise, and with the run's own loss, noises per observation and law of t."""
+    train_loss: float | None
+    """Mean over the last tenth of its updates; None where there is no log of them."""
+    ratio: float | None
+    """Their quotient: 1 is right."""
+    note: str
+    """Where `train_loss` comes from, or why there is none."""
+
+
+def find_run(student: Path) -> Path | None:
+    """The run whose checkpoint `student` is: RUN/checkpoints/STEP/pretrained_model with RUN/metrics.jsonl beside it."""
+    parents = student.resolve().parents
+    if len(parents) < 3 or parents[1].name != "checkpoints":
+        return None
+    return parents[2] if (parents[2] / METRICS_FILE).is_file() else None
+
+
+def last_update(student: Path) -> int | None:
+    """The update that a checkpoint's folder is named after, if it is."""
+    name = student.resolve().parent.name
+    return int(name) if name.isdigit() else None
+
+
+def final_train_loss(records: Iterable[Record], last: int | None = None) -> tuple[float, int, int] | None:
+    """The mean loss of the last tenth of the logged updates up to `last`, with the first and last of them; None if there are none."""
+    losses = [(int(r["step"]), float(r["loss"])) for r in records if "loss" in r and (not last or r["step"] <= last)]
+    if not losses:
+        return None
+    end = losses[-1][0]
+    chosen = [(step, loss) for step, loss in losses if step > 0.9 * end]
+    return float(np.mean([loss for _, loss in chosen])), chosen[0][0], end
+
+
+def measure_consistency(
+    trial: Trial, positions: Sequence[int], config: ReflowConfig, checkpoint: Checkpoint, run: Path | None, last: int | None
+) -> Consistency:
+    """The loss by which `config`'s run was trained, on these frames with fresh noise, against that run's log."""
+    teacher, student = trial.subjects
+    chosen = trained_paths(config, checkpoint)
+    trainable, frozen = split_params(student.params, chosen)
+    teacher_params, _ = split_params(teacher.params, chosen)
+    loss_fn, draw = loss_and_draw(config, checkpoint, trainable)
+    measure = jax.jit(loss_fn)
+    key = jax.random.key(trial.settings.seed + 3)
+    total, count = 0.0, 0.0
+    # Whole batches only: a filled-up one would weigh its last frame more.
+    size = min(trial.settings.batch_size, len(positions))
+    for i, part in enumerate(trial.batches(positions[: len(positions) // size * size])):
+        noise, t = draw(jax.random.fold_in(key, i), size)
+        part_sum, part_count = measure(trainable, frozen, teacher_params, part.batch, noise, t)
+        total, count = total + float(part_sum), count + float(part_count)
+    loss = total / count
+    found = final_train_loss(read_metrics(run), last) if run is not None and (run / METRICS_FILE).is_file() else None
+    if found is None:
+        return Consistency(loss, None, None, f"not available: no {METRICS_FILE} of the run that made the student")
+    train_loss, first, end = found
+    return Consistency(loss, train_loss, loss / train_loss, f"training loss of updates {first} to {end}")

@@ -1,0 +1,2 @@
+"""stub"""
+def render_page(report, examples, records): return ""
