@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib.util
 import logging
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ from types import ModuleType
 
 import jax
 import tyro
+from jaxtyping import Array
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jaxreflow.checkpoint import CheckpointStore
@@ -27,7 +28,11 @@ from jaxreflow.data.features import check_vision_frozen
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.demo import DemoConfig, write_demo_report
 from jaxreflow.errors import ConfigError, JaxReflowError
-from jaxreflow.loop import Cadence, fit, mean_loss
+from jaxreflow.evaluate import REPORT_HTML, evaluate_run
+from jaxreflow.evaluation.frames import early_positions
+from jaxreflow.evaluation.monitor import make_error_step
+from jaxreflow.evaluation.table import format_report
+from jaxreflow.loop import Cadence, fit, mean_scores
 from jaxreflow.metrics import MetricsLog
 from jaxreflow.new_policy import create_policy
 from jaxreflow.pretrained import Checkpoint, load_checkpoint, save_pretrained
@@ -51,6 +56,7 @@ from jaxreflow.run_directory import (
 )
 from jaxreflow.sharding import check_batch_size, make_mesh
 from jaxreflow.training import TrainState, shares_context
+from jaxreflow.types import Batch
 from jaxreflow.update import Weights, exported_params, make_update, split_weights
 from jaxreflow.weights import count_parameters, expected_tensors
 
@@ -74,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with console_log():
             config = parse(args[0], args[1:])
-            run_demo(config) if isinstance(config, DemoConfig) else run(config)
+            if isinstance(config, DemoConfig):
+                run_demo(config)
+            else:
+                run(config)
+                report(config)
     except JaxReflowError as error:
         if debug:
             raise
@@ -143,6 +153,8 @@ def run(config: RunConfig) -> None:
     features = open_run_features(config, checkpoint, dataset)
     data = split_data(dataset, checkpoint.policy, checkpoint.load_transforms(), config, features)
     log_data(dataset, data)
+    if isinstance(config, ReflowConfig) and config.report and config.early_task and data.held_out:
+        early_positions(data.held_out, config.early_task, 1)  # Names the tasks now if there is none of this name.
 
     # ---- the update: what is trained, by which loss and optimizer
     weights = split_weights(config, checkpoint, mesh)
@@ -163,11 +175,22 @@ def run(config: RunConfig) -> None:
     batches = training_batches(data, config, first)
     claim_directory(config, run_dir)
 
+    error_step = (
+        make_error_step(checkpoint, weights.frozen, weights.teacher, mesh, seed=config.seed)
+        if isinstance(config, ReflowConfig)
+        else None
+    )
+
     def evaluate(state: TrainState) -> dict[str, float]:
-        held_out = held_out_batches(data, config)
-        return (
-            {"held_out_loss": mean_loss(functools.partial(eval_step, state), held_out, mesh)} if data.held_out else {}
-        )
+        if not data.held_out:
+            return {}
+
+        def scores(batch: Batch, index: int) -> dict[str, tuple[Array, Array]]:
+            errors = error_step(exported_params(config, state), batch, index) if error_step else {}
+            return {"held_out_loss": eval_step(state, batch, index), **errors}
+
+        means = mean_scores(scores, held_out_batches(data, config), mesh)
+        return {name: math.sqrt(mean) if name.endswith("_error") else mean for name, mean in means.items()}
 
     def save(step: int, state: TrainState) -> None:
         settings = dataclasses.asdict(config)
@@ -199,6 +222,17 @@ def run(config: RunConfig) -> None:
             save=save,
         )
     log.info("policy after update %d: %s", config.steps, store.directory / "last" / "pretrained_model")
+
+
+def report(config: RunConfig) -> None:
+    """Compares a finished student with its teacher, unless that is done or not wished."""
+    if not isinstance(config, ReflowConfig) or not config.report or jax.process_index() != 0:
+        return
+    student = Path(str(config.output_dir)) / "checkpoints" / "last" / "pretrained_model"
+    if not (student / REPORT_HTML).exists():
+        log.info("comparing the student with its teacher on held-out episodes")
+        log.info("\n%s\n", format_report(evaluate_run(config, Path(str(config.output_dir))).report))
+    log.info("report: %s", student / REPORT_HTML)
 
 
 def run_demo(config: DemoConfig) -> None:

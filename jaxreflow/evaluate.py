@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -86,10 +86,19 @@ class EvaluateConfig(Settings):
     """Compute dtype (default: as the student's run, else float32)."""
     vision_positions: Literal["exact", "shifted"] | None = None
     """Position ids of the vision tower (default: as the student's run, else exact)."""
-    thresholds: Thresholds = Thresholds()
+    thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
 
 
-def evaluate(config: EvaluateConfig) -> Report:
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A report, and what its pictures are drawn from."""
+
+    report: Report
+    examples: list[Example]
+    records: list[Record]
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
     """Measures and judges; writes `report.json` and `report.html` into `config.out`.
 
     Raises:
@@ -115,8 +124,28 @@ def evaluate(config: EvaluateConfig) -> Report:
     verdict = judge(measures, teacher.policy.chunk_size, settings.n_action_steps, config.thresholds)
     report = Report(_about(config, settings, teacher, source, basis.dataset.holdout > 0), measures, verdict)
     records = list(read_metrics(training.run)) if training is not None and training.run is not None else []
-    _write(Path(config.out), report, _examples(trial), records)
-    return report
+    evaluation = Evaluation(report, _examples(trial), records)
+    _write(Path(config.out), evaluation)
+    return evaluation
+
+
+def evaluate_run(config: ReflowConfig, run_dir: Path, **settings: Any) -> Evaluation:
+    """Compares a finished run's student with its teacher; the report lies beside the student's weights."""
+    assert config.teacher.path is not None
+    student = str(run_dir / "checkpoints" / "last" / "pretrained_model")
+    return evaluate(
+        EvaluateConfig(
+            teacher=config.teacher.path,
+            student=student,
+            out=student,
+            dataset=DatasetFlags(root=config.dataset.root, repo_id=config.dataset.repo_id),
+            features=config.dataset.features,
+            vlm=config.vlm,
+            early_task=config.early_task,
+            frames=config.eval_frames,
+            **settings,
+        )
+    )
 
 
 def _basis(config: EvaluateConfig, recorded: RunConfig | None) -> RunConfig:
@@ -216,20 +245,23 @@ def _about(
 
 
 def _examples(trial: Trial) -> list[Example]:
-    """Two early frames, of different episodes, if there are such, and one from amid all frames."""
+    """Two early frames, of different episodes, if there are such, and one of another task, or else from amid all frames."""
     settings = trial.settings
     sets = frame_sets(trial.source, settings.frames, settings.early_task, settings.early_frames)
     early = pick(sets[EARLY][:: settings.early_frames], 2) if EARLY in sets else []
     few = min(settings.num_steps)
     chosen = [trial.reference, *(Candidate(subject, few) for subject in trial.subjects)]
-    return sample_examples(trial, list({c.label: c for c in chosen}.values()), [*early, sets[ALL][len(sets[ALL]) // 2]])
+    frames, dataset = trial.source.frames, trial.source.dataset
+    other = [i for i in sets[ALL] if dataset.frame(int(frames[i]), ())["task"] != settings.early_task] or sets[ALL]
+    return sample_examples(trial, list({c.label: c for c in chosen}.values()), [*early, other[len(other) // 2]])
 
 
-def _write(out: Path, report: Report, examples: Sequence[Example], records: Sequence[Record]) -> None:
+def _write(out: Path, evaluation: Evaluation) -> None:
+    page = render_page(evaluation.report, evaluation.examples, evaluation.records)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / REPORT_JSON).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
-        (out / REPORT_HTML).write_text(render_page(report, examples, records), encoding="utf-8")
+        (out / REPORT_JSON).write_text(json.dumps(evaluation.report.to_json(), indent=1) + "\n", encoding="utf-8")
+        (out / REPORT_HTML).write_text(page, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error}); choose another directory") from error
 
@@ -239,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = tyro.cli(EvaluateConfig, args=argv, prog="python -m jaxreflow.evaluate", description=__doc__)
         use_compilation_cache()
-        report = evaluate(config)
+        report = evaluate(config).report
     except JaxReflowError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

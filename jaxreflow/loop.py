@@ -102,8 +102,12 @@ def fit(
     return state
 
 
-def mean_loss(eval_step: Callable[[Batch, int], tuple[Array, Array]], batches: Iterator[Batch], mesh: Mesh) -> float:
-    """The loss over `batches`; `eval_step` gets the batch's place and gives the loss's sum and count."""
-    parts = [eval_step(shard_batch(batch, mesh), i) for i, batch in enumerate(batches)]
-    total, count = (sum(float(part[i]) for part in jax.device_get(parts)) for i in range(2))
-    return total / count
+def mean_scores(
+    eval_step: Callable[[Batch, int], Mapping[str, tuple[Array, Array]]], batches: Iterator[Batch], mesh: Mesh
+) -> dict[str, float]:
+    """Scores over `batches`; `eval_step` gets the batch's place and gives each score's sum and what it is divided by."""
+    parts = jax.device_get([eval_step(shard_batch(batch, mesh), i) for i, batch in enumerate(batches)])
+    return {
+        name: sum(float(part[name][0]) for part in parts) / sum(float(part[name][1]) for part in parts)
+        for name in parts[0]
+    }

@@ -262,9 +262,17 @@ class ReflowConfig(RunConfig):
     optimizer: OptimizerFlags = OptimizerFlags(lr=1e-4, warmup_steps=500, decay_steps=20_000, decay_lr=2.5e-6)
     ema_decay: float = 0.999
     num_steps: int | None = 1
+    report: bool = True
+    """At the end compare the student with its teacher on held-out episodes: report.json and report.html beside its weights."""
+    early_task: str | None = None
+    """For the report: a task whose first frames leave several ways open."""
+    eval_frames: int = 192
+    """For the report: held-out frames, spread evenly."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.eval_frames < 1:
+            raise ConfigError(f"--eval-frames must be at least 1, found {self.eval_frames}")
         if self.teacher_steps < 1:
             raise ConfigError(f"--teacher-steps must be at least 1, found {self.teacher_steps}")
         _check_choice("--teacher-solver", self.teacher_solver, SOLVERS)

@@ -1,25 +1,212 @@
-"""The measure of fidelity and its table, on numbers that can be checked by hand."""
+"""The measures on numbers that can be checked by hand."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jaxreflow.evaluation import Fidelity, relative_error
-from jaxreflow.report import table
+from jaxreflow.errors import ConfigError
+from jaxreflow.evaluation.checks import Thresholds
+from jaxreflow.evaluation.consistency import final_train_loss, find_run, last_update
+from jaxreflow.evaluation.distribution import Distribution, energy_distance, own_distance, spread
+from jaxreflow.evaluation.estimate import Estimate, relative_error, root_quotient
+from jaxreflow.evaluation.fidelity import Fidelity
+from jaxreflow.evaluation.frames import spread as spread_out
+from jaxreflow.evaluation.measure import Measures
+from jaxreflow.evaluation.paths import plane_of
+from jaxreflow.evaluation.settings import Settings
+from jaxreflow.evaluation.smoothness import third_difference
+from jaxreflow.evaluation.table import error_table, markdown
+from jaxreflow.evaluation.velocity_field import Field, path_deviation
+from jaxreflow.evaluation.verdict import judge
 
 
-def test_relative_error_is_one_quotient_over_the_whole_set():
-    reference = np.array([[3.0, 0.0], [0.0, 4.0]])
-    np.testing.assert_allclose(relative_error(np.array([[3.0, 1.0], [0.0, 4.0]]), reference), 1 / 5)
-    assert relative_error(reference, reference) == 0.0
+def test_relative_error_is_one_quotient_over_the_whole_set() -> None:
+    """Squared norms 1 + 0 of the errors, 9 + 16 of the reference, by episode."""
+    found = relative_error(np.array([1.0, 0.0]), np.array([9.0, 16.0]))
+    assert found.value == pytest.approx(1 / 5)
+    assert found.low is not None
+    assert found.high is not None
+    # Both episodes alike give the only other two values: 1/3 and 0.
+    assert (found.low, found.high) == (0.0, pytest.approx(1 / 3))
+    assert relative_error(np.array([4.0]), np.array([1.0])) == Estimate(2.0)
+    np.testing.assert_array_equal(root_quotient(np.array([0.0, 1.0]), np.zeros(2)), [0.0, np.inf])
 
 
-def test_table_has_a_line_per_policy_and_a_column_per_set():
-    rows = [
-        Fidelity(name, 1, frames, error) for name, frames, error in (("a", "x", 0.5), ("a", "y", 1.0), ("b", "x", 2.0))
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    """200 data sets of 40 episodes, each with an error of chi-squared size around 0.25 of its reference."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        reference = rng.gamma(5.0, size=40)
+        found = relative_error(reference * 0.25 * rng.gamma(2.0, 0.5, size=40), reference, resamples=400)
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= 0.5 <= found.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_energy_distance_of_gaussians_in_closed_form() -> None:
+    """E|X - Y| of normal scalars is a folded normal's mean; equal ones have distance 0 without bias."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(3000, 1)), rng.normal(3.0, size=(3000, 1))
+    within = 2 / np.sqrt(np.pi)
+    # |N(3, 2)|: sigma sqrt(2 / pi) e^{-mu^2 / 2 sigma^2} + mu (1 - 2 Phi(-mu / sigma))
+    across = 2 / np.sqrt(np.pi) * np.exp(-9 / 4) + 3 * (1 - 2 * 0.016947427)
+    assert own_distance(x) == pytest.approx(within, rel=0.03)
+    assert energy_distance(x, y) == pytest.approx(2 * across - 2 * within, rel=0.05)
+    same = [energy_distance(rng.normal(size=(32, 8)), rng.normal(size=(32, 8))) for _ in range(200)]
+    assert abs(np.mean(same)) < 4 * np.std(same) / np.sqrt(200)
+    assert spread(2 * x) == pytest.approx(2 * spread(x))
+
+
+def test_a_straight_field_is_straight_and_a_bent_one_is_not() -> None:
+    noise = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+    goal = jnp.ones_like(noise)
+    deviation, chord = path_deviation(lambda x, t: (x - goal) / t[..., None, None], noise, 10)
+    assert float(jnp.max(deviation)) < 1e-8 * float(jnp.sum(chord))
+    # v = 2 t: the chord is its mean over the steps, 1.1, so the deviation is known at every step.
+    deviation, chord = path_deviation(lambda x, t: 2 * jnp.broadcast_to(t[..., None, None], x.shape), noise, 10)
+    times = 1 - np.arange(10) / 10
+    np.testing.assert_allclose(deviation[:, 0, 0], 3 * 4 * (2 * times - 1.1) ** 2, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(chord, 3 * 4 * 1.1**2, rtol=1e-5)
+
+
+def test_jerk_of_a_cubic_is_six() -> None:
+    actions = np.arange(8.0)[:, None] ** 3
+    np.testing.assert_allclose(third_difference(actions), 6.0)
+
+
+def test_plane_is_that_of_the_largest_spread() -> None:
+    points = np.random.default_rng(0).normal(size=(50, 4)) * np.array([1.0, 9.0, 0.1, 4.0]) + 5
+    centre, plane = plane_of(points)
+    np.testing.assert_allclose(np.abs(plane[1, 0]), 1, atol=0.05)
+    np.testing.assert_allclose(np.abs(plane[3, 1]), 1, atol=0.05)
+    np.testing.assert_allclose(centre, points.mean(0))
+    assert plane_of(points[:1])[1].shape == (4, 2)
+
+
+def test_frames_are_spread_evenly_ends_included() -> None:
+    assert spread_out(10, 4) == [0, 3, 6, 9]
+    assert spread_out(3, 10) == [0, 1, 2]
+
+
+def test_training_loss_is_that_of_the_last_tenth(tmp_path) -> None:
+    records = [{"step": step, "loss": float(step)} for step in range(10, 201, 10)] + [
+        {"step": 200, "held_out_loss": 9.0}
     ]
-    rows.append(Fidelity("b", 1, "y", 0.25))
-    assert table(rows, "t@10").splitlines() == [
-        "| relative error to t@10, same noise | x | y |",
+    assert final_train_loss(records) == (195.0, 190, 200)
+    assert final_train_loss(records, last=100) == (100.0, 100, 100)
+    assert final_train_loss([]) is None
+    student = tmp_path / "run" / "checkpoints" / "000100" / "pretrained_model"
+    student.mkdir(parents=True)
+    assert find_run(student) is None
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    (tmp_path / "run" / "checkpoints" / "last").symlink_to("000100")
+    assert find_run(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model") == tmp_path / "run"
+    assert last_update(tmp_path / "run" / "checkpoints" / "last" / "pretrained_model") == 100
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_steps": (0,)}, "--num-steps"),
+        ({"draws": 1}, "--draws"),
+        ({"frames": 0}, "--frames"),
+        ({"seed": -1}, "-1"),
+    ],
+)
+def test_settings_are_checked(fields: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Settings(**fields)
+
+
+def fidelity(name: str, steps: int, frames: str, error: float, **changes: float) -> Fidelity:
+    row = Fidelity(
+        name=name,
+        num_steps=steps,
+        frames=frames,
+        error=Estimate(error),
+        executed={"10": Estimate(error)},
+        per_dim=(error,),
+        per_position=(error,),
+        padded_error=error,
+        padded_rms=0.01,
+        physical_error=Estimate(error),
+        rmse=(error,),
+        recorded_error=Estimate(error),
+        jerk=1.0,
+    )
+    return dataclasses.replace(row, **changes)
+
+
+def measures(teacher: dict[int, tuple[float, float]], student: dict[int, tuple[float, float]]) -> Measures:
+    """Errors on `all` and `early` frames by step count; the rest is as of a sound student."""
+    rows = [fidelity("teacher", 10, frames, 0.0) for frames in ("all", "early")]
+    for name, errors in (("teacher", teacher), ("student", student)):
+        for steps, values in errors.items():
+            pairs = zip(("all", "early"), values, strict=True)
+            rows += [fidelity(name, steps, frames, error) for frames, error in pairs]
+    field = Field("teacher", (1.0,), ((0.2,),), 0.2, 0.2, (1.0,), (0.0,), 0.0)
+    fields = [field, dataclasses.replace(field, name="student", mean_error=0.1, mean_padded_error=0.1)]
+    return Measures("teacher@10", {"all": 8, "early": 3}, rows, fields[: 1 + bool(student)], [], [], [], [], None)
+
+
+# The closed-loop trials that the thresholds come from: errors on all and early frames.
+CALIBRATION = {2: (0.200, 0.427), 1: (0.341, 0.735)}
+STUDENT = {10: (0.09, 0.28), 2: (0.099, 0.284), 1: (0.141, 0.353)}
+
+
+def test_short_execution_needs_no_distillation_and_whole_chunks_do() -> None:
+    verdict = judge(measures(CALIBRATION, {}), 50, [10, 50], Thresholds())
+    short, whole = verdict.advice
+    assert (short.distil, short.deploy) == ("no", "teacher@1")
+    assert (whole.distil, whole.deploy) == ("below 2 steps", "teacher@2")
+    assert verdict.passed
+    assert not verdict.checks
+
+
+def test_a_sound_student_is_deployed_where_its_teacher_would_fail() -> None:
+    verdict = judge(measures(CALIBRATION, STUDENT), 50, [10, 50], Thresholds())
+    assert verdict.passed
+    assert [advice.deploy for advice in verdict.advice] == ["teacher@1", "student@1"]
+    assert "student@1 for 50 actions per chunk" in verdict.headline
+    assert next(check for check in verdict.checks if check.name == "loss consistency").passed is None
+
+
+def test_a_failed_check_forbids_the_student() -> None:
+    """Several steps ruined, as by training at t = 1 only."""
+    verdict = judge(measures(CALIBRATION, {10: (0.3, 0.4), 1: (0.12, 0.29)}), 50, [10, 50], Thresholds())
+    assert [check.name for check in verdict.checks if check.passed is False] == ["more steps"]
+    assert verdict.headline == "Do not deploy this student: more steps failed."
+    assert [advice.deploy for advice in verdict.advice] == ["teacher@1", "teacher@2"]
+
+
+def test_a_policy_that_averages_its_choices_is_not_fit_for_whole_chunks() -> None:
+    found = dataclasses.replace(
+        measures(CALIBRATION, STUDENT), distributions=[Distribution("student", 1, 16, 256, 3.7, 0.3, 0.28)]
+    )
+    verdict = judge(found, 50, [10, 50], Thresholds())
+    reasons = {(row.label, row.execution): row.reasons for row in verdict.suitability}
+    assert reasons["student@1", "short"] == ()
+    assert len(reasons["student@1", "whole chunk"]) == 2
+    assert verdict.advice[1].deploy == "teacher@2"
+
+
+def test_padded_endpoints_that_are_nearly_nothing_are_not_checked() -> None:
+    found = measures(CALIBRATION, STUDENT)
+    rows = [dataclasses.replace(row, padded_rms=1e-5, padded_error=3.0) for row in found.fidelity]
+    checks = judge(dataclasses.replace(found, fidelity=rows), 50, [10, 50], Thresholds()).checks
+    assert next(check for check in checks if check.name == "padded dims").passed is None
+
+
+def test_table_has_a_line_per_policy_and_a_column_per_set() -> None:
+    text = markdown(error_table(measures({1: (0.5, 1.0)}, {1: (2.0, 0.25)})))
+    assert text.splitlines() == [
+        "| relative error to teacher@10, same noise | all frames | early frames |",
         "| --- | --- | --- |",
-        "| a@1 | 0.500 | 1.000 |",
-        "| b@1 | 2.000 | 0.250 |",
+        "| teacher@1 | 0.500 | 1.000 |",
+        "| student@1 | 2.000 | 0.250 |",
     ]

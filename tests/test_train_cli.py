@@ -54,7 +54,8 @@ def teacher(teacher_run: Path) -> Path:
 
 
 def reflow(teacher: Path, run: Path, *flags: str) -> int:
-    return train.main(["reflow", "--teacher.path", str(teacher), *DATA, *SIZE, "--output-dir", str(run), *flags])
+    paths = ["--teacher.path", str(teacher), "--output-dir", str(run)]
+    return train.main(["reflow", *paths, *DATA, *SIZE, "--no-report", *flags])
 
 
 @pytest.fixture(scope="module")
@@ -270,18 +271,49 @@ def test_compilation_cache_is_left_alone_where_one_is_set(monkeypatch: pytest.Mo
         jax.config.update("jax_compilation_cache_dir", None)
 
 
+def test_a_run_ends_with_a_report_beside_the_weights(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a run that is complete makes the one that is missing, and no other."""
+    run = tmp_path / "run"
+    flags = ["--steps", "1", "--teacher-steps", "1", "--noises", "1", "--report", "--eval-frames", "4"]
+    assert reflow(teacher, run, *flags) == 0
+    assert "student@1" in capsys.readouterr().err
+    student = run / "checkpoints" / "last" / "pretrained_model"
+    report = json.loads((student / "report.json").read_text())
+    assert report["about"]["held_out"]
+    assert report["measures"]["consistency"]["ratio"] > 0
+    records = list(read_metrics(run))
+    assert {"held_out_loss", "student@1_error", "student@2_error"} <= set(records[-1])
+    # The same measure on other noises and frames.
+    found = next(r for r in report["measures"]["fidelity"] if (r["name"], r["num_steps"]) == ("student", 1))
+    assert records[-1]["student@1_error"] == pytest.approx(found["error"]["value"], rel=0.3)
+    resume = ["reflow", "--output-dir", str(run), "--resume"]
+    written = (student / "report.html").stat().st_mtime_ns
+    assert train.main(resume) == 0
+    assert (student / "report.html").stat().st_mtime_ns == written
+    (student / "report.html").unlink()
+    assert train.main(resume) == 0
+    assert (student / "report.html").is_file()
+    assert SmolVLAPolicy.from_pretrained(student).config.num_steps == 1
+
+
+def test_an_unknown_early_task_is_an_error_before_training(teacher: Path, tmp_path: Path, capsys) -> None:
+    assert reflow(teacher, tmp_path / "run", "--report", "--early-task", "fly") == 1
+    assert "--early-task 'fly': no held-out episode has this task, only 'Bypass a wall" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_demo_ends_with_a_report(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "demo"
     flags = ["--teacher.path", str(teacher), "--output-dir", str(run), "--steps", "1", "--teacher-steps", "2"]
     assert train.main(["demo", *flags, *DATA, *SIZE, "--noises", "1", "--eval-frames", "4"]) == 0
-    rows = json.loads((run / "report" / "report.json").read_text())
+    rows = json.loads((run / "report" / "report.json").read_text())["measures"]["fidelity"]
     assert {(row["name"], row["num_steps"], row["frames"]) for row in rows} == {
-        (name, steps, frames)
-        for name in ("teacher", "student")
-        for steps in (2, 1)
-        for frames in ("held-out frames", "early wall frames")
+        (name, steps, frames) for name in ("teacher", "student") for steps in (10, 2, 1) for frames in ("all", "early")
     }
-    assert all(0 < row["relative_error"] < 10 for row in rows)
+    assert all(0 < row["error"]["value"] < 10 for row in rows if (row["name"], row["num_steps"]) != ("teacher", 10))
     assert "| student@1 |" in capsys.readouterr().err
+    assert "<title>Is the student the teacher?</title>" in (run / "report" / "report.html").read_text()
     for name in ("chunks", "loss"):
         assert (run / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from jaxreflow.config import ModelConfig
 from jaxreflow.errors import TrainingError
-from jaxreflow.loop import Cadence, fit, mean_loss
+from jaxreflow.loop import Cadence, fit, mean_scores
 from jaxreflow.metrics import MetricsLog, read_metrics
 from jaxreflow.sharding import make_mesh
 from jaxreflow.training import TrainState
@@ -108,8 +108,8 @@ def test_unwritable_metrics_are_an_error_that_names_them(tmp_path: Path) -> None
 
 def test_held_out_loss_weighs_batches_by_their_valid_entries() -> None:
     parts = [(jnp.float32(6), jnp.float32(2)), (jnp.float32(1), jnp.float32(8))]
-    loss = mean_loss(lambda _, i: parts[i], itertools.islice(batches(), 2), make_mesh())
-    assert loss == pytest.approx(0.7)
+    scores = mean_scores(lambda _, i: {"loss": parts[i]}, itertools.islice(batches(), 2), make_mesh())
+    assert scores == {"loss": pytest.approx(0.7)}
 
 
 def test_an_update_that_compiles_again_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Whether a student's loss is what its training log says: weights that are exported wrongly, or trained on other noise, show here."""
+"""Whether a student's loss is what its training log says: weights exported wrongly, or trained on other noise, show here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def last_update(student: Path) -> int | None:
 
 
 def final_train_loss(records: Iterable[Record], last: int | None = None) -> tuple[float, int, int] | None:
-    """The mean loss of the last tenth of the logged updates up to `last`, with the first and last of them; None if there are none."""
+    """The mean loss of the last tenth of the logged updates up to `last`, and the first and last of them; None without any."""
     losses = [(int(r["step"]), float(r["loss"])) for r in records if "loss" in r and (not last or r["step"] <= last)]
     if not losses:
         return None
@@ -56,7 +56,12 @@ def final_train_loss(records: Iterable[Record], last: int | None = None) -> tupl
 
 
 def measure_consistency(
-    trial: Trial, positions: Sequence[int], config: ReflowConfig, checkpoint: Checkpoint, run: Path | None, last: int | None
+    trial: Trial,
+    positions: Sequence[int],
+    config: ReflowConfig,
+    checkpoint: Checkpoint,
+    run: Path | None,
+    last: int | None,
 ) -> Consistency:
     """The loss by which `config`'s run was trained, on these frames with fresh noise, against that run's log."""
     teacher, student = trial.subjects

@@ -27,7 +27,7 @@ class Distribution:
     observations: int
     draws: int
     energy: float
-    """Energy distance `2 E|X - Y| - E|X - X'| - E|Y - Y'|`, unbiased: 0 is the same distribution, and noise may make it negative."""
+    """Energy distance `2 E|X - Y| - E|X - X'| - E|Y - Y'|`, unbiased: 0 is the same, and chance may make it negative."""
     share: float
     """Energy distance divided by the teacher's own `E|Y - Y'|`: 0 is the same, 1 as far as its chunks are from each other."""
     spread_kept: float
@@ -68,9 +68,7 @@ def spread(x: Float[np.ndarray, "n d"]) -> float:
     return float(np.sqrt(np.var(x, axis=0, dtype=np.float64, ddof=1).mean()))
 
 
-def draw_chunks(
-    candidate: Candidate, memories: Memories, draws: int, real: int, seed: int
-) -> Float[np.ndarray, "n d"]:
+def draw_chunks(candidate: Candidate, memories: Memories, draws: int, real: int, seed: int) -> Float[np.ndarray, "n d"]:
     """`draws` chunks of the one observation in `memories`, as vectors."""
     config = candidate.subject.config
     noise = flow.sample_noise(jax.random.key(seed), (1, draws, config.chunk_size, config.max_action_dim))
@@ -101,8 +99,6 @@ def measure_distributions(trial: Trial, positions: Sequence[int]) -> list[Distri
         energy, share, kept = np.mean(measured[candidate.label], axis=0).tolist()
         floor = candidate.label == reference.label
         results.append(
-            Distribution(
-                candidate.subject.name, candidate.num_steps, len(positions), draws, energy, share, kept, floor
-            )
+            Distribution(candidate.subject.name, candidate.num_steps, len(positions), draws, energy, share, kept, floor)
         )
     return results

@@ -19,7 +19,7 @@ class Estimate:
     high: float | None = None
 
 
-def root_quotient(error: Float[np.ndarray, "*shape"], reference: Float[np.ndarray, "*shape"]) -> np.ndarray:
+def root_quotient(error: float | np.ndarray, reference: float | np.ndarray) -> np.ndarray:
     """`sqrt(error / reference)`, elementwise; 0 where both are 0, inf where only the reference is."""
     error, reference = np.asarray(error, np.float64), np.asarray(reference, np.float64)
     safe = np.where(reference > 0, reference, 1.0)

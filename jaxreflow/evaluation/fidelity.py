@@ -110,9 +110,7 @@ def measure_fidelity(trial: Trial, frames: str, positions: Sequence[int]) -> lis
         recorded, is_pad = (np.asarray(x)[: part.valid] for x in (part.batch.actions, part.batch.action_is_pad))
         for candidate in trial.policies:
             sampled = (
-                goal
-                if candidate.label == reference.label
-                else chunks(candidate, part.memories, noise)[: part.valid]
+                goal if candidate.label == reference.label else chunks(candidate, part.memories, noise)[: part.valid]
             )
             sums[candidate.label].add(episode, sampled, goal, recorded, is_pad, trial.transforms)
     return [_fidelity(c, frames, sums[c.label], trial.action_dim, settings) for c in trial.policies]
@@ -122,9 +120,7 @@ def _fidelity(candidate: Candidate, frames: str, sums: _Sums, real: int, setting
     error, reference = sums.error[..., :real], sums.reference[..., :real]
 
     def over_positions(upto: int) -> Estimate:
-        return relative_error(
-            error[:, :upto].sum((1, 2)), reference[:, :upto].sum((1, 2)), seed=settings.seed
-        )
+        return relative_error(error[:, :upto].sum((1, 2)), reference[:, :upto].sum((1, 2)), seed=settings.seed)
 
     chunk = error.shape[1]
     padded_count = sums.chunks * chunk * (sums.error.shape[-1] - real)

@@ -29,9 +29,7 @@ def early_positions(source: TrainingSource, task: str, frames: int) -> list[int]
     return found
 
 
-def frame_sets(
-    source: TrainingSource, frames: int, early_task: str | None, early_frames: int
-) -> dict[str, list[int]]:
+def frame_sets(source: TrainingSource, frames: int, early_task: str | None, early_frames: int) -> dict[str, list[int]]:
     """Positions of the sets `all` and, where a task is given, `early`."""
     sets = {ALL: spread(len(source), frames)}
     return sets | {EARLY: early_positions(source, early_task, early_frames)} if early_task else sets

@@ -56,9 +56,7 @@ def measure(trial: Trial, training: Training | None) -> Measures:
         frames={name: len(positions) for name, positions in sets.items()},
         fidelity=[row for name, positions in sets.items() for row in measure_fidelity(trial, name, positions)],
         fields=measure_fields(trial, pick(sets[ALL], settings.field_frames)),
-        distributions=(
-            measure_distributions(trial, pick(apart, settings.observations)) if settings.draws else []
-        ),
+        distributions=(measure_distributions(trial, pick(apart, settings.observations)) if settings.draws else []),
         jumps=measure_jumps(trial),
         latency=latency,
         rates=rates,

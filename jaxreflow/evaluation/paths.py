@@ -1,4 +1,4 @@
-"""How chunks move from noise to action: Euler paths from the same noises, seen in the plane in which the teacher's chunks differ most."""
+"""How chunks move from noise to action: Euler paths of the same noises, in the plane where the teacher's chunks differ most."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def plane_of(points: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, " d"],
 
 
 def sample_examples(trial: Trial, policies: Sequence[Candidate], positions: Sequence[int]) -> list[Example]:
-    """Paths and chunks of every candidate from the same noises, at each of these frames; one of the policies must be the trial's reference."""
+    """Paths and chunks of these policies, the reference among them, from the same noises at each of these frames."""
     config, real, source = trial.config, trial.action_dim, trial.source
     examples = []
     for part in trial.batches(positions, 1):

@@ -95,9 +95,7 @@ def memorise(subjects: Sequence[Subject], observation: Observation) -> Memories:
         if context is None:
             context = _context(subject.params, observation, config=subject.config)
             seen.append((subject, context))
-        memories[subject.name] = _memory(
-            subject.params, context, jnp.asarray(observation.state), config=subject.config
-        )
+        memories[subject.name] = _memory(subject.params, context, jnp.asarray(observation.state), config=subject.config)
     return memories
 
 

@@ -61,7 +61,12 @@ def fidelity_table(measures: Measures) -> Table:
     """The same with intervals, the executed part, padded dims, and the recorded actions."""
     counts = list(find(measures.fidelity, measures.reference, ALL).executed)
     columns = ["policy", *(f"{name} frames, 95 % interval" for name in measures.frames)]
-    columns += [f"first {n} actions" for n in counts] + ["in dataset units", "padded dims", "to recorded actions", "jerk"]
+    columns += [f"first {n} actions" for n in counts] + [
+        "in dataset units",
+        "padded dims",
+        "to recorded actions",
+        "jerk",
+    ]
     rows = []
     for label in [measures.reference, *policy_order(measures)]:
         row = find(measures.fidelity, label, ALL)
@@ -136,7 +141,9 @@ def latency_table(measures: Measures) -> Table:
     columns = ("part", "p50 ms", "p95 ms", "p99 ms", "calls")
     rows = [
         (
-            "prefix, once per chunk" if row.num_steps is None else f"{row.num_steps} Euler step{'s' * (row.num_steps > 1)}",
+            "prefix, once per chunk"
+            if row.num_steps is None
+            else f"{row.num_steps} Euler step{'s' * (row.num_steps > 1)}",
             f"{row.p50:.2f}",
             f"{row.p95:.2f}",
             f"{row.p99:.2f}",

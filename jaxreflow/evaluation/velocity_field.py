@@ -25,9 +25,9 @@ PATH_STEPS = 50
 class Field:
     """One subject's velocities.
 
-    `error[t][d] = || v_t - (noise - endpoint) || / || noise - endpoint ||` at `x_t = t * noise + (1 - t) * endpoint`, where
-    the endpoint is the teacher's at its own step count. `straightness[t] = E || (noise - x_0) - v(x_t, t) ||^2 / E || noise - x_0 ||^2`
-    on the subject's own 50-step path from noise to x_0, real dims.
+    `error[t][d]` is `|| v_t - (noise - endpoint) || / || noise - endpoint ||` at `x_t = t * noise + (1 - t) * endpoint`,
+    where the endpoint is the teacher's at its own step count. `straightness[t]` is
+    `E || (noise - x_0) - v(x_t, t) ||^2 / E || noise - x_0 ||^2` on the subject's own 50-step path to x_0, real dims.
     """
 
     name: str
@@ -92,9 +92,7 @@ def measure_fields(trial: Trial, positions: Sequence[int]) -> list[Field]:
     for part in trial.batches(positions):
         noise = noise_for(part, 1, config, trial.settings.seed + 2)
         memory = part.memories[reference.subject.name]
-        endpoint = sample(
-            reference.subject.params, memory, noise, config=config, num_steps=reference.num_steps
-        )
+        endpoint = sample(reference.subject.params, memory, noise, config=config, num_steps=reference.num_steps)
         target += np.sum(np.square(np.asarray(noise - endpoint)[: part.valid], dtype=np.float64), (0, 1, 2))
         for subject in subjects:
             own, name = part.memories[subject.name], subject.name

@@ -96,12 +96,12 @@ def _against_whole(measures: Measures, label: str, n: int, limits: Thresholds) -
     for row in (row for row in measures.fidelity if row.label == label):
         bound = limits.early_error if row.frames == EARLY else limits.chunk_error
         if row.error.value > bound:
-            reasons.append(f"error {row.error.value:.3f} on the frames `{row.frames}`, at most {bound}")
-    for row in (row for row in measures.distributions if row.label == label):
-        if row.share > limits.energy_share:
-            reasons.append(f"energy distance {row.share:.1%} of the teacher's own, at most {limits.energy_share:.0%}")
-        if row.spread_kept < limits.spread_kept:
-            reasons.append(f"{row.spread_kept:.0%} of the teacher's spread, at least {limits.spread_kept:.0%}")
+            reasons.append(f"error {row.error.value:.3f} on the {row.frames} frames, at most {bound}")
+    for found in (found for found in measures.distributions if found.label == label):
+        if found.share > limits.energy_share:
+            reasons.append(f"energy distance {found.share:.1%} of the teacher's own, at most {limits.energy_share:.0%}")
+        if found.spread_kept < limits.spread_kept:
+            reasons.append(f"{found.spread_kept:.0%} of the teacher's spread, at least {limits.spread_kept:.0%}")
     return reasons
 
 
@@ -130,7 +130,11 @@ def _advise(
         words = f"only for fewer than {teacher.num_steps} steps: {teacher.label} is fit, {' and '.join(below)} is not"
         distil = f"below {teacher.num_steps} steps"
     own = _fewest(rows, "student") if student and not failed else None
-    best = min((row for row in (teacher, own) if row is not None), key=lambda r: (r.num_steps, r.name != "teacher"), default=None)
+    best = min(
+        (row for row in (teacher, own) if row is not None),
+        key=lambda r: (r.num_steps, r.name != "teacher"),
+        default=None,
+    )
     text = f"{how}, do you need to distil? {words[0].upper()}{words[1:]}."
     if best is not None:
         text += f" Deploy {best.label}."

@@ -1,0 +1,190 @@
+"""`python -m jaxreflow.evaluate` from end to end on the tiny teacher in the repository: files, page, defaults and errors."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxreflow import evaluate
+from jaxreflow.evaluation.sampling import make_subject, sees_alike
+from jaxreflow.pretrained import load_checkpoint, save_pretrained
+from jaxreflow.run_config import DatasetConfig, ReflowConfig
+from jaxreflow.weights import split_params, trainable_in_reflow
+from tests.tiny_policy import DATASET, perturb
+
+TEACHER = Path(__file__).parent / "assets" / "teacher"
+TASK = "Bypass a wall and reach a goal"
+EPISODES = tuple(range(0, 240, 24))
+DATA = ["--dataset.root", str(DATASET), "--dataset.episodes", *map(str, EPISODES[:4])]
+SIZE = [
+    "--num-steps",
+    "2",
+    "1",
+    "--noises",
+    "1",
+    "--frames",
+    "6",
+    "--batch-size",
+    "6",
+    "--field-frames",
+    "6",
+    "--pairs",
+    "3",
+]
+SIZE += ["--draws", "4", "--observations", "1", "--repeats", "1"]
+SECTIONS = [
+    "verdict",
+    "checks",
+    "errors",
+    "field",
+    "distribution",
+    "paths",
+    "smoothness",
+    "latency",
+    "training",
+    "thresholds",
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "use_compilation_cache", lambda: None)
+
+
+def make_student(out: Path, train_config: dict | None = None) -> Path:
+    """The teacher with noise on what reflow trains."""
+    checkpoint = load_checkpoint(TEACHER)
+    trained, _ = split_params(checkpoint.load_params(), trainable_in_reflow)
+    save_pretrained(out, checkpoint, perturb(trained, 0.01), num_steps=1, train_config=train_config)
+    return out
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student in the folders of a run whose held-out episodes are its train_config.json's, without a log."""
+    config = ReflowConfig(dataset=DatasetConfig(root=str(DATASET), episodes=EPISODES, holdout=0.1))
+    settings = json.loads(json.dumps({**vars(config), "dataset": vars(config.dataset)}, default=vars))
+    return make_student(tmp_path_factory.mktemp("run") / "checkpoints" / "000010" / "pretrained_model", settings)
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and gathers ids, attributes that load something, and text."""
+
+    VOID = frozenset({"meta", "img", "br", "hr", "link", "input"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.loaded: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.loaded += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read_page(path: Path) -> tuple[str, Page]:
+    source, page = path.read_text(encoding="utf-8"), Page()
+    page.feed(source)
+    assert page.open == []
+    return source, page
+
+
+def test_a_student_is_compared_and_the_page_needs_nothing_else(student: Path, tmp_path: Path, capsys) -> None:
+    flags = ["--teacher", str(TEACHER), "--student", str(student), "--early-task", TASK, "--out", str(tmp_path / "a")]
+    assert evaluate.main([*flags, *SIZE]) == 0
+    printed = capsys.readouterr().out
+    assert "| student@1 |" in printed
+    assert "do you need to distil?" in printed
+    report = json.loads((tmp_path / "a" / "report.json").read_text(), parse_constant=pytest.fail)
+    # One held-out episode of each task, those that training would hold out.
+    assert report["about"]["held_out"]
+    assert len(report["about"]["episodes"]) == 3
+    assert set(report["about"]["episodes"]) < set(EPISODES)
+    assert report["measures"]["frames"] == {"all": 6, "early": 3}
+    assert report["measures"]["consistency"]["ratio"] is None
+    assert "not available" in report["measures"]["consistency"]["note"]
+    labels = {(row["name"], row["num_steps"]) for row in report["measures"]["fidelity"]}
+    assert labels == {("teacher", 10), ("teacher", 2), ("teacher", 1), ("student", 2), ("student", 1)}
+    assert {row["n_action_steps"] for row in report["measures"]["jumps"]} <= {10, 50}
+    assert report["measures"]["distributions"][0]["floor"]
+    source, page = read_page(tmp_path / "a" / "report.html")
+    assert not re.search(r"https?:|//[a-z]", re.sub(r"base64,[A-Za-z0-9+/=]+", "", source))
+    assert all(address.startswith(("#", "data:")) for address in page.loaded)
+    assert len(page.ids) == len(set(page.ids))
+    assert set(SECTIONS) <= set(page.ids)
+    assert {address[1:] for address in page.loaded if address.startswith("#")} <= set(page.ids)
+    assert "prefers-color-scheme: dark" in source
+    assert source.count("<svg role=") == source.count("</svg>") >= 5
+    assert "#010203" not in source
+    assert str(TEACHER) in page.text
+
+
+def test_a_teacher_alone_says_whether_to_distil(tmp_path: Path) -> None:
+    flags = ["--teacher", str(TEACHER), "--out", str(tmp_path), *DATA, *SIZE, "--draws", "0", "--repeats", "0"]
+    assert evaluate.main(flags) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["verdict"]["checks"] == []
+    assert [advice["n_action_steps"] for advice in report["verdict"]["advice"]] == [10, 50]
+    assert report["about"]["episodes"] == list(EPISODES[:4])
+    assert not report["about"]["held_out"]
+    _, page = read_page(tmp_path / "report.html")
+    assert "Do you need to distil?" in page.text
+    assert not {"checks", "training", "distribution", "latency"} & set(page.ids)
+
+
+def test_help_has_an_example(capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        evaluate.main(["--help"])
+    text = capsys.readouterr().out
+    assert "python -m jaxreflow.evaluate --teacher" in text
+    assert "--thresholds.loss-consistency" in text
+
+
+def test_a_student_of_other_statistics_or_shape_is_refused(student: Path, tmp_path: Path, capsys) -> None:
+    other = Path(shutil.copytree(student, tmp_path / "student"))
+    (file,) = other.glob("policy_preprocessor_step_*.safetensors")
+    stats = load_file(file)
+    save_file({**stats, "action.mean": stats["action.mean"] + np.float32(1)}, file)
+    flags = ["--teacher", str(TEACHER), "--out", str(tmp_path / "out"), *DATA, *SIZE]
+    assert evaluate.main([*flags, "--student", str(other)]) == 1
+    assert "its statistics of `action` (mean) are not the teacher's" in capsys.readouterr().err
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "chunk_size": 10, "n_action_steps": 10}))
+    assert evaluate.main([*flags, "--student", str(other)]) == 1
+    assert "chunk_size 50 -> 10" in capsys.readouterr().err
+    assert evaluate.main(["--teacher", str(TEACHER), "--out", str(tmp_path / "out"), *SIZE]) == 1
+    assert "--dataset.root" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_teacher_and_student_share_is_held_once(student: Path) -> None:
+    teacher, distilled = load_checkpoint(TEACHER), load_checkpoint(student)
+    first = make_subject("teacher", teacher.load_params(), teacher.config)
+    second = make_subject("student", distilled.load_params(), distilled.config, like=first)
+    assert sees_alike(first, second)
+    own, other = (dict(jax.tree_util.tree_leaves_with_path(subject.params)) for subject in (first, second))
+    shared = {path[0].key for path in own if own[path] is other[path]}
+    assert {"vision_model", "connector", "text_model"} <= shared
+    moved = make_subject("student", jax.tree.map(lambda x: x + 1, teacher.load_params()), teacher.config, like=first)
+    assert not sees_alike(first, moved)

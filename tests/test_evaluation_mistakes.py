@@ -1,0 +1,147 @@
+"""Students made with the mistakes of an earlier attempt fail, by the name of what is wrong; a rightly made one passes.
+
+The mistakes live here only: the update is the real one, its loss and its noise are this file's.
+"""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxreflow import flow
+from jaxreflow.evaluate import DatasetFlags, EvaluateConfig, evaluate
+from jaxreflow.model import memorise, observe, velocity
+from jaxreflow.optimizer import make_optimizer, make_schedule
+from jaxreflow.pretrained import Checkpoint, load_checkpoint, save_pretrained
+from jaxreflow.run_config import DatasetConfig, OptimizerFlags, ReflowConfig, TeacherSource
+from jaxreflow.run_data import open_dataset, split_data, training_batches
+from jaxreflow.sharding import make_mesh, replicated_copy, shard_batch
+from jaxreflow.training import init_state, make_draw, make_train_step
+from jaxreflow.update import split_weights
+from jaxreflow.weights import merge_params
+from tests.tiny_policy import DATASET
+
+TEACHER = Path(__file__).parent / "assets" / "teacher"
+UPDATES = 80
+CONFIG = ReflowConfig(
+    teacher=TeacherSource(str(TEACHER)),
+    dataset=DatasetConfig(root=str(DATASET), episodes=tuple(range(0, 240, 12)), holdout=0.2),
+    steps=UPDATES,
+    batch_size=8,
+    noises=1,
+    optimizer=OptimizerFlags(lr=1e-3, warmup_steps=10, decay_steps=UPDATES, decay_lr=1e-5),
+    ema_decay=0.0,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """What is done wrongly, as factors: of the noise and of the teacher's endpoint in the padded dims, and of its direction."""
+
+    noise: float = 1.0
+    endpoint: float = 1.0
+    direction: float = 1.0
+
+
+MISTAKES = {
+    "none": Mistake(),
+    "noise on real dims only": Mistake(noise=0.0),
+    "endpoint cut to real dims": Mistake(endpoint=0.0),
+    "wrong direction": Mistake(direction=-1.0),
+}
+CAUGHT_BY = {
+    "noise on real dims only": {"loss consistency", "velocity error"},
+    "endpoint cut to real dims": {"loss consistency", "velocity error, padded dims"},
+    "wrong direction": {"loss consistency", "velocity error", "better than the teacher"},
+}
+
+
+def loss_with_mistakes(checkpoint: Checkpoint):
+    """The reflow loss, whose mistake comes with the frozen parameters: one program trains all students."""
+    config, real = checkpoint.config, checkpoint.policy.action_dim
+
+    def padded(x, factor):
+        return x.at[..., real:].multiply(factor)
+
+    def loss(trainable, frozen, teacher, batch, noise, t):
+        mistake, state = frozen["mistake"], jnp.asarray(batch.observation.state)
+        first, second = (merge_params(own, frozen["params"]) for own in (teacher, trainable))
+        context = jax.lax.stop_gradient(observe(first, batch.observation, config=config))
+        noise = padded(noise, mistake["noise"])
+        memory = memorise(first, context, state, config=config)
+        endpoint = flow.euler(
+            lambda x, t: mistake["direction"] * velocity(first, memory, x, t, config=config), noise, 10
+        )
+        memory = memorise(second, context, state, config=config)
+        return flow.reflow_loss(
+            lambda x, t: velocity(second, memory, x, t, config=config), padded(endpoint, mistake["endpoint"]), noise, t
+        )
+
+    return loss
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A student by each mistake, in a run's folders, with the log of the loss that it was trained by."""
+    checkpoint, mesh = load_checkpoint(TEACHER), make_mesh()
+    data = split_data(open_dataset(CONFIG.dataset), checkpoint.policy, checkpoint.load_transforms(), CONFIG)
+    batches = [shard_batch(b, mesh) for b in itertools.islice(training_batches(data, CONFIG, 0), UPDATES // 2)]
+    weights = split_weights(CONFIG, checkpoint, mesh)
+    settings = CONFIG.optimizer.resolve(checkpoint.policy)
+    optimizer = make_optimizer(settings, UPDATES)
+    step = make_train_step(
+        loss_with_mistakes(checkpoint),
+        optimizer,
+        make_schedule(settings, UPDATES),
+        make_draw(flow.TIME_LAWS[CONFIG.time_law], CONFIG.noises, checkpoint.config),
+        mesh,
+    )
+    made = {}
+    for name, mistake in MISTAKES.items():
+        state = replicated_copy(init_state(weights.start, optimizer, ema=False), mesh)
+        frozen = {"params": weights.frozen, "mistake": dataclasses.asdict(mistake)}
+        losses = []
+        for i in range(UPDATES):
+            batch = batches[i % len(batches)]
+            state, metrics = step(state, frozen, weights.teacher, batch, jax.random.key(0))
+            losses.append(metrics["loss"])
+        run = tmp_path_factory.mktemp("run")
+        records = [{"step": i, "loss": float(loss)} for i, loss in enumerate(losses, 1)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        made[name] = run / "checkpoints" / f"{UPDATES:06d}" / "pretrained_model"
+        trained = jax.device_get(state.trainable)
+        save_pretrained(made[name], checkpoint, trained, num_steps=1, train_config=dataclasses.asdict(CONFIG))
+    return made
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_every_old_mistake_is_caught_by_name(name: str, students: dict[str, Path], tmp_path: Path) -> None:
+    report = evaluate(
+        EvaluateConfig(
+            teacher=str(TEACHER),
+            student=str(students[name]),
+            out=str(tmp_path),
+            dataset=DatasetFlags(),
+            num_steps=(10, 1),
+            noises=1,
+            frames=16,
+            field_frames=16,
+            pairs=8,
+            draws=0,
+            repeats=0,
+        )
+    ).report
+    failed = {check.name for check in report.verdict.checks if check.passed is False}
+    assert report.about.held_out
+    assert report.measures.consistency is not None
+    if name == "none":
+        assert not failed, report.verdict.checks
+        assert report.verdict.passed
+    else:
+        assert CAUGHT_BY[name] <= failed, report.verdict.checks
+        assert report.verdict.headline.startswith("Do not deploy this student: ")
+        assert not any((advice.deploy or "").startswith("student") for advice in report.verdict.advice)
