@@ -139,7 +139,8 @@ def _errors(report: Report) -> str:
     text = _p(
         f"‖a − b‖ / ‖b‖ with b the chunks of {reference} from the same noise on the same frames, over real action dims in "
         "normalised units and all positions, summed over the set before the quotient. Intervals are bootstrap 95 % over "
-        "episodes. “All” are frames spread evenly over the episodes; “early” are the first of episodes in which several ways are open."
+        "episodes. “All” are frames spread evenly over the episodes; “early” are the first of episodes in which several "
+        "ways are open."
     )
     steps = inline(figures.plot_errors(measures), "errors", "Same-noise error over the number of Euler steps")
     text += _picture(steps, "Error over the number of Euler steps, with 95 % intervals.")
