@@ -41,9 +41,14 @@ def sample_noise(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, ..
     return jax.random.normal(key, shape, jnp.float32)
 
 
+def euler_times(num_steps: int) -> Float[np.ndarray, " T"]:
+    """The times at which `num_steps` Euler steps evaluate the velocity: 1, 1 - 1/num_steps, ..., 1/num_steps."""
+    return (1.0 - np.arange(num_steps, dtype=np.float64) / num_steps).astype(np.float32)
+
+
 def euler(velocity: Velocity, noise: Float[Array, "*batch C A"], num_steps: int) -> Float[Array, "*batch C A"]:
     """Integrates from noise (t = 1) to actions (t = 0) with `num_steps` Euler steps in float32."""
-    times = jnp.asarray(1.0 - np.arange(num_steps, dtype=np.float64) / num_steps, jnp.float32)
+    times = jnp.asarray(euler_times(num_steps))
 
     def step(x: Array, t: Array) -> tuple[Array, None]:
         return x - velocity(x, jnp.broadcast_to(t, x.shape[:-2])) / num_steps, None

@@ -13,7 +13,12 @@ import jax.numpy as jnp
 import pytest
 
 from jaxreflow import flow
-from jaxreflow.evaluate import DatasetFlags, EvaluateConfig, evaluate
+from jaxreflow.evaluation.checks import Thresholds
+from jaxreflow.evaluation.consistency import find_run, last_update
+from jaxreflow.evaluation.measure import Training, measure
+from jaxreflow.evaluation.sampling import Candidate, Trial, make_subject
+from jaxreflow.evaluation.settings import Settings
+from jaxreflow.evaluation.verdict import judge
 from jaxreflow.model import memorise, observe, velocity
 from jaxreflow.optimizer import make_optimizer, make_schedule
 from jaxreflow.pretrained import Checkpoint, load_checkpoint, save_pretrained
@@ -26,7 +31,7 @@ from jaxreflow.weights import merge_params
 from tests.tiny_policy import DATASET
 
 TEACHER = Path(__file__).parent / "assets" / "teacher"
-UPDATES = 80
+UPDATES = 60
 CONFIG = ReflowConfig(
     teacher=TeacherSource(str(TEACHER)),
     dataset=DatasetConfig(root=str(DATASET), episodes=tuple(range(0, 240, 12)), holdout=0.2),
@@ -118,30 +123,31 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
+@pytest.fixture(scope="module")
+def trial() -> Trial:
+    """The teacher alone on a few frames of the held-out episodes."""
+    checkpoint = load_checkpoint(TEACHER)
+    transforms = checkpoint.load_transforms()
+    held_out = split_data(open_dataset(CONFIG.dataset), checkpoint.policy, transforms, CONFIG).held_out
+    assert held_out is not None
+    subject = make_subject("teacher", checkpoint.load_params(), checkpoint.config)
+    few = Settings(num_steps=(10, 1), noises=1, frames=16, field_frames=16, pairs=8, draws=0, repeats=0)
+    return Trial((subject,), Candidate(subject, checkpoint.policy.num_steps), held_out, transforms, few)
+
+
 @pytest.mark.parametrize("name", MISTAKES)
-def test_every_old_mistake_is_caught_by_name(name: str, students: dict[str, Path], tmp_path: Path) -> None:
-    report = evaluate(
-        EvaluateConfig(
-            teacher=str(TEACHER),
-            student=str(students[name]),
-            out=str(tmp_path),
-            dataset=DatasetFlags(),
-            num_steps=(10, 1),
-            noises=1,
-            frames=16,
-            field_frames=16,
-            pairs=8,
-            draws=0,
-            repeats=0,
-        )
-    ).report
-    failed = {check.name for check in report.verdict.checks if check.passed is False}
-    assert report.about.held_out
-    assert report.measures.consistency is not None
+def test_every_old_mistake_is_caught_by_name(name: str, students: dict[str, Path], trial: Trial) -> None:
+    """As the exported student shows it, read from its folder."""
+    teacher, student = load_checkpoint(TEACHER), load_checkpoint(students[name])
+    subject = make_subject("student", student.load_params(), student.config, like=trial.reference.subject)
+    both = dataclasses.replace(trial, subjects=(*trial.subjects, subject))
+    training = Training(CONFIG, teacher, find_run(students[name]), last_update(students[name]))
+    verdict = judge(measure(both, training), teacher.policy.chunk_size, (10, 50), Thresholds())
+    failed = {check.name for check in verdict.checks if check.passed is False}
     if name == "none":
-        assert not failed, report.verdict.checks
-        assert report.verdict.passed
+        assert not failed, verdict.checks
+        assert verdict.passed
     else:
-        assert CAUGHT_BY[name] <= failed, report.verdict.checks
-        assert report.verdict.headline.startswith("Do not deploy this student: ")
-        assert not any((advice.deploy or "").startswith("student") for advice in report.verdict.advice)
+        assert CAUGHT_BY[name] <= failed, verdict.checks
+        assert verdict.headline.startswith("Do not deploy this student: ")
+        assert not any((advice.deploy or "").startswith("student") for advice in verdict.advice)

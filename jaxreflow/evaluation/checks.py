@@ -24,9 +24,9 @@ class Thresholds:
     """Student's error at the most steps over that at the fewest, at most."""
     better_than_teacher: float = 0.95
     """Student's error at the fewest steps over the untouched teacher's there, at most, on every set of frames."""
-    velocity_error: float = 1.0
+    velocity_error: float = 1.25
     """Student's mean velocity error over the teacher's, both against straight lines to the teacher's endpoints, at most."""
-    padded_velocity_error: float = 1.0
+    padded_velocity_error: float = 1.25
     """The same over the padded dims."""
     padded_error: float = 0.9
     """Student's error in the padded dims at the fewest steps, at most: zeros have 1."""

@@ -34,7 +34,7 @@ def _euler_path(
     params: Params, memory: Memory, noise: Float[Array, "B M C A"], *, config: ModelConfig, num_steps: int
 ) -> Float[Array, "T B M C A"]:
     """The states of the sampler, noise first."""
-    times = jnp.asarray(1.0 - np.arange(num_steps, dtype=np.float64) / num_steps, jnp.float32)
+    times = jnp.asarray(flow.euler_times(num_steps))
 
     def step(x: Array, t: Array) -> tuple[Array, Array]:
         v = model.velocity(params, memory, x, jnp.broadcast_to(t, x.shape[:-2]), config=config)

@@ -22,6 +22,7 @@ from jaxreflow.training import CONTEXT_PARAMS
 from jaxreflow.types import Batch, Context, Memory, Observation, Params
 from jaxreflow.weights import stored_in_compute_dtype
 
+_TIMES = 64  # Length to which times are filled up, so that most step counts share a shape.
 Memories: TypeAlias = Mapping[str, Memory]
 """What each subject keeps of a batch of observations, by the subject's name."""
 
@@ -71,12 +72,24 @@ def _memory(params: Params, context: Context, state: Array, *, config: ModelConf
     return model.memorise(params, context, state, config=config)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "num_steps"))
 def sample(
     params: Params, memory: Memory, noise: Float[Array, "B M C A"], *, config: ModelConfig, num_steps: int
 ) -> Float[Array, "B M C A"]:
-    """Normalised, padded actions from the given noise."""
-    return flow.euler(lambda x_t, t: model.velocity(params, memory, x_t, t, config=config), noise, num_steps)
+    """`flow.euler`, by one program for all step counts: compiling one for each would take longer than running them."""
+    times = np.zeros(-(-num_steps // _TIMES) * _TIMES, np.float32)
+    times[:num_steps] = flow.euler_times(num_steps)
+    return _integrate(params, memory, noise, times, np.int32(num_steps), config=config)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _integrate(
+    params: Params, memory: Memory, noise: Array, times: Array, num_steps: Array, *, config: ModelConfig
+) -> Array:
+    def step(i: Array, x: Array) -> Array:
+        t = jnp.broadcast_to(times[i], x.shape[:-2])
+        return x - model.velocity(params, memory, x, t, config=config) / num_steps.astype(jnp.float32)
+
+    return jax.lax.fori_loop(0, num_steps, step, noise)
 
 
 def sees_alike(first: Subject, second: Subject) -> bool:

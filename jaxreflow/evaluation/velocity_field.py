@@ -65,7 +65,7 @@ def path_deviation(
 
     Positions and noises are summed.
     """
-    times = jnp.asarray(1.0 - np.arange(num_steps, dtype=np.float64) / num_steps, jnp.float32)
+    times = jnp.asarray(flow.euler_times(num_steps))
 
     def step(x: Array, t: Array) -> tuple[Array, Array]:
         v = velocity(x, jnp.broadcast_to(t, x.shape[:-2]))
@@ -116,7 +116,7 @@ def _field(
         error=tuple(map(tuple, errors.tolist())),
         mean_error=float(errors[:, :real].mean()),
         mean_padded_error=float(errors[:, real:].mean()) if errors.shape[1] > real else None,
-        path_times=tuple((1.0 - np.arange(PATH_STEPS) / PATH_STEPS).tolist()),
+        path_times=tuple(flow.euler_times(PATH_STEPS).tolist()),
         straightness=tuple(straightness.tolist()),
         mean_straightness=float(straightness.mean()),
     )
