@@ -39,9 +39,9 @@ from jaxreflow.evaluation.sampling import Candidate, Trial, make_subject
 from jaxreflow.evaluation.settings import Settings
 from jaxreflow.evaluation.table import format_report
 from jaxreflow.evaluation.verdict import judge
-from jaxreflow.metrics import Record, read_metrics
+from jaxreflow.metrics import METRICS_FILE, Record, read_metrics
 from jaxreflow.normalization import ACTION, STATE
-from jaxreflow.pretrained import Checkpoint, load_checkpoint
+from jaxreflow.pretrained import Checkpoint, find_checkpoint, load_checkpoint
 from jaxreflow.run_config import DatasetConfig, ReflowConfig, RenameMap, RunConfig
 from jaxreflow.run_data import open_dataset, open_run_features, split_data
 from jaxreflow.run_directory import recorded_settings
@@ -104,11 +104,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     Raises:
         CheckpointError, ConfigError, DatasetError, ProcessorError: a policy or the dataset cannot be read, or they do not fit.
     """
-    recorded = recorded_settings(Path(config.student)) if config.student else None
+    student_dir = find_checkpoint(config.student) if config.student else None
+    recorded = recorded_settings(student_dir) if student_dir else None
     basis = _basis(config, recorded)
     dataset = open_dataset(basis.dataset)
     teacher = _open(config.teacher, basis, dataset)
-    student = _open(config.student, basis, dataset) if config.student else None
+    student = _open(str(student_dir), basis, dataset) if student_dir else None
     if student is not None:
         check_comparable(teacher, student)
     source = _source(basis, teacher, dataset)
@@ -119,11 +120,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     settings = Settings(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)})
     reference = Candidate(first, teacher.policy.num_steps)
     trial = Trial(tuple(subjects), reference, source, teacher.load_transforms(), settings)
-    training = _training(config, recorded, teacher)
+    training = _training(config.run, recorded, teacher, student)
     measures = measure(trial, training)
     verdict = judge(measures, teacher.policy.chunk_size, settings.n_action_steps, config.thresholds)
     report = Report(_about(config, settings, teacher, source, basis.dataset.holdout > 0), measures, verdict)
-    records = list(read_metrics(training.run)) if training is not None and training.run is not None else []
+    run = training.run if training is not None else None
+    records = list(read_metrics(run)) if run is not None and (run / METRICS_FILE).is_file() else []
     evaluation = Evaluation(report, _examples(trial), records)
     _write(Path(config.out), evaluation)
     return evaluation
@@ -211,13 +213,14 @@ def _source(basis: RunConfig, teacher: Checkpoint, dataset: LeRobotDataset) -> T
     return source
 
 
-def _training(config: EvaluateConfig, recorded: RunConfig | None, teacher: Checkpoint) -> Training | None:
-    if config.student is None or not isinstance(recorded, ReflowConfig):
+def _training(
+    run: str | None, recorded: RunConfig | None, teacher: Checkpoint, student: Checkpoint | None
+) -> Training | None:
+    if student is None or not isinstance(recorded, ReflowConfig):
         return None
-    student = Path(config.student)
-    if config.run is not None:
-        return Training(recorded, teacher, Path(config.run), None)
-    return Training(recorded, teacher, find_run(student), last_update(student))
+    if run is not None:
+        return Training(recorded, teacher, Path(run), None)
+    return Training(recorded, teacher, find_run(student.directory), last_update(student.directory))
 
 
 def _about(

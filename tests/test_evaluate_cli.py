@@ -1,5 +1,6 @@
 """`python -m jaxreflow.evaluate` from end to end on the tiny teacher in the repository: files, page, defaults and errors."""
 
+import functools
 import json
 import re
 import shutil
@@ -11,9 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxreflow import evaluate, flow
+from jaxreflow import evaluate, flow, model
 from jaxreflow.evaluation.sampling import Candidate, chunks, make_subject, memorise, sees_alike
-from jaxreflow.policy import sample_chunks
 from jaxreflow.pretrained import load_checkpoint, save_pretrained
 from jaxreflow.run_config import DatasetConfig, ReflowConfig
 from jaxreflow.weights import split_params, trainable_in_reflow
@@ -180,16 +180,16 @@ def test_a_student_of_other_statistics_or_shape_is_refused(student: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_one_program_samples_as_the_policy_does_at_every_step_count() -> None:
+def test_one_program_samples_as_the_euler_scan_does() -> None:
     config, params = tiny_model()
     subject = make_subject("teacher", params, config)
-    observation = tiny_observation()
-    memories = memorise([subject], observation)
+    memories = memorise([subject], tiny_observation())
     noise = flow.sample_noise(jax.random.key(0), (2, 3, config.chunk_size, config.max_action_dim))
-    for steps in (1, 3, 10):
-        expected = sample_chunks(params, observation, noise, config=config, num_steps=steps)
-        # float32, in another program
-        np.testing.assert_allclose(chunks(Candidate(subject, steps), memories, noise), expected, rtol=1e-4, atol=1e-5)
+    field = functools.partial(model.velocity, params, memories["teacher"], config=config)
+    expected = flow.euler(field, noise, 3)
+    # float32, in another program
+    np.testing.assert_allclose(chunks(Candidate(subject, 3), memories, noise), expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(chunks(Candidate(subject, 2), memories, noise), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_teacher_and_student_share_is_held_once(student: Path) -> None:

@@ -33,12 +33,12 @@ class Suitability:
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """One way of executing chunks: is distillation needed, and what should act; `deploy` is None where nothing measured is fit."""
+    """One way of executing chunks: is distillation needed, and what should act: the fewest fit steps."""
 
     execution: Execution
     n_action_steps: int
     distil: str
-    deploy: str | None
+    deploy: str
     text: str
 
 
@@ -66,7 +66,7 @@ def judge(measures: Measures, chunk_size: int, n_action_steps: Sequence[int], th
     for execution, n in [*ways, ("whole chunk", chunk_size)]:
         here = _suitabilities(measures, execution, n, thresholds)
         fit += here
-        advice.append(_advise(measures, execution, n, here, student, failed))
+        advice.append(_advise(measures, execution, n, here, student and not failed))
     return Verdict(not failed, _headline(student, failed, advice), checks, tuple(fit), tuple(advice), thresholds)
 
 
@@ -105,44 +105,31 @@ def _against_whole(measures: Measures, label: str, n: int, limits: Thresholds) -
     return reasons
 
 
-def _fewest(rows: Sequence[Suitability], name: str) -> Suitability | None:
-    fit = [row for row in rows if row.name == name and row.suitable]
-    return min(fit, key=lambda row: row.num_steps, default=None)
+def _fewest(rows: Sequence[Suitability]) -> Suitability:
+    """The fit one of fewest steps, the teacher rather than a student; the reference is always fit."""
+    return min((row for row in rows if row.suitable), key=lambda row: (row.num_steps, row.name != "teacher"))
 
 
 def _advise(
-    measures: Measures,
-    execution: Execution,
-    n: int,
-    rows: Sequence[Suitability],
-    student: bool,
-    failed: Sequence[Check],
+    measures: Measures, execution: Execution, n: int, rows: Sequence[Suitability], student_sound: bool
 ) -> Advice:
-    how = f"When {n} actions are executed per chunk" + (", the whole chunk" if execution == "whole chunk" else "")
-    least = min(row.num_steps for row in rows)
-    teacher = _fewest(rows, "teacher")
-    if teacher is None:
-        distil, words = "yes", f"yes: the untouched teacher at fewer steps than {measures.reference} is not fit"
-    elif teacher.num_steps == least:
-        distil, words = "no", f"no: {teacher.label}, the teacher untouched, is fit"
+    untouched = [row for row in rows if row.name == "teacher"]
+    teacher = _fewest(untouched)
+    below = [row.label for row in untouched if row.num_steps < teacher.num_steps]
+    if not below:
+        distil, words = "no", f"No: {teacher.label}, the teacher untouched, is fit"
+    elif teacher.label == measures.reference:
+        distil, words = "yes", f"Yes: in fewer steps than {teacher.num_steps} the untouched teacher is not fit"
     else:
-        below = [row.label for row in rows if row.name == "teacher" and row.num_steps < teacher.num_steps]
-        words = f"only for fewer than {teacher.num_steps} steps: {teacher.label} is fit, {' and '.join(below)} is not"
         distil = f"below {teacher.num_steps} steps"
-    own = _fewest(rows, "student") if student and not failed else None
-    best = min(
-        (row for row in (teacher, own) if row is not None),
-        key=lambda r: (r.num_steps, r.name != "teacher"),
-        default=None,
-    )
-    text = f"{how}, do you need to distil? {words[0].upper()}{words[1:]}."
-    if best is not None:
-        text += f" Deploy {best.label}."
-    return Advice(execution, n, distil, best.label if best is not None else None, text)
+        words = f"Only for fewer than {teacher.num_steps} steps: {teacher.label} is fit, {' and '.join(below)} not"
+    best = _fewest(rows if student_sound else untouched).label
+    how = f"When {n} actions are executed per chunk" + (", the whole chunk" if execution == "whole chunk" else "")
+    return Advice(execution, n, distil, best, f"{how}, do you need to distil? {words}. Deploy {best}.")
 
 
 def _headline(student: bool, failed: Sequence[Check], advice: Sequence[Advice]) -> str:
     if failed:
         return f"Do not deploy this student: {', '.join(check.name for check in failed)} failed."
-    deploy = "; ".join(f"{a.deploy or 'nothing measured'} for {a.n_action_steps} actions per chunk" for a in advice)
+    deploy = "; ".join(f"{a.deploy} for {a.n_action_steps} actions per chunk" for a in advice)
     return f"{'The student passes every check that could be made. ' if student else ''}Deploy {deploy}."
