@@ -1,7 +1,7 @@
 """Trains a small SmolVLA from random weights on four Meta-World tasks: the teacher of docs/results.md.
 
     python -m jaxreflow.sim record --env metaworld:wall-detour,button-press-topdown-v3,handle-press-v3,drawer-close-v3 \\
-        --episodes 220 120 100 100 --out runs/metaworld/data
+        --episodes 600 250 150 200 --out runs/metaworld/data
     python train.py metaworld_teacher --output-dir runs/metaworld/teacher
 
 `make results` runs both. What comes out stands in docs/results.md.
@@ -27,11 +27,11 @@ config = FinetuneConfig(
         train_expert_only=False,
         freeze_vision_encoder=False,
     ),
-    dataset=DatasetConfig(root="runs/metaworld/data", cache_frames=2.0),
-    steps=5_000,
-    batch_size=32,
+    dataset=DatasetConfig(root="runs/metaworld/data", cache_frames=4.0),
+    steps=16_000,
+    batch_size=16,
     noises=2,
     optimizer=OptimizerFlags(lr=1e-3),
     ema_decay=0.998,
-    save_every=500,
+    save_every=1_000,
 )

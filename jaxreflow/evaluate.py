@@ -58,7 +58,7 @@ class DatasetFlags:
     repo_id: str | None = None
     """Its name on the hub, if it is not on disk."""
     episodes: tuple[int, ...] | None = None
-    """Episodes to measure on (default: those that the student's run held out, or all)."""
+    """Episodes to measure on (default: of the run's dataset those that it held out, of another all)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,11 +155,13 @@ def _basis(config: EvaluateConfig, recorded: RunConfig | None) -> RunConfig:
     base = recorded or ReflowConfig()
     given = {name: getattr(config, name) for name in ("rename_map", "stats_from", "vlm", "dtype", "vision_positions")}
     flags = config.dataset
-    own = base.dataset if recorded is not None and flags.episodes is None else DatasetConfig(holdout=0.0)
-    if flags.root is None and flags.repo_id is None:
-        root, repo_id = base.dataset.root, base.dataset.repo_id
-    else:
-        root, repo_id = flags.root, flags.repo_id
+    recorded_here = flags.root is None and flags.repo_id is None
+    root, repo_id = (base.dataset.root, base.dataset.repo_id) if recorded_here else (flags.root, flags.repo_id)
+    # What a run held out says nothing of another dataset, which is measured whole.
+    same = (
+        recorded is not None and flags.episodes is None and (root, repo_id) == (base.dataset.root, base.dataset.repo_id)
+    )
+    own = base.dataset if same else DatasetConfig(holdout=0.0)
     dataset = dataclasses.replace(
         own,
         root=root,

@@ -202,3 +202,19 @@ def test_what_teacher_and_student_share_is_held_once(student: Path) -> None:
     assert {"vision_model", "connector", "text_model"} <= shared
     moved = make_subject("student", jax.tree.map(lambda x: x + 1, teacher.load_params()), teacher.config, like=first)
     assert not sees_alike(first, moved)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ({}, ("data", 0.1, (1, 2))),
+        ({"root": "data"}, ("data", 0.1, (1, 2))),
+        ({"root": "data", "episodes": (5,)}, ("data", 0.0, (5,))),
+        ({"root": "elsewhere"}, ("elsewhere", 0.0, None)),
+    ],
+)
+def test_held_out_episodes_of_a_run_are_those_of_its_dataset(dataset: dict, expected: tuple) -> None:
+    recorded = ReflowConfig(dataset=DatasetConfig(root="data", episodes=(1, 2), holdout=0.1))
+    config = evaluate.EvaluateConfig(teacher="t", student="s", out="o", dataset=evaluate.DatasetFlags(**dataset))
+    found = evaluate._basis(config, recorded).dataset
+    assert (found.root, found.holdout, found.episodes) == expected

@@ -1,0 +1,153 @@
+"""The steps of the experiments as commands, each run once: a step whose product is there is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.recipe.variants import Variant, length
+from jaxreflow.errors import TrainingError
+
+TASKS = ("wall-detour", "button-press-topdown-v3", "handle-press-v3", "drawer-close-v3")
+ENV = "metaworld:" + ",".join(TASKS)
+EARLY_TASK = "Bypass a wall and reach a goal"
+# Layouts of the demonstrations, of the episodes on which students are measured, and of the closed loop are drawn far apart.
+DATA_SEED, HELD_OUT_SEED, CLOSED_LOOP_SEED = 1_000, 50_000, 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much of everything."""
+
+    demonstrations: tuple[int, ...]
+    held_out: tuple[int, ...]
+    teacher_updates: int | None
+    """None: as the config says."""
+    student_updates: int | None
+    screening_updates: int
+    equal_time_updates: dict[int, int]
+    """Updates with M noises that take as long as `screening_updates` with the default's."""
+    episodes: int
+    frames: int
+    draws: int
+
+
+FULL = Scale((600, 250, 150, 200), (60, 20, 20, 20), None, None, 1_000, {1: 3_000, 8: 550}, 325, 480, 256)
+SMOKE = Scale((3, 2, 2, 2), (2, 1, 1, 1), 20, 10, 4, {1: 8, 8: 2}, 2, 16, 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """Where everything lies: `root` for what can be made again, `results` for what is kept."""
+
+    root: Path
+    results: Path
+    scale: Scale
+
+    @property
+    def teacher(self) -> Path:
+        """The policy that is distilled."""
+        return self.root / "teacher" / "checkpoints" / "last" / "pretrained_model"
+
+    def student(self, name: str) -> Path:
+        """A variant's exported policy."""
+        return self.root / "students" / name / "checkpoints" / "last" / "pretrained_model"
+
+    def prepare(self) -> None:
+        """Records the demonstrations, trains the teacher, and computes image tokens."""
+        for name, counts, seed in (
+            ("data", self.scale.demonstrations, DATA_SEED),
+            ("held_out", self.scale.held_out, HELD_OUT_SEED),
+        ):
+            record = ("-m", "jaxreflow.sim", "record", "--env", ENV, "--episodes", *map(str, counts))
+            self._run(name, self.root / name, *record, "--seed", str(seed), "--out", self.root / name)
+        updates = length(self.scale.teacher_updates) if self.scale.teacher_updates else ()
+        where = ("--dataset.root", self.root / "data", "--output-dir", self.root / "teacher")
+        self._train("teacher", "metaworld_teacher", *updates, *where)
+        for data, features in (("data", "features"), ("held_out", "held_out_features")):
+            out = self.root / features
+            self._run(
+                features, out, "-m", "jaxreflow.data.features", self.root / data, "--policy", self.teacher, "--out", out
+            )
+
+    def train(self, variant: Variant) -> None:
+        """Trains a student."""
+        teacher = self.teacher if variant.teacher is None else self.student(variant.teacher)
+        flag = "--policy.path" if variant.config == "metaworld_biased" else "--teacher.path"
+        updates = length(self.scale.student_updates) if self.scale.student_updates else ()
+        self._train(
+            f"students/{variant.name}",
+            variant.config,
+            flag,
+            teacher,
+            "--dataset.root",
+            self.root / "data",
+            "--dataset.features",
+            self.root / "features",
+            *(() if variant.config == "metaworld_biased" else ("--no-report",)),
+            *updates,
+            *variant.flags,
+            "--output-dir",
+            self.root / "students" / variant.name,
+        )
+
+    def evaluate(self, variant: Variant) -> None:
+        """Measures a student against the teacher, on layouts that neither has seen."""
+        out, scale = self.results / variant.name, self.scale
+        self._run(
+            f"evaluate/{variant.name}",
+            out / "report.json",
+            *("-m", "jaxreflow.evaluate"),
+            *("--teacher", str(self.teacher), "--student", str(self.student(variant.name))),
+            *("--dataset.root", str(self.root / "held_out"), "--features", str(self.root / "held_out_features")),
+            *("--out", str(out)),
+            *("--early-task", EARLY_TASK, "--num-steps", "10", "2", "1"),
+            *("--frames", str(scale.frames), "--draws", str(scale.draws), "--repeats", "0"),
+        )
+
+    def measure_sides(self, variants: Sequence[Variant]) -> None:
+        """Counts chunks of early wall frames that take neither side."""
+        policies = (self.teacher, *(self.student(variant.name) for variant in variants))
+        self._run(
+            "sides",
+            self.results / "sides.json",
+            *("-m", "benchmarks.recipe.sides", "--policy", *map(str, policies)),
+            *("--dataset", str(self.root / "held_out"), "--draws", str(self.scale.draws)),
+            *("--out", str(self.results / "sides.json")),
+        )
+
+    def close_loop(self, variants: Sequence[Variant]) -> None:
+        """Success of the teacher in ten, two and one steps and of the students in one and two, episode by episode the same."""
+        policies: list[tuple[Path, int]] = [(self.teacher, steps) for steps in (10, 2, 1)]
+        policies += [(self.student(variant.name), steps) for variant in variants for steps in (1, 2)]
+        self._run(
+            "closed_loop",
+            None,
+            *("-m", "jaxreflow.sim", "--policy", *(str(path) for path, _ in policies)),
+            *("--num-steps", *(str(steps) for _, steps in policies), "--n-action-steps", "10", "50"),
+            *("--env", ENV, "--episodes", str(self.scale.episodes), "--seed", str(CLOSED_LOOP_SEED)),
+            *("--out", str(self.results / "closed_loop.jsonl")),
+        )
+
+    def _train(self, name: str, config: str, *flags: str | Path) -> None:
+        """A run of train.py, from its last checkpoint if it was interrupted."""
+        resume = ("--resume",) if (self.root / name / "checkpoints" / "last").exists() else ()
+        self._run(name, None, "train.py", config, *flags, *resume)
+
+    def _run(self, name: str, product: Path | None, *command: str | Path) -> None:
+        """Runs a command of this Python unless its product is there; TrainingError says where its output lies if it fails."""
+        if product is not None and product.exists():
+            return
+        log = self.root / "logs" / f"{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        words = [str(word) for word in command]
+        print(f"python {shlex.join(words)}   # {log}", flush=True)
+        with log.open("a", encoding="utf-8") as output:
+            status = subprocess.run([sys.executable, *words], stdout=output, stderr=output, env=os.environ, check=False)
+        if status.returncode:
+            raise TrainingError(f"{name} failed with exit status {status.returncode}; its output is in {log}")

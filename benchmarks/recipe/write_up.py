@@ -1,0 +1,204 @@
+"""Puts the measured figures into docs/results.md, between its markers, and draws its pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.recipe.lab import TASKS, Lab
+from benchmarks.recipe.variants import DEFAULT, NOISE_BIASED, ROUNDS, SCREENED, Variant, noises_variants
+from jaxreflow.sim.paired import wilson
+from jaxreflow.sim.results import Result, comparison_table, pooled, read_results
+
+Report = dict[str, Any]
+_NAMES = {"teacher": "teacher", "default": "student", "noise_biased": "noise-biased fine-tune"}
+_COLOURS = {"teacher": "#2b5c8a", "student": "#c1521f", "noise-biased fine-tune": "#7a7a7a"}
+
+
+def write_up(out: Path, lab: Lab) -> None:
+    """Fills every block of `out`/results.md whose measurements are there; the text around them is kept."""
+    blocks: dict[str, Callable[[Lab], str | None]] = {
+        "fidelity": fidelity_table,
+        "closed loop": closed_loop_table,
+        "tasks": tasks_table,
+        "screening": screening_table,
+        "seeds": seeds_table,
+        "rounds": rounds_table,
+    }
+    page = out / "results.md"
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    for name, make in blocks.items():
+        table = make(lab)
+        if table is not None:
+            text = _filled(text, name, table)
+    page.write_text(text, encoding="utf-8")
+    results = _closed_loop(lab)
+    if results:
+        picture = out / "images" / "closed_loop.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        plot_closed_loop(results).savefig(picture, dpi=130, facecolor="white")
+
+
+def _filled(text: str, name: str, table: str) -> str:
+    """The text with the table between the block's markers, which are added at its end if need be."""
+    begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+    if begin not in text:
+        text = f"{text}\n{begin}{end}\n"
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}{table}{end}{rest.partition(end)[2]}"
+
+
+def fidelity_table(lab: Lab) -> str | None:
+    """Teacher, student and baseline at few steps against the teacher at ten."""
+    reports = {name: _report(lab, name) for name in (DEFAULT.name, NOISE_BIASED.name)}
+    default = reports[DEFAULT.name]
+    if default is None:
+        return None
+    rows = [
+        ["teacher@10, other noise", "", "", *_distribution(default, "teacher", 10), _neither(lab, "teacher", 10), ""]
+    ]
+    for steps in (2, 1):
+        rows.append(_fidelity_row(lab, default, "teacher", "teacher", steps))
+    for name, report in reports.items():
+        if report is not None:
+            rows += [_fidelity_row(lab, report, name, "student", steps) for steps in (10, 2, 1)]
+    heads = ["relative error to teacher@10", "all frames", "early wall frames", "energy distance, early", "spread kept"]
+    return _table([*heads, "neither side", "loss consistency"], rows)
+
+
+def _fidelity_row(lab: Lab, report: Report, name: str, role: str, steps: int) -> list[str]:
+    consistency = report["measures"]["consistency"]
+    known = role == "student" and steps == 1 and consistency is not None and consistency["ratio"] is not None
+    return [
+        f"{_NAMES[name]}@{steps}",
+        _error(report, role, steps, "all"),
+        _error(report, role, steps, "early"),
+        *_distribution(report, role, steps),
+        _neither(lab, name, steps),
+        f"{consistency['ratio']:.2f}" if known else "",
+    ]
+
+
+def closed_loop_table(lab: Lab) -> str | None:
+    """Success pooled over tasks, and the difference to the teacher at ten steps."""
+    results = _closed_loop(lab)
+    return comparison_table([_renamed(result) for result in results]) if results else None
+
+
+def tasks_table(lab: Lab) -> str | None:
+    """The teacher's success on each task."""
+    results = [r for r in _closed_loop(lab) if r.num_steps == 10]
+    rows = []
+    for executed in sorted({r.n_action_steps for r in results}):
+        cells = {r.task: r for r in results if r.n_action_steps == executed}
+        rows.append([f"teacher@10, {executed} actions executed", *(_rate(cells[task]) for task in TASKS)])
+    return _table(["success [Wilson 95 %]", *TASKS], rows) if rows else None
+
+
+def screening_table(lab: Lab) -> str | None:
+    """One change at a time from the default, all for the same number of updates or the same time."""
+    variants = (DEFAULT, *SCREENED, *noises_variants(lab.scale.equal_time_updates))
+    return _variants_table(lab, [(variant, f"screen_{variant.name}") for variant in variants])
+
+
+def seeds_table(lab: Lab) -> str | None:
+    """The default and the runners-up with three seeds."""
+    variants = [v for v in (DEFAULT, *SCREENED) if _report(lab, f"{v.name}_seed1") is not None]
+    named = [(v, v.name if seed == 0 else f"{v.name}_seed{seed}") for v in variants for seed in (0, 1, 2)]
+    return _variants_table(lab, named) if variants else None
+
+
+def rounds_table(lab: Lab) -> str | None:
+    """Repeated reflow, with and without real data."""
+    real = next(v for v in SCREENED if v.name == "real_share")
+    return _variants_table(lab, [(variant, variant.name) for variant in (DEFAULT, *ROUNDS[:2], real, *ROUNDS[2:])])
+
+
+def _variants_table(lab: Lab, named: Sequence[tuple[Variant, str]]) -> str | None:
+    rows = []
+    for variant, name in named:
+        report = _report(lab, name)
+        if report is not None:
+            errors = [_error(report, "student", steps, frames) for frames in ("all", "early") for steps in (1, 2)]
+            rows.append([variant.group, variant.change, *errors, *_distribution(report, "student", 1)])
+    heads = ["", "change", "all frames @1", "@2", "early wall frames @1", "@2", "energy distance @1", "spread kept @1"]
+    return _table(heads, rows) if rows else None
+
+
+def plot_closed_loop(results: Sequence[Result]) -> Figure:
+    """Success over all tasks of every policy, by number of executed actions, with Wilson's intervals."""
+    executed = sorted({result.n_action_steps for result in results})
+    with mpl.rc_context({"font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=(4.6 * len(executed), 3.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axis, n in zip(figure.subplots(1, len(executed), sharey=True, squeeze=False)[0], executed, strict=True):
+            policies = list(dict.fromkeys((_role(r), r.num_steps) for r in results))
+            for i, (role, steps) in enumerate(policies):
+                own = [r for r in results if (_role(r), r.num_steps, r.n_action_steps) == (role, steps, n)]
+                success = pooled(own)
+                rate = wilson(int(success.sum()), len(success))
+                error = [[rate.value - rate.low], [rate.high - rate.value]]
+                axis.errorbar(rate.value, i, xerr=error, fmt="o", color=_COLOURS[role], capsize=4)
+            axis.set_yticks(range(len(policies)), [f"{role}@{steps}" for role, steps in policies])
+            axis.invert_yaxis()
+            axis.set(title=f"{n} actions executed per chunk", xlabel=f"success over {len(TASKS)} tasks", xlim=(0, 1))
+            axis.grid(visible=True, axis="x", alpha=0.3)
+    return figure
+
+
+def _report(lab: Lab, name: str) -> Report | None:
+    path = lab.results / name / "report.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _closed_loop(lab: Lab) -> list[Result]:
+    return list(read_results(lab.results / "closed_loop.jsonl"))
+
+
+def _role(result: Result) -> str:
+    return _NAMES[_variant(result.policy)]
+
+
+def _variant(policy: str) -> str:
+    """A policy's name here, from the folder that its run lies in."""
+    return next((name for name in (*_NAMES,) if name in Path(policy).parts), Path(policy).name)
+
+
+def _renamed(result: Result) -> Result:
+    return Result(**{**vars(result), "policy": _role(result)})
+
+
+def _rate(result: Result) -> str:
+    rate = wilson(sum(result.success), len(result.success))
+    return f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]"
+
+
+def _error(report: Report, role: str, steps: int, frames: str) -> str:
+    rows = report["measures"]["fidelity"]
+    row = next(r for r in rows if (r["name"], r["num_steps"], r["frames"]) == (role, steps, frames))
+    estimate = row["error"]
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def _distribution(report: Report, role: str, steps: int) -> list[str]:
+    rows = report["measures"]["distributions"]
+    row = next((r for r in rows if (r["name"], r["num_steps"]) == (role, steps)), None)
+    return ["", ""] if row is None else [f"{row['energy']:.3f}", f"{row['spread_kept']:.2f}"]
+
+
+def _neither(lab: Lab, name: str, steps: int) -> str:
+    path = lab.results / "sides.json"
+    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    found = [r["neither"] for r in records if (_variant(r["policy"]), r["num_steps"]) == (name, steps)]
+    return f"{found[0]:.3f}" if found else ""
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " --- |" * (len(heads) - 1)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -1,0 +1,23 @@
+"""Distils the teacher of configs/metaworld_teacher.py: the student of docs/results.md.
+
+    python -m jaxreflow.data.features runs/metaworld/data --policy runs/metaworld/teacher/checkpoints/last/pretrained_model \\
+        --out runs/metaworld/features
+    python train.py metaworld --output-dir runs/metaworld/student
+
+`make results` runs both. What comes out stands in docs/results.md.
+"""
+
+from jaxreflow.run_config import DatasetConfig, OptimizerFlags, ReflowConfig, TeacherSource
+
+config = ReflowConfig(
+    teacher=TeacherSource(path="runs/metaworld/teacher/checkpoints/last/pretrained_model"),
+    dataset=DatasetConfig(root="runs/metaworld/data", features="runs/metaworld/features"),
+    steps=10_000,
+    batch_size=32,
+    noises=4,
+    optimizer=OptimizerFlags(lr=5e-4, warmup_steps=100, decay_steps=10_000, decay_lr=2.5e-6),
+    ema_decay=0.999,
+    log_every=100,
+    eval_every=1_000,
+    save_every=1_000,
+)

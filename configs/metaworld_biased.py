@@ -1,0 +1,27 @@
+"""Fine-tunes the teacher of configs/metaworld_teacher.py by flow matching with times near noise: the baseline without a teacher.
+
+    python train.py metaworld_biased --output-dir runs/metaworld/students/noise_biased
+
+Same trained parameters, updates, noises and optimizer as configs/metaworld.py; t from Beta(4, 1) (arXiv 2606.05737).
+"""
+
+from jaxreflow.run_config import DatasetConfig, FinetuneConfig, OptimizerFlags, PolicySource
+
+config = FinetuneConfig(
+    policy=PolicySource(
+        path="runs/metaworld/teacher/checkpoints/last/pretrained_model",
+        train_expert_only=True,
+        freeze_vision_encoder=True,
+    ),
+    dataset=DatasetConfig(root="runs/metaworld/data", features="runs/metaworld/features"),
+    steps=4_000,
+    batch_size=32,
+    noises=4,
+    time_law="noise-biased",
+    num_steps=1,
+    optimizer=OptimizerFlags(lr=1e-3, warmup_steps=100, decay_steps=4_000, decay_lr=2.5e-6),
+    ema_decay=0.99,
+    log_every=100,
+    eval_every=1_000,
+    save_every=1_000,
+)
