@@ -2,6 +2,7 @@
 #   make demo     teacher -> student on the data in the repository, with a report (about 5 minutes on 2 cores)
 #   make test     the test suite            make parity   comparison with real LeRobot, in an environment of its own
 #   make lint     ruff and mypy             make lock     pins the newest versions of all dependencies
+#   make results  the experiments of docs/results.md, from nothing (many hours on 2 cores; what is there is not made again)
 PYTHON ?= python3
 BIN := .venv/bin
 PARITY := .venv-parity/bin
@@ -9,7 +10,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 CHECK_PYTHON := $(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	{ echo "make: $(PYTHON) must be Python 3.11 or newer with venv (Debian: python3-venv); or say make PYTHON=python3.12" >&2; exit 1; }
 
-.PHONY: demo test lint parity lock clean
+.PHONY: demo test lint parity results lock clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -29,6 +30,10 @@ parity: .venv-parity/ready
 	@echo "parity: jaxreflow against LeRobot 0.4.4 in PyTorch; build/parity.json keeps what was measured"
 	$(PARITY)/python -m pytest tests/parity
 	$(PARITY)/python -m tests.parity.report
+
+results: .venv/ready
+	@echo "results: data, teacher, students, reports and closed loops into runs/metaworld; tables and pictures into docs"
+	$(BIN)/python -m benchmarks.recipe
 
 .venv/ready: requirements.lock
 	@$(CHECK_PYTHON)
