@@ -24,7 +24,7 @@ class DemoConfig(ReflowConfig):
 
 def write_demo_report(config: DemoConfig, run_dir: Path) -> str:
     """Compares the exported student with its teacher, writes RUN/report, and returns what there is to say."""
-    evaluation = evaluate_run(config, run_dir, num_steps=(10, 2, 1), draws=64)
+    evaluation = evaluate_run(config, run_dir, num_steps=(10, 2, 1), draws=64, observations=8, field_frames=16)
     out = run_dir / "report"
     out.mkdir(parents=True, exist_ok=True)
     for name in (REPORT_JSON, REPORT_HTML):

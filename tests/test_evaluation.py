@@ -9,7 +9,7 @@ import pytest
 
 from jaxreflow.errors import ConfigError
 from jaxreflow.evaluation.checks import Thresholds
-from jaxreflow.evaluation.consistency import final_train_loss, find_run, last_update
+from jaxreflow.evaluation.consistency import Consistency, final_train_loss, find_run, last_update
 from jaxreflow.evaluation.distribution import Distribution, energy_distance, own_distance, spread
 from jaxreflow.evaluation.estimate import Estimate, relative_error, root_quotient
 from jaxreflow.evaluation.fidelity import Fidelity
@@ -193,6 +193,16 @@ def test_a_policy_that_averages_its_choices_is_not_fit_for_whole_chunks() -> Non
     assert reasons["student@1", "short"] == ()
     assert len(reasons["student@1", "whole chunk"]) == 2
     assert verdict.advice[1].deploy == "teacher@2"
+
+
+@pytest.mark.parametrize(("ratio", "passed"), [(0.3, False), (0.97, True), (1.2, True), (14.0, False)])
+def test_a_loss_that_the_log_does_not_show_fails_either_way(ratio: float, passed: bool) -> None:
+    """14 is what the student that moved at random had."""
+    found = dataclasses.replace(
+        measures(CALIBRATION, STUDENT), consistency=Consistency(0.002 * ratio, 0.002, ratio, "training loss")
+    )
+    checks = judge(found, 50, [10, 50], Thresholds()).checks
+    assert next(check for check in checks if check.name == "loss consistency").passed is passed
 
 
 def test_padded_endpoints_that_are_nearly_nothing_are_not_checked() -> None:

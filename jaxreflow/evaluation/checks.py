@@ -20,6 +20,8 @@ class Thresholds:
 
     loss_consistency: float = 1.2
     """Loss of the exported weights over the training loss, at most."""
+    loss_consistency_low: float = 0.5
+    """And at least: a student that learns something else leaves the right loss only slowly."""
     more_steps: float = 1.1
     """Student's error at the most steps over that at the fewest, at most."""
     better_than_teacher: float = 0.95
@@ -91,6 +93,8 @@ def _loss_consistency(measures: Measures, limits: Thresholds) -> Check:
         reason = found.note if found is not None else "not available: it is not known how the student was trained"
         return Check(name, None, None, limit, reason)
     detail = f"exported weights {found.loss:.4g} on held-out frames, {found.note} {found.train_loss:.4g}"
+    if found.ratio < limits.loss_consistency_low:
+        return Check(name, False, found.ratio, limit, f"less than {limits.loss_consistency_low:g}: {detail}")
     return _at_most(name, found.ratio, limit, detail)
 
 
