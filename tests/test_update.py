@@ -78,6 +78,20 @@ def test_real_pairs_come_with_all_other_options() -> None:
     found = of(ReflowConfig(noises=NOISES, real_share=0.5, **flags))
     options |= {"shared_context": True, "real_noises": 1, "action_dim": REAL_DIMS}
     assert found == program(mixed_reflow_loss(CONFIG, **options))
+    for name in ("solver", "objective", "dims"):
+        assert found != program(mixed_reflow_loss(CONFIG, **{k: v for k, v in options.items() if k != name})), name
+
+
+def test_real_pairs_are_inverted_by_the_solver_that_samples() -> None:
+    calls = []
+
+    def solver(field: flow.Velocity, x: jax.Array, num_steps: int) -> jax.Array:
+        calls.append((x.shape[1], num_steps))
+        return flow.heun(field, x, num_steps)
+
+    options = {"teacher_steps": 3, "shared_context": True, "real_noises": 1, "action_dim": REAL_DIMS}
+    program(mixed_reflow_loss(CONFIG, **options, solver=solver))
+    assert calls == [(NOISES, 3), (1, 3)]
 
 
 def test_finetune_has_its_own() -> None:
