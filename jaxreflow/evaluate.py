@@ -218,11 +218,17 @@ def _source(basis: RunConfig, teacher: Checkpoint, dataset: LeRobotDataset) -> T
 def _training(
     run: str | None, recorded: RunConfig | None, teacher: Checkpoint, student: Checkpoint | None
 ) -> Training | None:
-    if student is None or not isinstance(recorded, ReflowConfig):
+    if student is None or not isinstance(recorded, ReflowConfig) or _has_other_teacher(recorded, teacher):
         return None
     if run is not None:
         return Training(recorded, teacher, Path(run), None)
     return Training(recorded, teacher, find_run(student.directory), last_update(student.directory))
+
+
+def _has_other_teacher(recorded: ReflowConfig, teacher: Checkpoint) -> bool:
+    """Whether the run's teacher lies here and is another, as that of a second round of reflow."""
+    own = Path(recorded.teacher.path) if recorded.teacher.path else None
+    return own is not None and own.is_dir() and own.resolve() != teacher.directory
 
 
 def _about(

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from jaxreflow import evaluate, flow, model
 from jaxreflow.evaluation.sampling import Candidate, chunks, make_subject, memorise, sees_alike
 from jaxreflow.pretrained import load_checkpoint, save_pretrained
-from jaxreflow.run_config import DatasetConfig, ReflowConfig
+from jaxreflow.run_config import DatasetConfig, ReflowConfig, TeacherSource
 from jaxreflow.weights import split_params, trainable_in_reflow
 from tests.tiny import tiny_model, tiny_observation
 from tests.tiny_policy import DATASET, perturb
@@ -218,3 +218,13 @@ def test_held_out_episodes_of_a_run_are_those_of_its_dataset(dataset: dict, expe
     config = evaluate.EvaluateConfig(teacher="t", student="s", out="o", dataset=evaluate.DatasetFlags(**dataset))
     found = evaluate._basis(config, recorded).dataset
     assert (found.root, found.holdout, found.episodes) == expected
+
+
+def test_loss_of_a_later_round_is_not_measured_against_the_first_teacher(tmp_path: Path) -> None:
+    other = tmp_path / "round_1"
+    other.mkdir()
+    teacher = load_checkpoint(TEACHER)
+    own_run = ReflowConfig(teacher=TeacherSource(path=str(TEACHER)))
+    later_run = ReflowConfig(teacher=TeacherSource(path=str(other)))
+    assert evaluate._training(None, own_run, teacher, teacher) is not None
+    assert evaluate._training(None, later_run, teacher, teacher) is None

@@ -90,7 +90,11 @@ def _quotient(value: float, reference: float) -> float:
 def _loss_consistency(measures: Measures, limits: Thresholds) -> Check:
     name, limit, found = "loss consistency", limits.loss_consistency, measures.consistency
     if found is None or found.ratio is None:
-        reason = found.note if found is not None else "not available: it is not known how the student was trained"
+        reason = (
+            found.note
+            if found is not None
+            else "not available: no run with this teacher is known to have made the student"
+        )
         return Check(name, None, None, limit, reason)
     detail = f"exported weights {found.loss:.4g} on held-out frames, {found.note} {found.train_loss:.4g}"
     if found.ratio < limits.loss_consistency_low:

@@ -42,7 +42,7 @@ class Measures:
     latency: list[Latency]
     rates: list[Rate]
     consistency: Consistency | None
-    """None without a student, or if it is not known how it was trained."""
+    """None without a student, or if no run with this teacher is known to have made it."""
 
 
 def measure(trial: Trial, training: Training | None) -> Measures:

@@ -240,7 +240,11 @@ def _latency(report: Report) -> str:
 def _training(report: Report, records: Sequence[Record]) -> str:
     found = report.measures.consistency
     if found is None:
-        return _p("Not available: it is not known how the student was trained.") if report.about.student else ""
+        return (
+            _p("Not available: no run with this teacher is known to have made the student.")
+            if report.about.student
+            else ""
+        )
     if found.ratio is None:
         text = _p(
             f"The reflow loss of the exported weights on held-out frames is {found.loss:.4g}. Its training loss is {found.note}."

@@ -1,0 +1,80 @@
+"""The experiments' own code: ways round the wall, the page's blocks, and steps that are not run twice."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.recipe.lab import SMOKE, Lab
+from benchmarks.recipe.sides import ways
+from benchmarks.recipe.variants import DEFAULT, ROUNDS, SCREENED
+from benchmarks.recipe.write_up import fidelity_table, write_up
+from jaxreflow.errors import TrainingError
+
+
+def test_chunks_go_to_the_side_that_they_reach_first_and_only() -> None:
+    chunks = np.zeros((4, 50, 4), np.float32)
+    chunks[0, :, 0] = -0.5  # 25 cm to the left
+    chunks[1, :20, 0] = 1.0  # 20 cm to the right
+    chunks[2, :, 0] = 0.2  # 10 cm: not aside
+    chunks[3, :10, 0] = 9.0  # clipped to 1: 10 cm
+    assert ways(chunks, 0.0) == pytest.approx((0.25, 0.25, 0.5))
+    assert ways(chunks[2:], 0.03) == pytest.approx((0.0, 1.0, 0.0))
+
+
+def test_every_variant_has_a_name_of_its_own() -> None:
+    names = [variant.name for variant in (DEFAULT, *SCREENED, *ROUNDS)]
+    assert len(set(names)) == len(names)
+    assert {v.teacher for v in ROUNDS} <= set(names)
+
+
+def make_lab(path: Path) -> Lab:
+    return Lab(path / "root", path / "docs" / "results", SMOKE)
+
+
+def write_report(lab: Lab, name: str, error: float) -> None:
+    estimate = {"value": error, "low": error - 0.01, "high": error + 0.01}
+    roles = [(role, steps) for role in ("teacher", "student") for steps in (10, 2, 1)]
+    fidelity = [
+        {"name": role, "num_steps": steps, "frames": frames, "error": estimate}
+        for role, steps in roles
+        for frames in ("all", "early")
+    ]
+    spread = [{"name": role, "num_steps": steps, "energy": 0.5, "spread_kept": 0.9} for role, steps in roles]
+    measures = {"fidelity": fidelity, "distributions": spread, "consistency": {"ratio": 1.02}}
+    (lab.results / name).mkdir(parents=True)
+    (lab.results / name / "report.json").write_text(json.dumps({"measures": measures}))
+
+
+def test_page_gets_the_tables_that_there_are_and_keeps_its_text(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path)
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    page.write_text("# Results\n\nBefore.\n\n<!-- fidelity -->\nold\n<!-- end of fidelity -->\n\nAfter.\n")
+    write_report(lab, "default", 0.123)
+    write_up(page.parent, lab)
+    text = page.read_text()
+    assert text.startswith("# Results\n\nBefore.\n\n<!-- fidelity -->\n| relative error")
+    assert "| student@1 | 0.123 [0.113, 0.133] |" in text
+    assert "1.02" in text
+    assert "old" not in text
+    assert "<!-- end of fidelity -->\n\nAfter." in text
+    assert "closed loop" not in text
+    write_up(page.parent, lab)
+    assert page.read_text() == text
+
+
+def test_nothing_measured_makes_no_table(tmp_path: Path) -> None:
+    assert fidelity_table(make_lab(tmp_path)) is None
+
+
+def test_step_runs_once_and_a_failure_names_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lab = make_lab(tmp_path)
+    product = tmp_path / "product"
+    program = f"import pathlib; pathlib.Path({str(product)!r}).touch()"
+    lab._run("make", product, "-c", program)
+    lab._run("make", product, "-c", "raise SystemExit(1)")
+    assert capsys.readouterr().out.count("python -c") == 1
+    with pytest.raises(TrainingError, match=r"broken failed with exit status 3; its output is in .*broken\.log"):
+        lab._run("broken", None, "-c", "raise SystemExit(3)")
