@@ -12,12 +12,13 @@ from jaxreflow.run_config import DatasetConfig, OptimizerFlags, ReflowConfig, Te
 config = ReflowConfig(
     teacher=TeacherSource(path="runs/metaworld/teacher/checkpoints/last/pretrained_model"),
     dataset=DatasetConfig(root="runs/metaworld/data", features="runs/metaworld/features"),
-    steps=10_000,
-    batch_size=32,
+    steps=8_000,
+    batch_size=16,
     noises=4,
-    optimizer=OptimizerFlags(lr=5e-4, warmup_steps=100, decay_steps=10_000, decay_lr=2.5e-6),
+    optimizer=OptimizerFlags(lr=1e-3, warmup_steps=100, decay_steps=8_000, decay_lr=2.5e-6),
     ema_decay=0.999,
     log_every=100,
     eval_every=1_000,
     save_every=1_000,
+    early_task="Bypass a wall and reach a goal",
 )

@@ -58,7 +58,8 @@ def run(config: RecipeConfig) -> None:
 def _core(lab: Lab) -> None:
     for variant in (DEFAULT, NOISE_BIASED):
         lab.train(variant)
-        lab.evaluate(variant)
+    lab.evaluate(DEFAULT, "--num-steps", "10", "4", "2", "1")  # With latencies: this is also the example of a report.
+    lab.evaluate(NOISE_BIASED)
     lab.measure_sides([DEFAULT, NOISE_BIASED])
     lab.close_loop([DEFAULT, NOISE_BIASED])
 

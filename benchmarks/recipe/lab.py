@@ -96,7 +96,7 @@ class Lab:
             self.root / "students" / variant.name,
         )
 
-    def evaluate(self, variant: Variant) -> None:
+    def evaluate(self, variant: Variant, *flags: str) -> None:
         """Measures a student against the teacher, on layouts that neither has seen."""
         out, scale = self.results / variant.name, self.scale
         self._run(
@@ -106,8 +106,8 @@ class Lab:
             *("--teacher", str(self.teacher), "--student", str(self.student(variant.name))),
             *("--dataset.root", str(self.root / "held_out"), "--features", str(self.root / "held_out_features")),
             *("--out", str(out)),
-            *("--early-task", EARLY_TASK, "--num-steps", "10", "2", "1"),
-            *("--frames", str(scale.frames), "--draws", str(scale.draws), "--repeats", "0"),
+            *("--early-task", EARLY_TASK, "--frames", str(scale.frames), "--draws", str(scale.draws)),
+            *(flags or ("--num-steps", "10", "2", "1", "--repeats", "0")),
         )
 
     def measure_sides(self, variants: Sequence[Variant]) -> None:

@@ -38,7 +38,7 @@ SCREENED = (
     Variant("lr_half", "learning rate", "half the learning rate", ("--optimizer.lr", "5e-4")),
     Variant("lr_double", "learning rate", "twice the learning rate", ("--optimizer.lr", "2e-3")),
     Variant("no_ema", "EMA", "no moving average", ("--ema-decay", "0")),
-    Variant("long_ema", "EMA", "moving average of 0.999", ("--ema-decay", "0.999")),
+    Variant("short_ema", "EMA", "moving average of 0.99", ("--ema-decay", "0.99")),
     Variant("real_dims", "loss", "loss over real action dims", ("--loss-dims", "real")),
     Variant("pseudo_huber", "loss", "pseudo-Huber", ("--objective", "pseudo-huber")),
     Variant(
