@@ -176,7 +176,14 @@ def run(config: RunConfig) -> None:
     claim_directory(config, run_dir)
 
     error_step = (
-        make_error_step(checkpoint, weights.frozen, weights.teacher, mesh, seed=config.seed)
+        make_error_step(
+            checkpoint,
+            weights.frozen,
+            weights.teacher,
+            mesh,
+            reference_steps=config.reference_steps(checkpoint.policy.num_steps),
+            seed=config.seed,
+        )
         if isinstance(config, ReflowConfig)
         else None
     )

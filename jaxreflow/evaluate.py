@@ -118,12 +118,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if student is not None:
         subjects.append(make_subject("student", student.load_params(), student.config, like=first))
     settings = Settings(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)})
-    reference = Candidate(first, teacher.policy.num_steps)
+    reference = Candidate(first, _reference_steps(recorded, teacher))
     trial = Trial(tuple(subjects), reference, source, teacher.load_transforms(), settings)
     training = _training(config.run, recorded, teacher, student)
     measures = measure(trial, training)
     verdict = judge(measures, teacher.policy.chunk_size, settings.n_action_steps, config.thresholds)
-    report = Report(_about(config, settings, teacher, source, basis.dataset.holdout > 0), measures, verdict)
+    report = Report(_about(config, trial, basis.dataset.holdout > 0), measures, verdict)
     run = training.run if training is not None else None
     records = list(read_metrics(run)) if run is not None and (run / METRICS_FILE).is_file() else []
     evaluation = Evaluation(report, _examples(trial), records)
@@ -225,33 +225,42 @@ def _training(
     return Training(recorded, teacher, find_run(student.directory), last_update(student.directory))
 
 
+def _reference_steps(recorded: RunConfig | None, teacher: Checkpoint) -> int:
+    """Euler steps of the sampler that is compared with: what the student's run imitated, if this is its teacher.
+
+    A teacher that is a student itself names one step, and its students still imitate ten.
+    """
+    own = teacher.policy.num_steps
+    if not isinstance(recorded, ReflowConfig) or _has_other_teacher(recorded, teacher):
+        return own
+    return recorded.reference_steps(own)
+
+
 def _has_other_teacher(recorded: ReflowConfig, teacher: Checkpoint) -> bool:
     """Whether the run's teacher lies here and is another, as that of a second round of reflow."""
     own = Path(recorded.teacher.path) if recorded.teacher.path else None
     return own is not None and own.is_dir() and own.resolve() != teacher.directory
 
 
-def _about(
-    config: EvaluateConfig, settings: Settings, teacher: Checkpoint, source: TrainingSource, held_out: bool
-) -> About:
-    dataset, policy = source.dataset, teacher.policy
-    here = set(source.frames.tolist())
+def _about(config: EvaluateConfig, trial: Trial, held_out: bool) -> About:
+    dataset, policy = trial.source.dataset, trial.transforms.policy
+    here = set(trial.source.frames.tolist())
     return About(
         teacher=config.teacher,
         student=config.student,
         dataset=config.dataset.repo_id or dataset.root.name,
         episodes=tuple(episode.index for episode in dataset.episodes if episode.first in here),
         held_out=held_out,
-        teacher_steps=policy.num_steps,
+        teacher_steps=trial.reference.num_steps,
         chunk_size=policy.chunk_size,
         action_names=tuple((dataset.features[ACTION].names or []) if ACTION in dataset.features else [])
         or tuple(f"action {i}" for i in range(policy.action_dim)),
         padded_dims=policy.max_action_dim - policy.action_dim,
         fps=dataset.fps,
-        dtype=teacher.config.dtype,
+        dtype=trial.config.dtype,
         device=device_name(),
         versions={name: version(name) for name in ("jaxreflow", "jax")},
-        settings=settings,
+        settings=trial.settings,
     )
 
 

@@ -291,6 +291,10 @@ class ReflowConfig(RunConfig):
         """How many of an observation's noises are inverted from its recorded actions."""
         return round(self.real_share * self.noises)
 
+    def reference_steps(self, own_steps: int) -> int:
+        """Euler steps of the sampler that the student imitates; the teacher's own number where another solver made its pairs."""
+        return self.teacher_steps if self.teacher_solver == "euler" else own_steps
+
 
 def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:

@@ -1,5 +1,6 @@
 """`python -m jaxreflow.evaluate` from end to end on the tiny teacher in the repository: files, page, defaults and errors."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -228,3 +229,12 @@ def test_loss_of_a_later_round_is_not_measured_against_the_first_teacher(tmp_pat
     later_run = ReflowConfig(teacher=TeacherSource(path=str(other)))
     assert evaluate._training(None, own_run, teacher, teacher) is not None
     assert evaluate._training(None, later_run, teacher, teacher) is None
+
+
+def test_students_are_compared_with_the_sampler_that_they_imitate() -> None:
+    teacher = load_checkpoint(TEACHER)
+    one_step = dataclasses.replace(teacher, policy=dataclasses.replace(teacher.policy, num_steps=1))
+    run = ReflowConfig(teacher=TeacherSource(path=str(TEACHER)))
+    assert evaluate._reference_steps(run, one_step) == 10
+    assert evaluate._reference_steps(dataclasses.replace(run, teacher_solver="heun", teacher_steps=5), teacher) == 10
+    assert evaluate._reference_steps(None, one_step) == 1

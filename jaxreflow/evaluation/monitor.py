@@ -22,12 +22,12 @@ Sums = dict[str, tuple[Array, Array]]
 
 
 def make_error_step(
-    checkpoint: Checkpoint, frozen: Params, teacher: Params, mesh: Mesh, *, seed: int
+    checkpoint: Checkpoint, frozen: Params, teacher: Params, mesh: Mesh, *, reference_steps: int, seed: int
 ) -> Callable[[Params, Batch, int], Sums]:
     """The jitted `(trainable, batch, index) -> {"student@1_error": (error, reference), ...}`, squared norms over the batch.
 
-    Real action dims in normalised units, one noise per observation, the same every time; the reference is the teacher at
-    its own step count.
+    Real action dims in normalised units, one noise per observation, the same every time; the reference is the teacher in
+    `reference_steps` Euler steps.
     """
     config, policy = checkpoint.config, checkpoint.policy
     shared = shares_context(teacher)
@@ -43,7 +43,7 @@ def make_error_step(
         state = jnp.asarray(batch.observation.state)
         first, second = merge_params(teacher, frozen), merge_params(trainable, frozen)
         context = observe(first, batch.observation, config=config)
-        goal = integrate(first, memorise(first, context, state, config=config), noise, policy.num_steps)
+        goal = integrate(first, memorise(first, context, state, config=config), noise, reference_steps)
         own = context if shared else observe(second, batch.observation, config=config)
         memory = memorise(second, own, state, config=config)
         reference = jnp.sum(jnp.square(goal))
