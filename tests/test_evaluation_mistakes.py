@@ -96,7 +96,7 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A student by each mistake, in a run's folders, with the log of the loss that it was trained by."""
     checkpoint, mesh = load_checkpoint(TEACHER), make_mesh()
     data = split_data(open_dataset(CONFIG.dataset), checkpoint.policy, checkpoint.load_transforms(), CONFIG)
-    batches = [shard_batch(b, mesh) for b in itertools.islice(training_batches(data, CONFIG, 0), UPDATES // 4)]
+    batches = [shard_batch(b, mesh) for b in itertools.islice(training_batches(data, CONFIG, 0), UPDATES // 2)]
     weights = split_weights(CONFIG, checkpoint, mesh)
     settings = CONFIG.optimizer.resolve(checkpoint.policy)
     optimizer = make_optimizer(settings, UPDATES)
@@ -133,7 +133,7 @@ def trial() -> Trial:
     held_out = split_data(open_dataset(CONFIG.dataset), checkpoint.policy, transforms, CONFIG).held_out
     assert held_out is not None
     subject = make_subject("teacher", checkpoint.load_params(), checkpoint.config)
-    few = Settings(num_steps=(10, 1), noises=1, frames=16, field_frames=8, pairs=4, batch_size=8, draws=0, repeats=0)
+    few = Settings(num_steps=(10, 1), noises=1, frames=16, field_frames=8, pairs=8, draws=0, repeats=0)
     return Trial((subject,), Candidate(subject, checkpoint.policy.num_steps), held_out, transforms, few)
 
 
