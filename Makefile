@@ -2,7 +2,7 @@
 #   make demo     teacher -> student on the data in the repository, with a report (about 5 minutes on 2 cores)
 #   make test     the test suite            make parity   comparison with real LeRobot, in an environment of its own
 #   make lint     ruff and mypy             make lock     pins the newest versions of all dependencies
-#   make results  the experiments of docs/results.md, from nothing (many hours on 2 cores; what is there is not made again)
+#   make results  the experiments of docs/results.md, from nothing (what is there is not made again)
 PYTHON ?= python3
 BIN := .venv/bin
 PARITY := .venv-parity/bin

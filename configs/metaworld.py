@@ -4,7 +4,7 @@
         --out runs/metaworld/features
     python train.py metaworld --output-dir runs/metaworld/student
 
-`make results` runs both. What comes out stands in docs/results.md.
+`make results` runs both. What comes out will stand in docs/results.md: it has not been measured yet.
 """
 
 from jaxreflow.run_config import DatasetConfig, OptimizerFlags, ReflowConfig, TeacherSource

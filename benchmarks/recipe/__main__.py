@@ -1,8 +1,8 @@
 """Makes docs/results.md from nothing: data, teacher, students, their reports, closed loops, tables and figures.
 
-    python -m benchmarks.recipe                        # everything: hours on two cores, but what is there is not made again
-    python -m benchmarks.recipe --parts core           # data, teacher, default student, baselines: about two hours on two cores
-    python -m benchmarks.recipe --parts core --smoke   # the same in a few minutes, with figures that mean nothing
+    python -m benchmarks.recipe                        # everything; what is there is not made again
+    python -m benchmarks.recipe --parts core           # data, teacher, default student, baselines
+    python -m benchmarks.recipe --parts core --smoke   # the same with next to no data, and figures that mean nothing
 
 Every step is a command that is printed before it runs and that could be given by hand; its output goes to ROOT/logs.
 """

@@ -167,7 +167,7 @@ def _role(result: Result) -> str:
 
 def _variant(policy: str) -> str:
     """A policy's name here, from the folder that its run lies in."""
-    return next((name for name in (*_NAMES,) if name in Path(policy).parts), Path(policy).name)
+    return next((name for name in _NAMES if name in Path(policy).parts), Path(policy).name)
 
 
 def _renamed(result: Result) -> Result:
