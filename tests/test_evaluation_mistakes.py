@@ -32,8 +32,6 @@ from tests.tiny_policy import DATASET
 
 TEACHER = Path(__file__).parent / "assets" / "teacher"
 UPDATES = 60
-# The last tenth of so short a run, 6 updates of 8 pairs, knows its training loss to a fifth; mistakes are off by more than 2.
-LIMITS = Thresholds(loss_consistency=1.5)
 CONFIG = ReflowConfig(
     teacher=TeacherSource(str(TEACHER)),
     dataset=DatasetConfig(root=str(DATASET), episodes=tuple(range(0, 240, 12)), holdout=0.2),
@@ -144,7 +142,7 @@ def test_every_old_mistake_is_caught_by_name(name: str, students: dict[str, Path
     subject = make_subject("student", student.load_params(), student.config, like=trial.reference.subject)
     both = dataclasses.replace(trial, subjects=(*trial.subjects, subject))
     training = Training(CONFIG, teacher, find_run(students[name]), last_update(students[name]))
-    verdict = judge(measure(both, training), teacher.policy.chunk_size, (10, 50), LIMITS)
+    verdict = judge(measure(both, training), teacher.policy.chunk_size, (10, 50), Thresholds())
     failed = {check.name for check in verdict.checks if check.passed is False}
     if name == "none":
         assert not failed, verdict.checks
