@@ -161,7 +161,7 @@ def reflow_loss(
     velocity: Velocity,
     endpoint: Float[Array, "B M C A"],
     noise: Float[Array, "B M C A"],
-    t: Float[Array, "B M"],
+    t: Float[Array, "B N"],
     *,
     objective: Objective = mean_square,
     dims: int | None = None,
@@ -169,9 +169,11 @@ def reflow_loss(
     """Reflow on pairs (noise, teacher's endpoint): sum and count over all positions and the first `dims` dims (None: all).
 
     Nothing is masked: the teacher's endpoint is defined at every position and in every padded dimension, and the sampler
-    integrates them all (Liu et al. 2022, equation 1 with the coupling of the teacher's own ODE).
+    integrates them all (Liu et al. 2022, equation 1 with the coupling of the teacher's own ODE). Each pair
+    counts at N / M times: the teacher integrates once for all of them.
     """
-    squares = squared_errors(velocity, jax.lax.stop_gradient(endpoint), noise, t)[..., :dims]
+    endpoint, noise = jax.lax.stop_gradient(_at_all_times((endpoint, noise), t))
+    squares = squared_errors(velocity, endpoint, noise, t)[..., :dims]
     return objective(squares, jnp.full(t.shape, math.prod(squares.shape[2:]), jnp.float32))
 
 
@@ -179,14 +181,20 @@ def masked_reflow_loss(
     velocity: Velocity,
     x_0: Float[Array, "B M C A"],
     noise: Float[Array, "B M C A"],
-    t: Float[Array, "B M"],
+    t: Float[Array, "B N"],
     valid: Bool[Array, "B M C A"],
     *,
     objective: Objective = mean_square,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Reflow on pairs (noise, x_0) of which only the `valid` entries are known: sum and count over these."""
-    squares = squared_errors(velocity, *jax.lax.stop_gradient((x_0, noise)), t)
+    """`reflow_loss` on pairs (noise, x_0) of which only the `valid` entries are known: sum and count over these."""
+    x_0, noise, valid = jax.lax.stop_gradient(_at_all_times((x_0, noise, valid), t))
+    squares = squared_errors(velocity, x_0, noise, t)
     return objective(jnp.where(valid, squares, 0.0), jnp.sum(valid, axis=(-2, -1), dtype=jnp.float32))
+
+
+def _at_all_times(pairs: tuple[Array, ...], t: Float[Array, "B N"]) -> tuple[Array, ...]:
+    """Each of M pairs once for each of its N / M times, which follow each other in t."""
+    return tuple(jnp.repeat(part, t.shape[1] // part.shape[1], axis=1) for part in pairs)
 
 
 def mix_real_pairs(
@@ -252,10 +260,14 @@ def u_shaped_time(key: Array, shape: tuple[int, ...], rate: float = 4.0) -> Arra
     return jnp.where(jax.random.bernoulli(flip, 0.5, shape), t, 1.0 - t)
 
 
-def half_at_one_time(key: Array, shape: tuple[int, ...]) -> Array:
-    """Half the mass at exactly t = 1, where a one-step student is evaluated; the other half U-shaped."""
-    draw, choose = jax.random.split(key)
-    return jnp.where(jax.random.bernoulli(choose, 0.5, shape), 1.0, u_shaped_time(draw, shape))
+def half_at_one(rest: TimeLaw) -> TimeLaw:
+    """Half the mass at exactly t = 1, where a one-step student is evaluated; the other half by the law `rest`."""
+
+    def law(key: Array, shape: tuple[int, ...]) -> Array:
+        draw, choose = jax.random.split(key)
+        return jnp.where(jax.random.bernoulli(choose, 0.5, shape), 1.0, rest(draw, shape))
+
+    return law
 
 
 def discrete_time(key: Array, shape: tuple[int, ...]) -> Array:
@@ -268,7 +280,9 @@ TIME_LAWS: Mapping[str, TimeLaw] = {
     "uniform": uniform_time,
     "u-shaped": u_shaped_time,
     "exponential": exponential_time,
-    "half-at-one": half_at_one_time,
+    "half-at-one": half_at_one(u_shaped_time),
+    "half-at-one-beta": half_at_one(beta_time),
+    "half-at-one-exponential": half_at_one(exponential_time),
     "discrete": discrete_time,
     "noise-biased": noise_biased_time,
 }

@@ -176,7 +176,8 @@ class RunConfig:
     noises: int = 1
     """Noise draws per observation, M."""
     time_law: str = "beta"
-    """Law of t: beta (LeRobot's), uniform, u-shaped, exponential, half-at-one, discrete, noise-biased (Beta(4, 1))."""
+    """Law of t: beta (LeRobot's), uniform, u-shaped, exponential, discrete (1 or 1/2), noise-biased (Beta(4, 1)); or half the
+    mass at exactly 1 and the rest u-shaped (half-at-one), half-at-one-beta or half-at-one-exponential."""
     num_steps: int | None = None
     """Euler steps that the exported policy takes (default: as the policy)."""
     optimizer: OptimizerFlags = OptimizerFlags()
@@ -253,6 +254,8 @@ class ReflowConfig(RunConfig):
     """What is minimised of the velocity's error: mse, or pseudo-huber (its norm over a chunk, smooth at zero)."""
     loss_dims: Literal["padded", "real"] = "padded"
     """Action dims that the loss covers: all that the sampler integrates, or the real ones; noise and endpoint stay whole."""
+    times: int = 1
+    """Times t at which each pair is looked at; the teacher integrates once for all of them."""
     real_share: float = 0.0
     """Share of pairs that are recorded actions with the noise that the teacher's flow leads to them; a multiple of 1/--noises."""
     trainable: Literal["expert", "as-policy"] = "expert"
@@ -273,8 +276,9 @@ class ReflowConfig(RunConfig):
         super().__post_init__()
         if self.eval_frames < 1:
             raise ConfigError(f"--eval-frames must be at least 1, found {self.eval_frames}")
-        if self.teacher_steps < 1:
-            raise ConfigError(f"--teacher-steps must be at least 1, found {self.teacher_steps}")
+        for name in ("teacher_steps", "times"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
         _check_choice("--teacher-solver", self.teacher_solver, SOLVERS)
         _check_choice("--objective", self.objective, OBJECTIVES)
         if not 0 <= self.real_share < 1:

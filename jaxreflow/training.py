@@ -52,13 +52,13 @@ def init_state(trainable: Params, optimizer: optax.GradientTransformation, *, em
     return TrainState(jnp.int32(0), trainable, optimizer.init(trainable), trainable if ema else None)
 
 
-def make_draw(law: flow.TimeLaw, noises: int, config: ModelConfig) -> Draw:
-    """`(key, B) -> noise [B, M, C, A], t [B, M]` for M noises per observation."""
+def make_draw(law: flow.TimeLaw, noises: int, config: ModelConfig, *, times: int = 1) -> Draw:
+    """`(key, B) -> noise [B, M, C, A], t [B, M * T]` for M noises per observation and T times per noise."""
 
     def draw(key: Key[Array, ""], batch_size: int) -> tuple[Array, Array]:
         noise_key, time_key = jax.random.split(key)
-        shape = (batch_size, noises)
-        return flow.sample_noise(noise_key, (*shape, config.chunk_size, config.max_action_dim)), law(time_key, shape)
+        noise = flow.sample_noise(noise_key, (batch_size, noises, config.chunk_size, config.max_action_dim))
+        return noise, law(time_key, (batch_size, noises * times))
 
     return draw
 

@@ -91,7 +91,8 @@ def make_loss(config: RunConfig, checkpoint: Checkpoint, trainable: Params) -> L
 
 def loss_and_draw(config: RunConfig, checkpoint: Checkpoint, trainable: Params) -> tuple[LossFunction, Draw]:
     """The run's loss, and the noises and times that it is drawn with."""
-    draw = make_draw(flow.TIME_LAWS[config.time_law], config.noises, checkpoint.config)
+    times = config.times if isinstance(config, ReflowConfig) else 1
+    draw = make_draw(flow.TIME_LAWS[config.time_law], config.noises, checkpoint.config, times=times)
     return make_loss(config, checkpoint, trainable), draw
 
 

@@ -101,6 +101,25 @@ def test_reflow_loss_covers_every_padded_dimension_and_position(pair):
         np.testing.assert_allclose(total, 4.0 * SHAPE[0] * SHAPE[1])
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_pair_is_looked_at_at_each_of_its_times(pair, masked):
+    """As if the pair had been there once for each of them, in the order of t."""
+    x_0, noise = pair
+    t = jax.random.uniform(jax.random.key(2), (SHAPE[0], 2 * SHAPE[1]))
+    valid = jnp.arange(np.prod(SHAPE)).reshape(SHAPE) % 3 > 0
+
+    def loss(x_0, noise, valid, t):
+        field = lambda x, t: x * t[..., None, None]  # noqa: E731
+        return (
+            flow.masked_reflow_loss(field, x_0, noise, t, valid) if masked else flow.reflow_loss(field, x_0, noise, t)
+        )
+
+    parts = [loss(x_0, noise, valid, t[:, i::2]) for i in range(2)]
+    total, count = loss(x_0, noise, valid, t)
+    np.testing.assert_allclose(total, sum(part for part, _ in parts), rtol=1e-6)
+    assert count == 2 * parts[0][1]
+
+
 def test_reflow_loss_on_real_dims_leaves_the_others_out(pair):
     x_0, noise = pair
     error = jnp.zeros(SHAPE).at[..., 3].set(9.0).at[..., 2].set(2.0)
@@ -211,6 +230,8 @@ EXPECTED_MEANS = {
     "u-shaped": 0.5,
     "exponential": (3 * np.exp(4) + 1) / (4 * (np.exp(4) - 1)),
     "half-at-one": 0.75,
+    "half-at-one-beta": 0.5 + 0.5 * (0.999 * 0.6 + 0.001),
+    "half-at-one-exponential": 0.5 + 0.5 * (3 * np.exp(4) + 1) / (4 * (np.exp(4) - 1)),
     "discrete": 0.75,
 }
 
@@ -231,9 +252,13 @@ def test_noise_biased_law_is_beta_4_1():
     np.testing.assert_allclose([(u <= x).mean() for x in q], q**4, atol=0.01)
 
 
-def test_half_of_the_default_law_stands_at_exactly_one():
-    t = flow.half_at_one_time(jax.random.key(0), (20_000,))
+@pytest.mark.parametrize("law", [name for name in flow.TIME_LAWS if name.startswith("half-at-one")])
+def test_half_of_the_times_stand_at_exactly_one(law):
+    t = flow.TIME_LAWS[law](jax.random.key(0), (20_000,))
     np.testing.assert_allclose((t == 1.0).mean(), 0.5, atol=0.01)
+
+
+def test_discrete_law_has_the_times_of_two_steps():
     np.testing.assert_array_equal(np.unique(flow.discrete_time(jax.random.key(0), (100,))), [0.5, 1.0])
 
 

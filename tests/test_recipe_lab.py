@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 from benchmarks.recipe.lab import SMOKE, Lab
 from benchmarks.recipe.sides import ways
-from benchmarks.recipe.variants import DEFAULT, ROUNDS, SCREENED
+from benchmarks.recipe.variants import DEFAULT, EQUAL_TIME, ROUNDS, SCREENED, shortened
 from benchmarks.recipe.write_up import fidelity_table, write_up
+from configs import metaworld
 from jaxreflow.errors import TrainingError
+from jaxreflow.run_config import ReflowConfig
 
 
 def test_chunks_go_to_the_side_that_they_reach_first_and_only() -> None:
@@ -24,9 +27,23 @@ def test_chunks_go_to_the_side_that_they_reach_first_and_only() -> None:
 
 
 def test_every_variant_has_a_name_of_its_own() -> None:
-    names = [variant.name for variant in (DEFAULT, *SCREENED, *ROUNDS)]
+    names = [variant.name for variant in (DEFAULT, *SCREENED, *EQUAL_TIME, *ROUNDS)]
     assert len(set(names)) == len(names)
     assert {v.teacher for v in ROUNDS} <= set(names)
+
+
+def test_short_runs_learn_from_short_runs() -> None:
+    names = {shortened(variant, 7).name for variant in (DEFAULT, *SCREENED, *ROUNDS)}
+    for variant in ROUNDS:
+        short = shortened(variant, 7)
+        assert short.teacher in names
+        assert short.flags[-4:] == ("--steps", "7", "--optimizer.decay-steps", "7")
+
+
+def test_every_flag_of_a_variant_is_one_of_the_training() -> None:
+    for variant in (DEFAULT, *SCREENED, *EQUAL_TIME, *ROUNDS):
+        flags = tyro.cli(ReflowConfig, args=[*variant.flags], default=metaworld.config)
+        assert (flags == metaworld.config) == (not variant.flags), variant.name
 
 
 def make_lab(path: Path) -> Lab:

@@ -101,6 +101,23 @@ def test_loss_is_the_mean_over_noises() -> None:
     assert count == sum(n for _, n in single)
 
 
+def test_the_teacher_integrates_once_for_all_times_of_a_noise() -> None:
+    batch = make_batch(2, CONFIG)
+    noise, t = make_draw(flow.TIME_LAWS["uniform"], 3, CONFIG, times=2)(jax.random.key(1), 2)
+    assert (noise.shape[:2], t.shape) == ((2, 3), (2, 6))
+    seen = []
+
+    def solver(field: flow.Velocity, x: jax.Array, num_steps: int) -> jax.Array:
+        seen.append(x.shape[1])
+        return flow.euler(field, x, num_steps)
+
+    total, count = reflow_loss(CONFIG, teacher_steps=2, shared_context=True, solver=solver)(*weights(), batch, noise, t)
+    apart = [reflow_sum(*weights(), batch, noise, t[:, i::2]) for i in range(2)]
+    assert seen == [3]
+    np.testing.assert_allclose(total, sum(part for part, _ in apart), rtol=1e-5)
+    assert count == 2 * apart[0][1]
+
+
 def test_reflow_learns_the_whole_endpoint_of_the_deployed_sampler() -> None:
     """By hand: the teacher's Euler chunk on the same noise, all padded dims, every position, padding or not."""
     student, teacher = (merge_params(w, weights().frozen) for w in (weights().student, weights().teacher))

@@ -15,7 +15,7 @@ from jaxreflow.model import init_params
 from jaxreflow.pretrained import Checkpoint, load_checkpoint
 from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.training import LossFunction, finetune_loss, mixed_reflow_loss, reflow_loss
-from jaxreflow.update import make_loss
+from jaxreflow.update import loss_and_draw, make_loss
 from jaxreflow.weights import split_params, trainable_in_reflow
 from tests.checkpoint_edits import GOLDENS
 from tests.tiny import VLM, tiny_policy
@@ -94,6 +94,13 @@ def test_real_pairs_are_inverted_by_the_solver_that_samples() -> None:
     assert calls == [(NOISES, 3), (1, 3)]
 
 
+@pytest.mark.parametrize(("config", "times"), [(ReflowConfig(noises=3, times=2), 6), (FinetuneConfig(noises=3), 3)])
+def test_as_many_times_are_drawn_as_asked_for(config: RunConfig, times: int) -> None:
+    _, draw = loss_and_draw(config, checkpoint(), weights()[0])
+    noise, t = draw(jax.random.key(0), 2)
+    assert (noise.shape[:2], t.shape) == ((2, 3), (2, times))
+
+
 def test_finetune_has_its_own() -> None:
     expected = finetune_loss(CONFIG, action_dim=REAL_DIMS, reduction="lerobot-0.4.4")
     assert of(FinetuneConfig(loss_compat="lerobot-0.4.4")) == program(expected)
@@ -119,6 +126,7 @@ def test_share_of_real_pairs_is_exact(share: float, noises: int, real: int) -> N
         ({"real_share": 1.0}, r"--real-share must lie in \[0, 1\), found 1.0"),
         ({"real_share": float("nan")}, r"--real-share must lie in \[0, 1\), found nan"),
         ({"objective": "huber"}, "--objective must be one of mse, pseudo-huber, found 'huber'"),
+        ({"times": 0}, "--times must be at least 1, found 0"),
         ({"teacher_solver": "rk4"}, "--teacher-solver must be one of euler, heun, found 'rk4'"),
     ],
 )

@@ -23,17 +23,24 @@ def _law(name: str, change: str) -> Variant:
     return Variant(f"law_{name}", "law of t", change, ("--time-law", name))
 
 
-DEFAULT = Variant("default", "default", "half of the times at 1, the others U-shaped")
+DEFAULT = Variant("default", "default", "half of the times at 1, the others as e^4t; M = 1, each pair at 2 times")
 # Ordinary flow matching at the same number of updates, with times near noise: arXiv 2606.05737's way to one step.
 NOISE_BIASED = Variant(
     "noise_biased", "baseline", "flow matching on the data, t from Beta(4, 1)", config="metaworld_biased"
 )
+
+# As many pairs per update, of fewer observations: a share of an observation's noises can be inverted from its actions.
+_GROUPED = ("--noises", "4", "--batch-size", "4")
+_REAL = (*_GROUPED, "--real-share", "0.25")
+REAL_SHARE = Variant("real_share", "real data", "M = 4 of 4 observations, one of them real", _REAL)
 
 SCREENED = (
     _law("beta", "t from Beta(1.5, 1)"),
     _law("uniform", "t uniform"),
     _law("u-shaped", "t U-shaped"),
     _law("exponential", "t as e^4t"),
+    _law("half-at-one", "half of the times at 1, the others U-shaped"),
+    _law("half-at-one-beta", "half of the times at 1, the others from Beta(1.5, 1)"),
     _law("discrete", "t at 1 and 1/2"),
     Variant("lr_half", "learning rate", "half the learning rate", ("--optimizer.lr", "5e-4")),
     Variant("lr_double", "learning rate", "twice the learning rate", ("--optimizer.lr", "2e-3")),
@@ -44,24 +51,48 @@ SCREENED = (
     Variant(
         "heun", "teacher's solver", "Heun's method in 5 steps", ("--teacher-solver", "heun", "--teacher-steps", "5")
     ),
-    Variant("real_share", "real data", "a quarter of the pairs real", ("--real-share", "0.25")),
+    Variant("grouped", "M", "M = 4 of 4 observations, as many pairs", _GROUPED),
+    REAL_SHARE,
 )
 ROUNDS = (
     Variant("round_2", "rounds", "2 rounds", teacher="default"),
     Variant("round_3", "rounds", "3 rounds", teacher="round_2"),
-    Variant("round_2_real", "rounds", "2 rounds, a quarter real", ("--real-share", "0.25"), teacher="real_share"),
-    Variant("round_3_real", "rounds", "3 rounds, a quarter real", ("--real-share", "0.25"), teacher="round_2_real"),
+    Variant("round_2_real", "rounds", "2 rounds, a quarter of the pairs real", _REAL, teacher="real_share"),
+    Variant("round_3_real", "rounds", "3 rounds, a quarter of the pairs real", _REAL, teacher="round_2_real"),
 )
 
 
-def noises_variants(updates: dict[int, int]) -> tuple[Variant, ...]:
-    """M noises per observation with as many updates as take the default's wall time."""
-    return tuple(
-        Variant(f"noises_{m}", "M at equal time", f"M = {m}, {n} updates", ("--noises", str(m), *length(n)))
-        for m, n in updates.items()
-    )
+# As many updates as take the time of the screening's default: `Scale.equal_time_updates`.
+EQUAL_TIME = (
+    Variant("noises_4", "M", "M = 4, fewer updates", ("--noises", "4")),
+    Variant("noises_8", "M", "M = 8, fewer updates", ("--noises", "8")),
+    Variant("times_1", "times per pair", "each pair at 1 time, more updates", ("--times", "1")),
+    Variant("times_4", "times per pair", "each pair at 4 times, fewer updates", ("--times", "4")),
+)
+
+
+SEEDS = (0, 1, 2)
 
 
 def length(updates: int) -> tuple[str, ...]:
     """The flags of a run of so many updates."""
     return ("--steps", str(updates), "--optimizer.decay-steps", str(updates))
+
+
+def shortened(variant: Variant, updates: int) -> Variant:
+    """The variant as it is trained to be compared with others; the students that it learns from are as short."""
+    teacher = short_name(variant.teacher) if variant.teacher else None
+    flags = (*variant.flags, *length(updates))
+    return dataclasses.replace(variant, name=short_name(variant.name), flags=flags, teacher=teacher)
+
+
+def short_name(name: str) -> str:
+    """The name of a variant's short run."""
+    return f"short_{name}"
+
+
+def seeded(variant: Variant, seed: int) -> Variant:
+    """The variant with another seed; 0 is the variant itself."""
+    if seed == 0:
+        return variant
+    return dataclasses.replace(variant, name=f"{variant.name}_seed{seed}", flags=(*variant.flags, "--seed", str(seed)))

@@ -12,7 +12,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.recipe.lab import TASKS, Lab
-from benchmarks.recipe.variants import DEFAULT, NOISE_BIASED, ROUNDS, SCREENED, Variant, noises_variants
+from benchmarks.recipe.variants import (
+    DEFAULT,
+    EQUAL_TIME,
+    NOISE_BIASED,
+    REAL_SHARE,
+    ROUNDS,
+    SCREENED,
+    SEEDS,
+    Variant,
+    seeded,
+    short_name,
+)
 from jaxreflow.sim.paired import wilson
 from jaxreflow.sim.results import Result, comparison_table, pooled, read_results
 
@@ -103,27 +114,26 @@ def tasks_table(lab: Lab) -> str | None:
 
 def screening_table(lab: Lab) -> str | None:
     """One change at a time from the default, all for the same number of updates or the same time."""
-    variants = (DEFAULT, *SCREENED, *noises_variants(lab.scale.equal_time_updates))
-    return _variants_table(lab, [(variant, f"screen_{variant.name}") for variant in variants])
+    return _variants_table(lab, (DEFAULT, *SCREENED, *EQUAL_TIME))
 
 
 def seeds_table(lab: Lab) -> str | None:
-    """The default and the runners-up with three seeds."""
-    variants = [v for v in (DEFAULT, *SCREENED) if _report(lab, f"{v.name}_seed1") is not None]
-    named = [(v, v.name if seed == 0 else f"{v.name}_seed{seed}") for v in variants for seed in (0, 1, 2)]
-    return _variants_table(lab, named) if variants else None
+    """The default and the runners-up with all seeds."""
+    confirmed = [v for v in (DEFAULT, *SCREENED) if _report(lab, short_name(seeded(v, SEEDS[-1]).name)) is not None]
+    return _variants_table(lab, [seeded(variant, seed) for variant in confirmed for seed in SEEDS])
 
 
 def rounds_table(lab: Lab) -> str | None:
     """Repeated reflow, with and without real data."""
-    real = next(v for v in SCREENED if v.name == "real_share")
-    return _variants_table(lab, [(variant, variant.name) for variant in (DEFAULT, *ROUNDS[:2], real, *ROUNDS[2:])])
+    if _report(lab, short_name(ROUNDS[0].name)) is None:
+        return None
+    return _variants_table(lab, (DEFAULT, *ROUNDS[:2], REAL_SHARE, *ROUNDS[2:]))
 
 
-def _variants_table(lab: Lab, named: Sequence[tuple[Variant, str]]) -> str | None:
+def _variants_table(lab: Lab, variants: Iterable[Variant]) -> str | None:
     rows = []
-    for variant, name in named:
-        report = _report(lab, name)
+    for variant in variants:
+        report = _report(lab, short_name(variant.name))
         if report is not None:
             errors = [_error(report, "student", steps, frames) for frames in ("all", "early") for steps in (1, 2)]
             rows.append([variant.group, variant.change, *errors, *_distribution(report, "student", 1)])

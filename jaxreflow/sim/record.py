@@ -8,9 +8,8 @@ show how to come back. Demonstrations that fail are left out.
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import dataclasses
-import functools
 import itertools
 import multiprocessing
 import warnings
@@ -111,17 +110,9 @@ def _demonstrations(pool: ProcessPoolExecutor, task: str, count: int, config: Re
 
 def _block(task: str, first_seed: int, config: RecordConfig) -> list[dict[str, Any] | None]:
     """Demonstrations of a few seeds, None for each that failed."""
-    env = _environment(task, config.options)
-    with warnings.catch_warnings():
+    with contextlib.closing(make_env("metaworld", task, config.options)) as env, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Constant")  # Meta-World's experts ask for more than an action can be
         return [demonstrate(env, seed, config.disturbance) for seed in range(first_seed, first_seed + _BLOCK)]
-
-
-@functools.lru_cache(maxsize=1)
-def _environment(task: str, options: EnvOptions) -> Any:
-    env = make_env("metaworld", task, options)
-    atexit.register(env.close)
-    return env
 
 
 def demonstrate(env: Any, seed: int, disturbance: float) -> dict[str, Any] | None:
