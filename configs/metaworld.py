@@ -17,7 +17,7 @@ config = ReflowConfig(
     noises=1,
     times=2,
     time_law="half-at-one-exponential",
-    optimizer=OptimizerFlags(lr=1e-3, warmup_steps=100, decay_steps=16_000, decay_lr=2.5e-6),
+    optimizer=OptimizerFlags(name="muon", lr=2e-3, warmup_steps=100, decay_steps=16_000, decay_lr=2.5e-6),
     ema_decay=0.999,
     log_every=100,
     eval_every=1_000,

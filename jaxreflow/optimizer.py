@@ -1,25 +1,33 @@
-"""LeRobot's optimizer for SmolVLA: clipped AdamW under warm-up and cosine decay."""
+"""Clipped AdamW under warm-up and cosine decay, as LeRobot trains SmolVLA; or Muon in its place."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Int
 
 from jaxreflow.errors import ConfigError
 
+# Of Muon's updates, per learning rate: about what AdamW's are, so that learning rates mean the same (arXiv 2502.16982).
+MUON_RMS = 0.2
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule; defaults are LeRobot's."""
+    """An optimizer and its schedule; defaults are LeRobot's."""
 
+    name: str = "adamw"
+    """One of `OPTIMIZERS`."""
     lr: float = 1e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the first and second moment."""
+    """Decay of AdamW's first and second moment."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
     weight_decay: float = 1e-10
@@ -34,6 +42,8 @@ class OptimizerConfig:
     """Learning rate from there on."""
 
     def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise ConfigError(f"optimizer `name` must be one of {', '.join(OPTIMIZERS)}, found {self.name!r}")
         for name in ("lr", "eps", "clip_norm", "decay_steps"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"optimizer `{name}` must be positive, found {getattr(self, name)}")
@@ -67,9 +77,30 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Global-norm clipping, then AdamW under `make_schedule`."""
-    first, second = config.betas
+    """Global-norm clipping, then the optimizer under `make_schedule`."""
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(make_schedule(config, steps), first, second, config.eps, weight_decay=config.weight_decay),
+        optax.clip_by_global_norm(config.clip_norm), OPTIMIZERS[config.name](config, make_schedule(config, steps))
     )
+
+
+def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    first, second = config.betas
+    return optax.adamw(schedule, first, second, config.eps, weight_decay=config.weight_decay)
+
+
+def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Momentum whose singular values are made about equal, for matrices; AdamW (with Nesterov's) for the rest."""
+    first, second = config.betas
+    return optax.contrib.muon(
+        schedule,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        adam_b1=first,
+        adam_b2=second,
+        adam_weight_decay=config.weight_decay,
+        consistent_rms=MUON_RMS,
+    )
+
+
+_Make: TypeAlias = Callable[[OptimizerConfig, optax.Schedule], optax.GradientTransformation]
+OPTIMIZERS: Mapping[str, _Make] = {"adamw": _adamw, "muon": _muon}

@@ -116,8 +116,10 @@ FREE_FIELDS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerFlags:
-    """AdamW with warm-up and cosine decay; what is not set comes from the policy's config.json."""
+    """The optimizer, with warm-up and cosine decay; what is not set comes from the policy's config.json."""
 
+    name: str = "adamw"
+    """adamw (LeRobot's), or muon (arXiv 2502.16982) for matrices and adamw for the rest."""
     lr: float | None = None
     """Peak learning rate."""
     betas: tuple[float, float] | None = None

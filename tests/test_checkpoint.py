@@ -15,12 +15,11 @@ from jaxreflow.optimizer import OptimizerConfig, make_optimizer
 from jaxreflow.sharding import make_mesh, replicated_copy
 from jaxreflow.training import TrainState, init_state
 
-OPTIMIZER = make_optimizer(OptimizerConfig(), 100)
 
-
-def make_state(value: float, *, ema: bool = True) -> TrainState:
+def make_state(value: float, *, ema: bool = True, optimizer: str = "adamw") -> TrainState:
     params = {"expert": {"kernel": np.full((64, 64), value, np.float32)}, "state_proj": {"bias": np.arange(3.0)}}
-    return replicated_copy(init_state(params, OPTIMIZER, ema=ema), make_mesh())
+    made = make_optimizer(OptimizerConfig(name=optimizer), 100)
+    return replicated_copy(init_state(params, made, ema=ema), make_mesh())
 
 
 def export(out: Path) -> None:
@@ -35,9 +34,9 @@ def store(tmp_path: Path) -> Iterator[CheckpointStore]:
     store.close()
 
 
-@pytest.mark.parametrize("ema", [True, False])
-def test_round_trip_while_training_goes_on(store: CheckpointStore, ema: bool) -> None:
-    state = make_state(1.5, ema=ema)
+@pytest.mark.parametrize(("ema", "optimizer"), [(True, "adamw"), (False, "adamw"), (True, "muon")])
+def test_round_trip_while_training_goes_on(store: CheckpointStore, ema: bool, optimizer: str) -> None:
+    state = make_state(1.5, ema=ema, optimizer=optimizer)
     advance = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     store.save(5, state, {"seed": 3, "nested": {"path": "é"}}, export)
     state = advance(advance(state))  # the buffers that are being saved are reused
@@ -45,7 +44,9 @@ def test_round_trip_while_training_goes_on(store: CheckpointStore, ema: bool) ->
     assert store.read_meta(5) == {"seed": 3, "nested": {"path": "é"}}
     restored = store.read_state(5, state)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
-    for found, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(make_state(1.5, ema=ema)), strict=True):
+    for found, expected in zip(
+        jax.tree.leaves(restored), jax.tree.leaves(make_state(1.5, ema=ema, optimizer=optimizer)), strict=True
+    ):
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == expected.dtype
         assert found.sharding == expected.sharding

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxreflow.errors import ConfigError
@@ -55,8 +56,25 @@ def test_update_is_clipped_adamw() -> None:
     np.testing.assert_allclose(np.concatenate([updates["a"], updates["b"]]), expected, rtol=1e-6)
 
 
+def test_muon_makes_the_singular_values_of_matrices_alike_and_leaves_the_rest_to_adamw() -> None:
+    config = OptimizerConfig(name="muon", lr=1e-3, warmup_steps=0, weight_decay=0.0)
+    optimizer = make_optimizer(config, 30_000)
+    left, right = np.linalg.qr(np.random.default_rng(0).normal(size=(64, 16)))[0], np.eye(16)
+    gradient = {"kernel": left @ np.diag(np.geomspace(1.0, 0.05, 16)) @ right, "scale": np.array([0.3, -0.5])}
+    gradient = {name: jnp.asarray(value, jnp.float32) for name, value in gradient.items()}
+    params = {name: jnp.zeros_like(value) for name, value in gradient.items()}
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    # Newton and Schulz's iteration leaves values between 0.7 and 1.2; times the root of the larger side, times 0.2.
+    values = np.linalg.svd(-updates["kernel"] / (1e-3 * 0.2 * np.sqrt(64)), compute_uv=False)
+    assert 0.65 < values.min() < values.max() < 1.25
+    assert np.sum(np.asarray(updates["kernel"]) * np.asarray(gradient["kernel"])) < 0
+    adamw = optax.adamw(1e-3, 0.9, 0.95, weight_decay=0.0, nesterov=True)
+    expected, _ = adamw.update({"scale": gradient["scale"]}, adamw.init({"scale": params["scale"]}), params)
+    np.testing.assert_allclose(updates["scale"], expected["scale"], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"lr": 0.0}, {"warmup_steps": -1}, {"betas": (0.9, 1.0)}, {"clip_norm": float("nan")}]
+    "wrong", [{"name": "sgd"}, {"lr": 0.0}, {"warmup_steps": -1}, {"betas": (0.9, 1.0)}, {"clip_norm": float("nan")}]
 )
 def test_impossible_settings_are_refused_by_name(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -23,7 +23,7 @@ def _law(name: str, change: str) -> Variant:
     return Variant(f"law_{name}", "law of t", change, ("--time-law", name))
 
 
-DEFAULT = Variant("default", "default", "half of the times at 1, the others as e^4t; M = 1, each pair at 2 times")
+DEFAULT = Variant("default", "default", "half of the times at 1, the others as e^4t; M = 1, 2 times; Muon, 2e-3")
 # Ordinary flow matching at the same number of updates, with times near noise: arXiv 2606.05737's way to one step.
 NOISE_BIASED = Variant(
     "noise_biased", "baseline", "flow matching on the data, t from Beta(4, 1)", config="metaworld_biased"
@@ -42,8 +42,10 @@ SCREENED = (
     _law("half-at-one", "half of the times at 1, the others U-shaped"),
     _law("half-at-one-beta", "half of the times at 1, the others from Beta(1.5, 1)"),
     _law("discrete", "t at 1 and 1/2"),
-    Variant("lr_half", "learning rate", "half the learning rate", ("--optimizer.lr", "5e-4")),
-    Variant("lr_double", "learning rate", "twice the learning rate", ("--optimizer.lr", "2e-3")),
+    Variant("adamw", "optimizer", "AdamW, 1e-3", ("--optimizer.name", "adamw", "--optimizer.lr", "1e-3")),
+    Variant("adamw_double", "optimizer", "AdamW, 2e-3", ("--optimizer.name", "adamw")),
+    Variant("lr_half", "learning rate", "Muon, 1e-3", ("--optimizer.lr", "1e-3")),
+    Variant("lr_double", "learning rate", "Muon, 4e-3", ("--optimizer.lr", "4e-3")),
     Variant("no_ema", "EMA", "no moving average", ("--ema-decay", "0")),
     Variant("short_ema", "EMA", "moving average of 0.99", ("--ema-decay", "0.99")),
     Variant("real_dims", "loss", "loss over real action dims", ("--loss-dims", "real")),
