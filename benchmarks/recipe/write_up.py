@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -37,7 +38,6 @@ def write_up(out: Path, lab: Lab) -> None:
     blocks: dict[str, Callable[[Lab], str | None]] = {
         "fidelity": fidelity_table,
         "closed loop": closed_loop_table,
-        "tasks": tasks_table,
         "screening": screening_table,
         "seeds": seeds_table,
         "rounds": rounds_table,
@@ -102,16 +102,6 @@ def closed_loop_table(lab: Lab) -> str | None:
     return comparison_table([_renamed(result) for result in results]) if results else None
 
 
-def tasks_table(lab: Lab) -> str | None:
-    """The teacher's success on each task."""
-    results = [r for r in _closed_loop(lab) if r.num_steps == 10]
-    rows = []
-    for executed in sorted({r.n_action_steps for r in results}):
-        cells = {r.task: r for r in results if r.n_action_steps == executed}
-        rows.append([f"teacher@10, {executed} actions executed", *(_rate(cells[task]) for task in TASKS)])
-    return _table(["success [Wilson 95 %]", *TASKS], rows) if rows else None
-
-
 def screening_table(lab: Lab) -> str | None:
     """One change at a time from the default, all for the same number of updates or the same time."""
     return _variants_table(lab, (DEFAULT, *SCREENED, *EQUAL_TIME))
@@ -142,24 +132,32 @@ def _variants_table(lab: Lab, variants: Iterable[Variant]) -> str | None:
 
 
 def plot_closed_loop(results: Sequence[Result]) -> Figure:
-    """Success over all tasks of every policy, by number of executed actions, with Wilson's intervals."""
+    """Success of every policy with Wilson's intervals, by number of executed actions: over all tasks, and at the wall."""
     executed = sorted({result.n_action_steps for result in results})
+    panels = [
+        (n, tasks, name) for tasks, name in ((TASKS, f"{len(TASKS)} tasks"), (TASKS[:1], TASKS[0])) for n in executed
+    ]
+    policies = list(dict.fromkeys((_role(result), result.num_steps) for result in results))
     with mpl.rc_context({"font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(4.6 * len(executed), 3.6), layout="constrained")
+        figure = Figure(figsize=(3.2 * len(panels), 3.2), layout="constrained")
         FigureCanvasAgg(figure)
-        for axis, n in zip(figure.subplots(1, len(executed), sharey=True, squeeze=False)[0], executed, strict=True):
-            policies = list(dict.fromkeys((_role(r), r.num_steps) for r in results))
-            for i, (role, steps) in enumerate(policies):
-                own = [r for r in results if (_role(r), r.num_steps, r.n_action_steps) == (role, steps, n)]
-                success = pooled(own)
-                rate = wilson(int(success.sum()), len(success))
-                error = [[rate.value - rate.low], [rate.high - rate.value]]
-                axis.errorbar(rate.value, i, xerr=error, fmt="o", color=_COLOURS[role], capsize=4)
-            axis.set_yticks(range(len(policies)), [f"{role}@{steps}" for role, steps in policies])
-            axis.invert_yaxis()
-            axis.set(title=f"{n} actions executed per chunk", xlabel=f"success over {len(TASKS)} tasks", xlim=(0, 1))
-            axis.grid(visible=True, axis="x", alpha=0.3)
+        axes = figure.subplots(1, len(panels), sharey=True)
+        for axis, (n, tasks, name) in zip(axes, panels, strict=True):
+            shown = [result for result in results if result.n_action_steps == n and result.task in tasks]
+            _plot_rates(axis, shown, policies)
+            axis.set(title=f"{name}, {n} actions executed", xlabel="success", xlim=(-0.02, 1.02))
+        axes[0].set_yticks(range(len(policies)), [f"{role}@{steps}" for role, steps in policies])
+        axes[0].invert_yaxis()
     return figure
+
+
+def _plot_rates(axis: Axes, results: Sequence[Result], policies: Sequence[tuple[str, int]]) -> None:
+    for i, (role, steps) in enumerate(policies):
+        success = pooled([result for result in results if (_role(result), result.num_steps) == (role, steps)])
+        rate = wilson(int(success.sum()), len(success))
+        error = [[rate.value - rate.low], [rate.high - rate.value]]
+        axis.errorbar(rate.value, i, xerr=error, fmt="o", color=_COLOURS[role], capsize=4)
+    axis.grid(visible=True, axis="x", alpha=0.3)
 
 
 def _report(lab: Lab, name: str) -> Report | None:
@@ -182,11 +180,6 @@ def _variant(policy: str) -> str:
 
 def _renamed(result: Result) -> Result:
     return Result(**{**vars(result), "policy": _role(result)})
-
-
-def _rate(result: Result) -> str:
-    rate = wilson(sum(result.success), len(result.success))
-    return f"{rate.value:.3f} [{rate.low:.3f}, {rate.high:.3f}]"
 
 
 def _error(report: Report, role: str, steps: int, frames: str) -> str:
