@@ -145,7 +145,7 @@ def plot_closed_loop(results: Sequence[Result]) -> Figure:
         for axis, (n, tasks, name) in zip(axes, panels, strict=True):
             shown = [result for result in results if result.n_action_steps == n and result.task in tasks]
             _plot_rates(axis, shown, policies)
-            axis.set(title=f"{name}, {n} actions executed", xlabel="success", xlim=(-0.02, 1.02))
+            axis.set(title=f"{name},\n{n} actions executed", xlabel="success", xlim=(-0.02, 1.02))
         axes[0].set_yticks(range(len(policies)), [f"{role}@{steps}" for role, steps in policies])
         axes[0].invert_yaxis()
     return figure
