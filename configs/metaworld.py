@@ -2,10 +2,10 @@
 
     python -m jaxreflow.data.features runs/metaworld/data --policy runs/metaworld/teacher/checkpoints/last/pretrained_model \\
         --out runs/metaworld/features
-    python train.py metaworld --output-dir runs/metaworld/student
+    python train.py metaworld --output-dir runs/metaworld/students/default
 
-`make results` runs both. What comes out stands in docs/results.md. Differs from configs/reflow.py in what a small expert and a
-cheap prefix are better served by: one noise for each of more observations, each pair at two times, higher learning rates.
+`make results` runs both. What comes out stands in docs/results.md. Differs from configs/reflow.py in the law of t, one noise for
+each observation, two times for each pair, and Muon at a higher learning rate.
 """
 
 from jaxreflow.run_config import DatasetConfig, OptimizerFlags, ReflowConfig, TeacherSource

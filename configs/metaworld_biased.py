@@ -2,7 +2,7 @@
 
     python train.py metaworld_biased --output-dir runs/metaworld/students/noise_biased
 
-Same trained parameters, updates, noises and optimizer as configs/metaworld.py; t from Beta(4, 1) (arXiv 2606.05737).
+Same trained parameters, updates, velocities per update and optimizer as configs/metaworld.py; t from Beta(4, 1) (arXiv 2606.05737).
 """
 
 from jaxreflow.run_config import DatasetConfig, FinetuneConfig, OptimizerFlags, PolicySource

@@ -97,4 +97,5 @@ def seeded(variant: Variant, seed: int) -> Variant:
     """The variant with another seed; 0 is the variant itself."""
     if seed == 0:
         return variant
-    return dataclasses.replace(variant, name=f"{variant.name}_seed{seed}", flags=(*variant.flags, "--seed", str(seed)))
+    name, change = f"{variant.name}_seed{seed}", f"{variant.change}; seed {seed}"
+    return dataclasses.replace(variant, name=name, change=change, flags=(*variant.flags, "--seed", str(seed)))
