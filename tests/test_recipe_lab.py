@@ -1,18 +1,20 @@
 """The experiments' own code: ways round the wall, the page's blocks, and steps that are not run twice."""
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tyro
 
-from benchmarks.recipe.lab import SMOKE, Lab
+from benchmarks.recipe.lab import SMOKE, Lab, side_by_side
 from benchmarks.recipe.sides import ways
 from benchmarks.recipe.variants import DEFAULT, EQUAL_TIME, ROUNDS, SCREENED, shortened
 from benchmarks.recipe.write_up import fidelity_table, write_up
 from configs import metaworld
-from jaxreflow.errors import TrainingError
+from jaxreflow.errors import ConfigError, TrainingError
 from jaxreflow.run_config import ReflowConfig
 
 
@@ -95,3 +97,36 @@ def test_step_runs_once_and_a_failure_names_its_log(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().out.count("python -c") == 1
     with pytest.raises(TrainingError, match=r"broken failed with exit status 3; its output is in .*broken\.log"):
         lab._run("broken", None, "-c", "raise SystemExit(3)")
+
+
+def test_jobs_run_at_the_same_time_on_cores_of_their_own() -> None:
+    together, cores = threading.Barrier(2, timeout=10), []
+
+    def step() -> None:
+        cores.append(os.sched_getaffinity(0))
+        together.wait()
+
+    before = os.sched_getaffinity(0)
+    if len(before) == 1:
+        pytest.skip("one core")
+    side_by_side(2, [step, step])
+    assert cores[0] | cores[1] == before
+    assert not cores[0] & cores[1]
+    assert os.sched_getaffinity(0) == before
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_jobs_end_with_the_error_of_a_step(jobs: int) -> None:
+    def fail() -> None:
+        raise TrainingError("broken")
+
+    if jobs > len(os.sched_getaffinity(0)):
+        pytest.skip("one core")
+    with pytest.raises(TrainingError, match="broken"):
+        side_by_side(jobs, [fail])
+
+
+@pytest.mark.parametrize("jobs", [0, 1000])
+def test_every_job_needs_a_core(jobs: int) -> None:
+    with pytest.raises(ConfigError, match=rf"--jobs must be between 1 and \d+, the cores at hand, found {jobs}"):
+        side_by_side(jobs, [])

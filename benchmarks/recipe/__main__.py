@@ -2,6 +2,7 @@
 
     python -m benchmarks.recipe                        # everything; what is there is not made again
     python -m benchmarks.recipe --parts core           # data, teacher, default student, baselines
+    python -m benchmarks.recipe --jobs 4               # the short runs of the screening four at a time
     python -m benchmarks.recipe --parts core --smoke   # the same with next to no data, and figures that mean nothing
 
 Every step is a command that is printed before it runs and that could be given by hand; its output goes to ROOT/logs.
@@ -10,13 +11,15 @@ Every step is a command that is printed before it runs and that could be given b
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from benchmarks.recipe.lab import FULL, SMOKE, Lab
+from benchmarks.recipe.lab import FULL, SMOKE, Lab, side_by_side
 from benchmarks.recipe.variants import (
     DEFAULT,
     EQUAL_TIME,
@@ -47,6 +50,8 @@ class RecipeConfig:
     """Where results.md, results/ and images/ lie."""
     confirmed: tuple[str, ...] = ("law_half-at-one-beta", "law_exponential")
     """The runners-up that are trained with three seeds, too."""
+    jobs: int = 1
+    """Short runs at the same time, each on its share of the CPU's cores."""
     smoke: bool = False
     """Runs every step with next to no data and updates, to see that it runs."""
 
@@ -57,46 +62,37 @@ def run(config: RecipeConfig) -> None:
     lab.prepare()
     if "core" in config.parts:
         _core(lab)
-    if "screen" in config.parts:
-        _screen(lab)
-    if "confirm" in config.parts:
-        _confirm(lab, config.confirmed)
-    if "rounds" in config.parts:
-        _rounds(lab)
+    for part, chains in _short_runs(config.confirmed).items():
+        if part in config.parts:
+            side_by_side(config.jobs, [functools.partial(_train_short, lab, chain) for chain in chains])
     write_up(config.out, lab)
 
 
 def _core(lab: Lab) -> None:
     for variant in (DEFAULT, NOISE_BIASED):
         lab.train(variant)
-    lab.evaluate(DEFAULT, "--num-steps", "10", "4", "2", "1")  # With latencies: this is also the example of a report.
+    lab.evaluate(DEFAULT, num_steps=(10, 4, 2, 1), repeats=100)  # With latencies: this is also the example of a report.
     lab.evaluate(NOISE_BIASED)
     lab.measure_sides([DEFAULT, NOISE_BIASED])
     lab.close_loop([DEFAULT, NOISE_BIASED])
 
 
-def _screen(lab: Lab) -> None:
-    for variant in (DEFAULT, *SCREENED, *EQUAL_TIME):
-        _train_short(lab, variant)
+def _short_runs(confirmed: tuple[str, ...]) -> dict[Part, list[tuple[Variant, ...]]]:
+    """What the parts train for their tables; those that wait for each other stand together."""
+    finalists = (DEFAULT, *(variant for variant in SCREENED if variant.name in confirmed))
+    return {
+        "screen": [(variant,) for variant in (DEFAULT, *SCREENED, *EQUAL_TIME)],
+        "confirm": [(seeded(variant, seed),) for variant in finalists for seed in SEEDS],
+        "rounds": [(DEFAULT, *ROUNDS[:2]), (REAL_SHARE, *ROUNDS[2:])],
+    }
 
 
-def _confirm(lab: Lab, names: tuple[str, ...]) -> None:
-    for variant in (DEFAULT, *(variant for variant in SCREENED if variant.name in names)):
-        for seed in SEEDS:
-            _train_short(lab, seeded(variant, seed))
-
-
-def _rounds(lab: Lab) -> None:
-    for variant in (DEFAULT, REAL_SHARE, *ROUNDS):
-        _train_short(lab, variant)
-
-
-def _train_short(lab: Lab, variant: Variant) -> None:
-    """Trains and measures it for as many updates as all that are compared with it, or for as long."""
-    updates = lab.scale.equal_time_updates.get(variant.name, lab.scale.screening_updates)
-    own = shortened(variant, updates)
-    lab.train(own)
-    lab.evaluate(own)
+def _train_short(lab: Lab, variants: Sequence[Variant]) -> None:
+    """Trains and measures each in turn, for as many updates as all that are compared with it, or for as long."""
+    for variant in variants:
+        own = shortened(variant, lab.scale.equal_time_updates.get(variant.name, lab.scale.screening_updates))
+        lab.train(own)
+        lab.evaluate_short(own)
 
 
 def main() -> int:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import queue
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.recipe.variants import Variant, length
-from jaxreflow.errors import TrainingError
+from jaxreflow.errors import ConfigError, TrainingError
 
 TASKS = ("wall-detour", "button-press-topdown-v3", "handle-press-v3", "drawer-close-v3")
 ENV = "metaworld:" + ",".join(TASKS)
@@ -35,12 +37,13 @@ class Scale:
     episodes: int
     frames: int
     draws: int
+    screening_draws: int
 
 
 # By arithmetic: M (10 + 3 T) evaluations of the field for every observation, where the default takes 16.
-EQUAL = {"noises_4": 500, "noises_8": 250, "times_1": 2_460, "times_4": 1_450}
-FULL = Scale((600, 250, 150, 200), (60, 20, 20, 20), None, None, 2_000, EQUAL, 325, 480, 256)
-SMOKE = Scale((3, 2, 2, 2), (2, 1, 1, 1), 20, 10, 4, dict.fromkeys(EQUAL, 4), 2, 16, 8)
+EQUAL = {"noises_4": 250, "noises_8": 125, "times_1": 1_230, "times_4": 730}
+FULL = Scale((600, 250, 150, 200), (60, 20, 20, 20), None, None, 1_000, EQUAL, 325, 480, 256, 64)
+SMOKE = Scale((3, 2, 2, 2), (2, 1, 1, 1), 20, 10, 4, dict.fromkeys(EQUAL, 4), 2, 16, 8, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +101,9 @@ class Lab:
             self.root / "students" / variant.name,
         )
 
-    def evaluate(self, variant: Variant, *flags: str) -> None:
+    def evaluate(
+        self, variant: Variant, num_steps: Sequence[int] = (10, 2, 1), repeats: int = 0, draws: int | None = None
+    ) -> None:
         """Measures a student against the teacher, on layouts that neither has seen."""
         out, scale = self.results / variant.name, self.scale
         self._run(
@@ -108,9 +113,13 @@ class Lab:
             *("--teacher", str(self.teacher), "--student", str(self.student(variant.name))),
             *("--dataset.root", str(self.root / "held_out"), "--features", str(self.root / "held_out_features")),
             *("--out", str(out)),
-            *("--early-task", EARLY_TASK, "--frames", str(scale.frames), "--draws", str(scale.draws)),
-            *(flags or ("--num-steps", "10", "2", "1", "--repeats", "0")),
+            *("--early-task", EARLY_TASK, "--frames", str(scale.frames), "--draws", str(draws or scale.draws)),
+            *("--num-steps", *map(str, num_steps), "--repeats", str(repeats)),
         )
+
+    def evaluate_short(self, variant: Variant) -> None:
+        """Measures what the screening compares, with fewer draws."""
+        self.evaluate(variant, num_steps=(2, 1), draws=self.scale.screening_draws)
 
     def measure_sides(self, variants: Sequence[Variant]) -> None:
         """Counts chunks of early wall frames that take neither side."""
@@ -153,3 +162,26 @@ class Lab:
             status = subprocess.run([sys.executable, *words], stdout=output, stderr=output, env=os.environ, check=False)
         if status.returncode:
             raise TrainingError(f"{name} failed with exit status {status.returncode}; its output is in {log}")
+
+
+def side_by_side(jobs: int, steps: Sequence[Callable[[], None]]) -> None:
+    """Runs the steps, several `jobs` at a time each on its share of this process's cores (Linux).
+
+    Raises:
+        ConfigError: if there are fewer cores than jobs.
+        Exception: of the first step that failed; jobs at its side go on to the end.
+    """
+    if jobs == 1:
+        for step in steps:
+            step()
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if not 1 < jobs <= len(cores):
+        raise ConfigError(f"--jobs must be between 1 and {len(cores)}, the cores at hand, found {jobs}")
+    shares: queue.Queue[list[int]] = queue.Queue()
+    for i in range(jobs):
+        shares.put(cores[i::jobs])
+    # The thread that starts a step's processes passes its cores on to them.
+    with ThreadPoolExecutor(jobs, initializer=lambda: os.sched_setaffinity(0, shares.get())) as pool:
+        for result in [pool.submit(step) for step in steps]:
+            result.result()
