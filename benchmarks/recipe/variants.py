@@ -53,7 +53,6 @@ SCREENED = (
     Variant(
         "heun", "teacher's solver", "Heun's method in 5 steps", ("--teacher-solver", "heun", "--teacher-steps", "5")
     ),
-    Variant("all_parameters", "trained", "every parameter that the teacher trained", ("--trainable", "as-policy")),
     Variant("grouped", "M", "M = 4 of 4 observations, as many pairs", _GROUPED),
     REAL_SHARE,
 )
