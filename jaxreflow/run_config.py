@@ -1,4 +1,4 @@
-"""What a training run is asked to do: frozen dataclasses with the recommended defaults; tyro makes the flags."""
+"""What a training run is asked to do: frozen dataclasses, of which configs/ makes runs; tyro makes the flags."""
 
 from __future__ import annotations
 

@@ -66,11 +66,12 @@ def write_report(lab: Lab, name: str, error: float) -> None:
     (lab.results / name / "report.json").write_text(json.dumps({"measures": measures}))
 
 
-def test_page_gets_the_tables_that_there_are_and_keeps_its_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize("old", ["old\n", ""])
+def test_page_gets_the_tables_that_there_are_and_keeps_its_text(tmp_path: Path, old: str) -> None:
     lab = make_lab(tmp_path)
     page = tmp_path / "docs" / "results.md"
     page.parent.mkdir()
-    page.write_text("# Results\n\nBefore.\n\n<!-- fidelity -->\nold\n<!-- end of fidelity -->\n\nAfter.\n")
+    page.write_text(f"# Results\n\nBefore.\n\n<!-- fidelity -->\n{old}<!-- end of fidelity -->\n\nAfter.\n")
     write_report(lab, "default", 0.123)
     write_up(page.parent, lab)
     text = page.read_text()

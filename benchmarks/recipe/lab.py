@@ -40,8 +40,8 @@ class Scale:
     screening_draws: int
 
 
-# By arithmetic: M (10 + 3 T) evaluations of the field for every observation, where the default takes 16.
-EQUAL = {"noises_4": 250, "noises_8": 125, "times_1": 1_230, "times_4": 730}
+# By arithmetic: M (10 + 3 T) evaluations of the field for every observation, where the default takes 16 of 16 observations.
+EQUAL = {"noises_4": 250, "noises_8": 125, "batch_8": 2_000, "times_1": 1_230, "times_4": 730}
 FULL = Scale((600, 250, 150, 200), (60, 20, 20, 20), None, None, 1_000, EQUAL, 325, 480, 256, 64)
 SMOKE = Scale((3, 2, 2, 2), (2, 1, 1, 1), 20, 10, 4, dict.fromkeys(EQUAL, 4), 2, 16, 8, 8)
 

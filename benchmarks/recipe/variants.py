@@ -68,6 +68,7 @@ ROUNDS = (
 EQUAL_TIME = (
     Variant("noises_4", "M", "M = 4, fewer updates", ("--noises", "4")),
     Variant("noises_8", "M", "M = 8, fewer updates", ("--noises", "8")),
+    Variant("batch_8", "batch", "8 observations, more updates", ("--batch-size", "8")),
     Variant("times_1", "times per pair", "each pair at 1 time, more updates", ("--times", "1")),
     Variant("times_4", "times per pair", "each pair at 4 times, fewer updates", ("--times", "4")),
 )

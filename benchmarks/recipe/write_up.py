@@ -58,11 +58,11 @@ def write_up(out: Path, lab: Lab) -> None:
 
 def _filled(text: str, name: str, table: str) -> str:
     """The text with the table between the block's markers, which are added at its end if need be."""
-    begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
-    if begin not in text:
-        text = f"{text}\n{begin}{end}\n"
-    before, _, rest = text.partition(begin)
-    return f"{before}{begin}{table}{end}{rest.partition(end)[2]}"
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    if begin not in text or end not in text:
+        text = f"{text}\n{begin}\n{end}\n"
+    before, after = text.split(begin)[0], text.split(end)[1]
+    return f"{before}{begin}\n{table}\n{end}{after}"
 
 
 def fidelity_table(lab: Lab) -> str | None:
