@@ -165,11 +165,11 @@ class Lab:
 
 
 def side_by_side(jobs: int, steps: Sequence[Callable[[], None]]) -> None:
-    """Runs the steps, several `jobs` at a time each on its share of this process's cores (Linux).
+    """Runs the steps, `jobs` at a time; several at a time each on its share of this process's cores (Linux).
 
     Raises:
         ConfigError: if there are fewer cores than jobs.
-        Exception: of the first step that failed; jobs at its side go on to the end.
+        Exception: of a step that failed; steps under way go on to their end, and others are not begun.
     """
     if jobs == 1:
         for step in steps:
@@ -183,5 +183,4 @@ def side_by_side(jobs: int, steps: Sequence[Callable[[], None]]) -> None:
         shares.put(cores[i::jobs])
     # The thread that starts a step's processes passes its cores on to them.
     with ThreadPoolExecutor(jobs, initializer=lambda: os.sched_setaffinity(0, shares.get())) as pool:
-        for result in [pool.submit(step) for step in steps]:
-            result.result()
+        list(pool.map(lambda step: step(), steps))
