@@ -12,6 +12,7 @@ import dataclasses
 import importlib.util
 import logging
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ import tyro
 from jaxtyping import Array
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from jaxreflow import distributed
 from jaxreflow.checkpoint import CheckpointStore
 from jaxreflow.compilation import use_compilation_cache
 from jaxreflow.data.features import check_vision_frozen
@@ -55,6 +57,7 @@ from jaxreflow.run_directory import (
     run_identity,
 )
 from jaxreflow.sharding import check_batch_size, make_mesh
+from jaxreflow.supervision import Interrupted, StopRequest, Watchdog
 from jaxreflow.training import TrainState, shares_context
 from jaxreflow.types import Batch
 from jaxreflow.update import Weights, exported_params, make_update, split_weights
@@ -65,7 +68,7 @@ log = logging.getLogger("jaxreflow.train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one config by name; 0 if it ran to its end, 1 after an error, 2 for wrong usage."""
+    """Runs one config by name; 0 if it ran to its end, 1 after an error, 2 for wrong usage, 128 + n if signal n stopped it."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -80,11 +83,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with console_log():
             config = parse(args[0], args[1:])
-            if isinstance(config, DemoConfig):
-                run_demo(config)
-            else:
-                run(config)
-                report(config)
+            distributed.connect(config.distributed)
+            with distributed.failing_together():
+                if isinstance(config, DemoConfig):
+                    run_demo(config)
+                else:
+                    run(config)
+                    report(config)
+    except Interrupted as stop:
+        if distributed.is_first():
+            again = shlex.join([args[0], "--output-dir", str(config.output_dir), "--resume"])
+            print(f"{stop}; go on with: train.py {again}", file=sys.stderr)
+        return 128 + stop.signal
     except JaxReflowError as error:
         if debug:
             raise
@@ -142,10 +152,11 @@ def run(config: RunConfig) -> None:
     """One run from its settings to its last checkpoint."""
     # ---- where: the devices, and a directory that holds no other run
     use_compilation_cache()
-    mesh = make_mesh()
+    distributed.check_connected()
+    mesh = make_mesh(config.fsdp)
     check_batch_size(config.batch_size, config.accumulate, mesh)
     run_dir = check_directory(config)
-    log.info("devices: %d x %s", mesh.size, jax.devices()[0].device_kind)
+    log.info("devices: %d x %s, processes: %d", mesh.size, jax.devices()[0].device_kind, jax.process_count())
 
     # ---- the data, and the policy to start from
     dataset = open_dataset(config.dataset)
@@ -192,9 +203,11 @@ def run(config: RunConfig) -> None:
         if not data.held_out:
             return {}
 
+        exported = exported_params(config, state, mesh)
+
         def scores(batch: Batch, index: int) -> dict[str, tuple[Array, Array]]:
-            errors = error_step(exported_params(config, state), batch, index) if error_step else {}
-            return {"held_out_loss": eval_step(state, batch, index), **errors}
+            errors = error_step(exported, batch, index) if error_step else {}
+            return {"held_out_loss": eval_step(exported, batch, index), **errors}
 
         means = mean_scores(scores, held_out_batches(data, config), mesh)
         return {name: math.sqrt(mean) if name.endswith("_error") else mean for name, mean in means.items()}
@@ -202,7 +215,7 @@ def run(config: RunConfig) -> None:
     def save(step: int, state: TrainState) -> None:
         settings = dataclasses.asdict(config)
         meta = {**identity, "step": step, "examples": step * config.batch_size, "seed": config.seed, "config": settings}
-        exported = jax.device_get(exported_params(config, state))
+        exported = jax.device_get(exported_params(config, state, mesh))
         store.save(
             step,
             state,
@@ -216,8 +229,10 @@ def run(config: RunConfig) -> None:
         contextlib.closing(store),
         contextlib.closing(batches),
         MetricsLog(run_dir, start=first, steps=config.steps) as metrics,
+        StopRequest() as stop,
+        Watchdog(config.step_timeout) as watchdog,
     ):
-        fit(
+        state = fit(
             state,
             train_step,
             batches,
@@ -227,13 +242,19 @@ def run(config: RunConfig) -> None:
             batch_size=config.batch_size,
             evaluate=evaluate,
             save=save,
+            stop=stop.made,
+            heard=watchdog.heard,
+            skip_nonfinite=config.skip_nonfinite,
         )
-    log.info("policy after update %d: %s", config.steps, store.directory / "last" / "pretrained_model")
+    done = int(state.step)
+    if done < config.steps:
+        raise Interrupted(stop.signal, f"stopped by {stop.name} after update {done}, which is saved")
+    log.info("policy after update %d: %s", done, store.directory / "last" / "pretrained_model")
 
 
 def report(config: RunConfig) -> None:
     """Compares a finished student with its teacher, unless that is done or not wished."""
-    if not isinstance(config, ReflowConfig) or not config.report or jax.process_index() != 0:
+    if not isinstance(config, ReflowConfig) or not config.report or not distributed.is_first():
         return
     student = Path(str(config.output_dir)) / "checkpoints" / "last" / "pretrained_model"
     if not (student / REPORT_HTML).exists():
@@ -269,9 +290,10 @@ def open_checkpoint(config: RunConfig, dataset: LeRobotDataset, run_dir: Path) -
         path, flag = config.policy.path, "--policy.path (or --policy.new)"
         if config.policy.new:
             path = str(run_dir / "initial_policy")
-            if not Path(path).exists():
+            if distributed.is_first() and not Path(path).exists():
                 source = dataclasses.replace(config.policy, vlm=config.policy.vlm or config.vlm)
                 create_policy(Path(path), source, dataset, rename_map=config.rename_map, seed=config.seed)
+            distributed.wait_for_all("the new policy")
     if not path:
         raise ConfigError(f"{flag} is missing: the directory or hub name of a policy in LeRobot's layout")
     checkpoint = load_checkpoint(

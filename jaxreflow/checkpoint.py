@@ -2,27 +2,37 @@
 
     checkpoints/000100/training_state/    trained parameters, optimizer, moving average, step; `meta` in JSON
     checkpoints/000100/pretrained_model/  what LeRobot loads
-    checkpoints/last -> 000100            moves when both are complete; all that a resumed run looks at
+    checkpoints/000100/checksums.json     size and SHA-256 of every file in both
+    checkpoints/last -> 000100            moves when all is complete; a resumed run starts here, or before if this is damaged
 
 Frozen parameters are not saved: they come from the checkpoint that the run started from, whose hash is in `meta`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
+from jaxreflow.distributed import is_first
 from jaxreflow.errors import CheckpointError
 from jaxreflow.training import TrainState
 
 STATE_DIR = "training_state"
 POLICY_DIR = "pretrained_model"
+CHECKSUMS_FILE = "checksums.json"
 _POINTER = "last"
+_log = logging.getLogger(__name__)
 
 
 class CheckpointStore:
@@ -35,8 +45,10 @@ class CheckpointStore:
         self.directory = Path(directory).absolute()
         self._keep, self._keep_every = keep, keep_every
         self._pending: int | None = None
-        options = ocp.AsyncOptions(post_finalization_callback=self._finish)
-        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(), async_options=options)
+        self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        # Orbax's own callback comes before the files have their final names.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written: Future[None] | None = None
 
     def path(self, step: int) -> Path:
         """The directory of one checkpoint."""
@@ -52,25 +64,60 @@ class CheckpointStore:
         target = self.path(step)
         self._pending = step
         try:
-            if jax.process_index() == 0:
+            if is_first():
                 shutil.rmtree(target, ignore_errors=True)
                 export(target / POLICY_DIR)
             args = ocp.args.Composite(state=ocp.args.StandardSave(_tree(state)), meta=ocp.args.JsonSave(meta))
             self._writer.save(target / STATE_DIR, args)
+            self._written = self._thread.submit(self._finish, step)
         except Exception as error:  # Orbax and TensorStore report a full disk as ValueError, OSError or RuntimeError.
             raise self._failed(error) from error
 
     def wait(self) -> None:
         """Waits until nothing is being written; CheckpointError if that failed."""
+        written, self._written = self._written, None
         try:
-            self._writer.wait_until_finished()
+            if written is not None:
+                written.result()
         except Exception as error:
             raise self._failed(error) from error
+        self._pending = None
 
     def close(self) -> None:
         """Waits and lets the writer's threads go."""
         self.wait()
+        self._thread.shutdown()
         self._writer.close()
+
+    def newest_intact(self) -> int | None:
+        """The step of the checkpoint to continue from: what `last` names, or the newest before it that is not damaged.
+
+        Every process has to call this. Damaged ones are warned of; CheckpointError if all are.
+        """
+        if jax.process_count() == 1:
+            return self._find_intact()
+        step = self._find_intact() if is_first() else None
+        found = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
+        return None if found < 0 else found
+
+    def _find_intact(self) -> int | None:
+        newest = last_step(self.directory)
+        if newest is None:
+            steps = [step for step in _steps(self.directory) if (self.path(step) / CHECKSUMS_FILE).exists()]
+            if not steps:
+                return None
+            _log.warning("%s: missing, so the newest checkpoint is looked for", self.directory / _POINTER)
+            newest = steps[-1]
+        steps = [step for step in reversed(_steps(self.directory)) if step <= newest] or [newest]
+        for step in steps:
+            damage = find_damage(self.path(step))
+            if damage is None:
+                return step
+            _log.warning("%s: damaged, so the checkpoint before it is looked for: %s", self.path(step), damage)
+        raise CheckpointError(
+            f"{self.directory}: all of the {len(steps)} checkpoint(s) up to {self.path(newest).name} are damaged, the oldest "
+            f"because {damage}; copy one back, or start a new run"
+        )
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """What was saved as `meta`; CheckpointError if it cannot be read."""
@@ -93,19 +140,18 @@ class CheckpointStore:
                 "at another checkpoint and continue from there, or start a new run"
             ) from error
 
-    def _finish(self) -> None:
-        """Called by Orbax once the training state stands under its final name; the policy stood there before."""
-        if self._pending is None or jax.process_index() != 0:
-            return
-        step, self._pending = self._pending, None
-        _point(self.directory, self.path(step).name)
-        self._prune()
+    def _finish(self, step: int) -> None:
+        """In the background: waits until the training state stands under its final name; the policy stood there before."""
+        self._writer.wait_until_finished()
+        if is_first():
+            _write_checksums(self.path(step))
+            _point(self.directory, self.path(step).name)
+            self._prune()
 
     def _prune(self) -> None:
         if self._keep is None:
             return
-        steps = sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit() and path.is_dir())
-        for step in steps[: -self._keep]:
+        for step in _steps(self.directory)[: -self._keep]:
             if not (self._keep_every and step % self._keep_every == 0):
                 shutil.rmtree(self.path(step), ignore_errors=True)
 
@@ -115,7 +161,8 @@ class CheckpointStore:
         name = self.directory
         if self._pending is not None:
             name = self.path(self._pending)
-            shutil.rmtree(name, ignore_errors=True)
+            if is_first():
+                shutil.rmtree(name, ignore_errors=True)
             self._pending = None
         return CheckpointError(
             f"{name}: cannot be written ({_first_line(error)}); {kept}: free space, then continue with --resume"
@@ -134,6 +181,43 @@ def last_step(directory: Path) -> int | None:
         raise CheckpointError(
             f"{pointer}: expected a link to a checkpoint or a file that holds its name ({error})"
         ) from error
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What differs in a checkpoint's folder from what was written there, in words; None if nothing does."""
+    try:
+        expected = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
+        for name, (size, digest) in expected.items():
+            file = checkpoint / name
+            if not file.is_file():
+                return f"{file} is missing"
+            if file.stat().st_size != size:
+                return f"{file}: expected {size} bytes, found {file.stat().st_size}"
+            if _sha256(file) != digest:
+                return f"{file}: its bytes are not the ones that were written"
+    except FileNotFoundError:
+        return f"{checkpoint / CHECKSUMS_FILE} is missing"
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        return f"{checkpoint / CHECKSUMS_FILE} cannot be read ({_first_line(error)})"
+    return None
+
+
+def _write_checksums(checkpoint: Path) -> None:
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    sums = {str(path.relative_to(checkpoint)): (path.stat().st_size, _sha256(path)) for path in files}
+    (checkpoint / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=1) + "\n")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _steps(directory: Path) -> list[int]:
+    """Steps of all checkpoints there, complete or not, in order."""
+    if not directory.exists():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
 
 
 def _point(directory: Path, name: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -17,6 +19,8 @@ from jaxreflow.metrics import MetricsLog, Stopwatch
 from jaxreflow.sharding import shard_batch
 from jaxreflow.training import Metrics, TrainState
 from jaxreflow.types import Batch
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +41,32 @@ class _Update:
     frames: np.ndarray
     metrics: Metrics
 
-    def read(self) -> dict[str, float]:
-        """Waits for the metrics; TrainingError names the batch if the loss or its gradient is not finite."""
-        values = {name: float(value) for name, value in jax.device_get(self.metrics).items()}
+
+class _Judge:
+    """Reads the metrics of updates; more than `tolerated` with a loss or gradient that is not finite are an error."""
+
+    def __init__(self, tolerated: int) -> None:
+        self.skipped = 0
+        self._tolerated = tolerated
+
+    def read(self, update: _Update) -> dict[str, float]:
+        """Waits for the finite metrics; TrainingError names the batch if others are one too many."""
+        values = {name: float(value) for name, value in jax.device_get(update.metrics).items()}
         wrong = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
-        if wrong:
-            frames = ", ".join(str(index) for index in self.frames)
+        if not wrong:
+            return values
+        self.skipped += 1
+        # Every process sees the same metrics and comes here.
+        frames = ", ".join(str(index) for index in multihost_utils.process_allgather(update.frames, tiled=True))
+        found = f"update {update.step}: {', '.join(wrong)}"
+        if self.skipped > self._tolerated:
             raise TrainingError(
-                f"update {self.step}: {', '.join(wrong)}; the run stops; its last checkpoint is from before. The batch "
-                f"held the dataset's frames {frames}: look there for broken values, or start again with a lower "
-                "--optimizer.lr"
+                f"{found}; the run stops; its last checkpoint is from before. The batch held the dataset's frames "
+                f"{frames}: look there for broken values, or start again with a lower --optimizer.lr, or go on with "
+                f"--resume and a higher --skip-nonfinite than {self._tolerated}"
             )
-        return values
+        _log.warning("%s; it changes nothing (--skip-nonfinite); its batch held the dataset's frames %s", found, frames)
+        return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def fit(
@@ -62,43 +80,56 @@ def fit(
     batch_size: int,
     evaluate: Callable[[TrainState], Mapping[str, float]],
     save: Callable[[int, TrainState], None],
+    stop: Callable[[int], bool] = lambda _: False,
+    heard: Callable[[], None] = lambda: None,
+    skip_nonfinite: int = 0,
 ) -> TrainState:
     """Updates `state` until `cadence.steps` updates are done; `batches` start where `state` stands.
 
     The host reads an update's metrics while the device computes the next one, so it never waits for the newest, yet no
-    checkpoint follows a non-finite update.
+    checkpoint follows a non-finite update that is not tolerated. `stop(step)`, asked after every update, ends the loop with
+    a checkpoint; `heard()` is called whenever the loop has come on.
 
     Raises:
-        TrainingError: the loss or the gradient of an update is not finite.
+        TrainingError: the loss or the gradient of more than `skip_nonfinite` updates is not finite.
     """
-    watch = Stopwatch()
-    previous: _Update | None = None
+    watch, judge = Stopwatch(), _Judge(skip_nonfinite)
+    unread: _Update | None = None
     with CompileWatch() as compiling:
         for step in range(int(state.step) + 1, cadence.steps + 1):
+            heard()
             with watch.waiting():
                 batch = next(batches)
             frames = np.asarray(batch.index)
             with compiling.part("update", step):
                 state, metrics = step_fn(state, shard_batch(batch, mesh))
-            if previous is not None:
-                previous.read()
-            previous = _Update(step, frames, metrics)
+            if unread is not None:
+                judge.read(unread)
+            unread = _Update(step, frames, metrics)
             log.advance()
-            last = step == cadence.steps
-            if last or step % cadence.log_every == 0:
-                values = previous.read()
-                log.write(step, {**values, **watch.read(batch_size)})
-            if last or step % cadence.eval_every == 0:
+            last, stopping = step == cadence.steps, stop(step)
+            logging_now = last or stopping or step % cadence.log_every == 0
+            saving_now = last or stopping or step % cadence.save_every == 0
+            if logging_now or saving_now:
+                values = judge.read(unread)
+                unread = None
+            if logging_now:
+                skipped = {"skipped": float(judge.skipped)} if judge.skipped else {}
+                log.write(step, {**values, **skipped, **watch.read(batch_size)})
+            if last or (step % cadence.eval_every == 0 and not stopping):
+                heard()
                 with compiling.part("the evaluation after update", step):
                     scores = evaluate(state)
                 if scores:
                     log.write(step, dict(scores))
                 watch.restart()
-            if last or step % cadence.save_every == 0:
-                previous.read()
+            if saving_now:
+                heard()
                 with compiling.part("the checkpoint after update", step):
                     save(step, state)
                 watch.restart()
+            if stopping:
+                break
     return state
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
-import jax
 from tqdm import tqdm
 
+from jaxreflow.distributed import is_first
 from jaxreflow.errors import TrainingError
 
 Record: TypeAlias = dict[str, int | float]
@@ -33,7 +33,7 @@ class MetricsLog:
     def __init__(self, run_dir: Path, *, start: int, steps: int) -> None:
         self._path = run_dir / METRICS_FILE
         self._steps = steps
-        self._primary = jax.process_index() == 0
+        self._primary = is_first()
         self._bar = tqdm(
             total=steps,
             initial=start,

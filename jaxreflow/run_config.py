@@ -42,6 +42,8 @@ class DatasetConfig:
 
     features: str | None = None
     """Cache of image tokens made by `python -m jaxreflow.data.features`: no video is decoded, no vision tower runs."""
+    skip_bad: bool = False
+    """Put another frame in the place of one that cannot be decoded, and say so, instead of stopping."""
 
     def __post_init__(self) -> None:
         if self.features and self.cache_frames:
@@ -175,6 +177,15 @@ class RunConfig:
     """Observations per update, over all devices and microbatches."""
     accumulate: int = 1
     """Microbatches per update."""
+    distributed: str = "off"
+    """Processes of this run: off (this one alone), auto (as SLURM, Cloud TPU, Kubernetes or Open MPI say), or HOST:PORT,N,I:
+    process I of N, the first of which listens at HOST:PORT."""
+    step_timeout: float = 1_800.0
+    """Seconds for an update, an evaluation or a checkpoint, after which the run ends with every thread's stack; 0: no limit."""
+    skip_nonfinite: int = 0
+    """Updates whose loss or gradient may be not finite; they change nothing."""
+    fsdp: int = 1
+    """Devices over which trained parameters, optimizer state and moving average are split."""
     noises: int = 1
     """Noise draws per observation, M."""
     time_law: str = "beta"
@@ -215,7 +226,7 @@ class RunConfig:
         for name in ("steps", "batch_size", "accumulate", "noises", "eval_batches", *every):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
-        for name in ("keep", "keep_every", "num_workers", "seed"):
+        for name in ("keep", "keep_every", "num_workers", "seed", "step_timeout", "skip_nonfinite"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name.replace('_', '-')} must not be negative, found {getattr(self, name)}")
         if self.num_steps is not None and self.num_steps < 1:

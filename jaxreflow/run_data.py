@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from jaxreflow.observation import Transforms
 from jaxreflow.pretrained import Checkpoint
 from jaxreflow.run_config import DatasetConfig, RunConfig
 from jaxreflow.types import Batch
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +81,7 @@ def split_data(
             state_key=dataset_key(STATE, rename_map),
             action_key=dataset_key(ACTION, rename_map),
             features=features,
+            skip_bad=config.dataset.skip_bad,
         )
 
     return RunData(source(train), source(held_out) if held_out else None, held_out, transforms)
@@ -95,14 +99,38 @@ def training_batches(data: RunData, config: RunConfig, start_step: int) -> Gener
         process_count=jax.process_count(),
     )
 
+    skipped = SkippedFrames(data.train.dataset)
+
     def batches() -> Generator[Batch]:
         try:
             for example in examples:
+                skipped.note(example)
                 yield normalized_batch(example, data.transforms)
         finally:
             examples.close()
 
     return batches()
+
+
+class SkippedFrames:
+    """Counts and logs the frames in whose place others are trained on, each once."""
+
+    def __init__(self, dataset: LeRobotDataset) -> None:
+        self._dataset = dataset
+        self._known: set[int] = set()
+
+    def note(self, example: Example) -> None:
+        """Looks through a batch."""
+        for skipped, index in zip(example["skipped"].tolist(), example["index"].tolist(), strict=True):
+            if skipped >= 0 and skipped not in self._known:
+                self._known.add(skipped)
+                _log.warning(
+                    "%s: %s cannot be decoded, %s takes its place (--dataset.skip-bad; %d bad frame(s) so far)",
+                    self._dataset.root,
+                    self._dataset.describe(skipped),
+                    self._dataset.describe(index),
+                    len(self._known),
+                )
 
 
 def held_out_batches(data: RunData, config: RunConfig) -> Iterator[Batch]:

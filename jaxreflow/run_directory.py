@@ -8,8 +8,9 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxreflow.checkpoint import CheckpointStore, last_step
+from jaxreflow.checkpoint import CheckpointStore
 from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.distributed import is_first
 from jaxreflow.errors import CheckpointError, ConfigError, TrainingError
 from jaxreflow.pretrained import Checkpoint
 from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
@@ -35,6 +36,12 @@ MAY_CHANGE = frozenset(
         "early_task",
         "eval_frames",
         "num_workers",
+        "accumulate",
+        "fsdp",
+        "distributed",
+        "step_timeout",
+        "skip_nonfinite",
+        "dataset.skip_bad",
         "vlm",
         "dataset.root",
         "dataset.cache_frames",
@@ -119,9 +126,9 @@ def _from_json(cls: type[T], fields: dict[str, Any]) -> T:
 
 
 def check_directory(config: RunConfig) -> Path:
-    """The run's directory; TrainingError if it holds something else."""
+    """The run's directory; TrainingError if it holds something else, where the process is the one that writes there."""
     run_dir = Path(str(config.output_dir))
-    if not config.resume and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    if is_first() and not config.resume and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         holds = "holds a run" if (run_dir / CONFIG_FILE).is_file() else "is there already and not empty"
         raise TrainingError(
             f"{run_dir} {holds}; nothing is overwritten: choose another --output-dir, or continue it with --resume"
@@ -131,6 +138,8 @@ def check_directory(config: RunConfig) -> Path:
 
 def claim_directory(config: RunConfig, run_dir: Path) -> None:
     """Writes the run's settings into its directory; only now, so that a wrong flag leaves nothing behind."""
+    if not is_first():
+        return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         write_config(dataclasses.replace(config, resume=False), run_dir / CONFIG_FILE)
@@ -147,8 +156,8 @@ def run_identity(checkpoint: Checkpoint, dataset: LeRobotDataset) -> dict[str, A
 
 
 def restore(store: CheckpointStore, init: TrainState, identity: dict[str, Any]) -> TrainState:
-    """The last checkpoint's state, or `init`; CheckpointError if the run had other weights or data."""
-    step = last_step(store.directory)
+    """The state of the newest checkpoint that is not damaged, or `init`; CheckpointError if the run had other weights or data."""
+    step = store.newest_intact()
     if step is None:
         return init
     meta = store.read_meta(step)

@@ -1,14 +1,18 @@
-"""Where arrays live: one mesh over all devices of all processes; batches split, parameters whole on each device."""
+"""Where arrays live: one mesh over all devices of all processes.
+
+Batches are split over all devices, what training changes over the axis "fsdp"; everything else is whole on each device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from jaxreflow.errors import TrainingError
 
@@ -17,12 +21,15 @@ T = TypeVar("T")
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
-    """The mesh `("data", "fsdp")` over all devices; TrainingError where `fsdp` does not divide their number."""
-    devices = jax.device_count()
-    if fsdp < 1 or devices % fsdp:
-        raise TrainingError(f"fsdp: expected a divisor of the {devices} device(s), found {fsdp}")
-    return jax.make_mesh((devices // fsdp, fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh `("data", "fsdp")` over these devices (default: all); TrainingError where `fsdp` does not divide their number."""
+    devices = sorted(
+        jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id)
+    )
+    if fsdp < 1 or len(devices) % fsdp:
+        raise TrainingError(f"--fsdp {fsdp}: expected a divisor of the {len(devices)} device(s)")
+    # By process: the i-th process holds the i-th slice of a batch, as its data pipeline reads it.
+    return Mesh(np.array(devices).reshape(-1, fsdp), BATCH_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -56,9 +63,43 @@ def replicate(tree: T, mesh: Mesh) -> T:
     return jax.block_until_ready(jax.device_put(tree, replicated(mesh)))
 
 
-def replicated_copy(tree: T, mesh: Mesh, make: Callable[[T], Any] = lambda tree: tree) -> Any:
-    """`make(tree)` in buffers of its own, as a state needs that is donated to its update.
+def make_replicated(make: Callable[[], T], mesh: Mesh) -> T:
+    """What `make()` computes, whole on every device; random keys of several processes can be had in no other way."""
+    return jax.jit(make, out_shardings=replicated(mesh))()
+
+
+def fsdp_axis(shape: tuple[int, ...], parts: int) -> int | None:
+    """The axis along which a parameter is split over "fsdp": the largest that divides; None where it stays whole."""
+    divisible = [axis for axis, size in enumerate(shape) if size and size % parts == 0]
+    return max(divisible, key=lambda axis: shape[axis]) if divisible and parts > 1 else None
+
+
+def parameter_spec(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    """How a parameter of this shape, its moments and its moving average are split over `parts` devices."""
+    axis = fsdp_axis(shape, parts)
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "fsdp")
+
+
+def split_over_fsdp(tree: T, mesh: Mesh) -> T:
+    """Inside of jit: every leaf placed as `parameter_spec` says."""
+
+    def place(x: Array) -> Array:
+        spec = parameter_spec(x.shape, mesh.shape["fsdp"])
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, tree)
+
+
+def sharded_copy(tree: T, mesh: Mesh, make: Callable[[T], Any] = lambda tree: tree) -> Any:
+    """`make(tree)`, split as parameters are, in buffers of its own, as a state needs that is donated to its update.
 
     One program does both, so that what `make` adds is written once.
     """
-    return jax.jit(lambda x: jax.tree.map(jnp.copy, make(x)), out_shardings=replicated(mesh))(tree)
+    return jax.jit(lambda x: split_over_fsdp(jax.tree.map(jnp.copy, make(x)), mesh))(tree)
+
+
+def gather(tree: T, mesh: Mesh) -> T:
+    """A tree that is split as parameters are, whole on every device; every process has to call this."""
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)

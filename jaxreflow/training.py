@@ -20,7 +20,14 @@ from jaxtyping import Array, Float, Int, Key
 from jaxreflow import flow
 from jaxreflow.config import ModelConfig
 from jaxreflow.model import memorise, observe, velocity
-from jaxreflow.sharding import BATCH_AXES, batch_sharding, replicated
+from jaxreflow.sharding import (
+    BATCH_AXES,
+    batch_sharding,
+    fsdp_axis,
+    parameter_spec,
+    replicated,
+    split_over_fsdp,
+)
 from jaxreflow.types import Batch, Context, Observation, Params
 from jaxreflow.weights import merge_params
 
@@ -185,8 +192,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Params, Params, Batch, Array], tuple[TrainState, Metrics]]:
     """The jitted update `(state, frozen, teacher, batch, key) -> (state, {loss, grad_norm, lr})`; `state` is donated.
 
-    The step's key is `fold_in(key, state.step)`. An update whose loss or gradient is not finite leaves the state as it
-    was. Devices send each other their gradients in `reduce_dtype`, once per update, and nothing else but scalars.
+    The step's key is `fold_in(key, state.step)`. An update whose loss or gradient is not finite changes nothing but the
+    number of updates. Devices send each other their gradients in `reduce_dtype`, once per update, and nothing else but
+    scalars. Where the state is split over "fsdp", its parameters are gathered once per update, and of the gradients each
+    device gets its part.
     """
     mean_gradients = _mean_gradients(loss_fn, mesh, accumulation, reduce_dtype)
 
@@ -199,12 +208,14 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         ema = None if state.ema is None else _average(state.ema, trainable, state.step, ema_decay)
-        new = TrainState(state.step + 1, trainable, opt_state, ema)
+        new = TrainState(state.step, trainable, opt_state, ema)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
-        return new, {"loss": loss, "grad_norm": norm, "lr": schedule(state.step)}
+        new = split_over_fsdp(new.replace(step=state.step + 1), mesh)
+        metrics = {"loss": loss, "grad_norm": norm, "lr": schedule(state.step)}
+        return new, jax.lax.with_sharding_constraint(metrics, replicated(mesh))
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=replicated(mesh))
+    return jax.jit(train_step, donate_argnums=0)
 
 
 def make_eval_step(
@@ -252,13 +263,32 @@ def _mean_gradients(
         zero, trainable = _per_device((jnp.float32(0), trainable))
         loss, count, gradients = own_sums(zero, trainable, *inputs)
         sent = jax.tree.map(lambda g: g.astype(reduce_dtype), gradients)
-        loss, count, sent = jax.lax.psum((loss, count, sent), BATCH_AXES)
-        return _mean(loss, count, jax.tree.map(lambda g: g.astype(jnp.float32), sent))
+        loss, count = jax.lax.psum((loss, count), BATCH_AXES)
+        return _mean(loss, count, jax.tree.map(lambda g: g.astype(jnp.float32), _sum_over_devices(sent, mesh)))
 
     if mesh.size == 1:  # A CPU would copy the gradients even to itself.
         return lambda *inputs: _mean(*own_sums(jnp.float32(0), *inputs))
     whole, split = PartitionSpec(), PartitionSpec(BATCH_AXES)
-    return jax.shard_map(over_devices, mesh=mesh, in_specs=(whole, whole, whole, split), out_specs=(whole, whole))
+
+    def mean_gradients(trainable: Params, *inputs: Any) -> tuple[Array, Params]:
+        parts = jax.tree.map(lambda x: parameter_spec(x.shape, mesh.shape["fsdp"]), trainable)
+        trainable = jax.lax.with_sharding_constraint(trainable, replicated(mesh))
+        mapped = jax.shard_map(over_devices, mesh=mesh, in_specs=(whole, whole, whole, split), out_specs=(whole, parts))
+        return mapped(trainable, *inputs)
+
+    return mean_gradients
+
+
+def _sum_over_devices(gradients: Params, mesh: Mesh) -> Params:
+    """Gradients summed over all devices; of those that are split over "fsdp" each device gets its part only."""
+
+    def total(g: Array) -> Array:
+        axis = fsdp_axis(g.shape, mesh.shape["fsdp"])
+        if axis is None:
+            return jax.lax.psum(g, BATCH_AXES)
+        return jax.lax.psum(jax.lax.psum_scatter(g, "fsdp", scatter_dimension=axis, tiled=True), "data")
+
+    return jax.tree.map(total, gradients)
 
 
 def _mean(loss: Array, count: Array, gradients: Params) -> tuple[Float[Array, ""], Params]:

@@ -13,7 +13,7 @@ from jaxreflow import flow
 from jaxreflow.optimizer import make_optimizer, make_schedule
 from jaxreflow.pretrained import Checkpoint
 from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
-from jaxreflow.sharding import replicate, replicated_copy
+from jaxreflow.sharding import gather, make_replicated, replicate, sharded_copy
 from jaxreflow.training import (
     Draw,
     LossFunction,
@@ -99,7 +99,7 @@ def loss_and_draw(config: RunConfig, checkpoint: Checkpoint, trainable: Params) 
 def make_update(
     config: RunConfig, checkpoint: Checkpoint, weights: Weights, mesh: Mesh
 ) -> tuple[TrainState, Callable[..., tuple[TrainState, Metrics]], Callable[..., tuple[Array, Array]]]:
-    """The first state, and the jitted `update(state, batch)` and `measure(state, batch, index)` of the loss."""
+    """The first state, and the jitted `update(state, batch)` and `measure(exported, batch, index)` of the loss."""
     loss_fn, draw = loss_and_draw(config, checkpoint, weights.start)
     settings = config.optimizer.resolve(checkpoint.policy)
     optimizer = make_optimizer(settings, config.steps)
@@ -115,20 +115,18 @@ def make_update(
     )
     measure = make_eval_step(loss_fn, draw, mesh)
     # Evaluations draw the same noise and time every time, and none that training draws.
-    key, eval_key = replicate(jax.random.split(jax.random.key(config.seed)), mesh)
+    key, eval_key = make_replicated(lambda: tuple(jax.random.split(jax.random.key(config.seed))), mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return update(state, weights.frozen, weights.teacher, batch, key)
 
-    def eval_step(state: TrainState, batch: Batch, index: int) -> tuple[Array, Array]:
-        return measure(
-            exported_params(config, state), weights.frozen, weights.teacher, batch, jax.random.fold_in(eval_key, index)
-        )
+    def eval_step(exported: Params, batch: Batch, index: int) -> tuple[Array, Array]:
+        return measure(exported, weights.frozen, weights.teacher, batch, jax.random.fold_in(eval_key, index))
 
-    init = replicated_copy(weights.start, mesh, lambda start: init_state(start, optimizer, ema=config.ema_decay > 0))
+    init = sharded_copy(weights.start, mesh, lambda start: init_state(start, optimizer, ema=config.ema_decay > 0))
     return init, train_step, eval_step
 
 
-def exported_params(config: RunConfig, state: TrainState) -> Params:
-    """The trained parameters that are evaluated and exported."""
-    return state.averaged if config.export == "ema" else state.trainable
+def exported_params(config: RunConfig, state: TrainState, mesh: Mesh) -> Params:
+    """The trained parameters that are evaluated and exported, whole on every device."""
+    return gather(state.averaged if config.export == "ema" else state.trainable, mesh)

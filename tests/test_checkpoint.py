@@ -12,14 +12,14 @@ import pytest
 from jaxreflow.checkpoint import CheckpointStore, last_step
 from jaxreflow.errors import CheckpointError
 from jaxreflow.optimizer import OptimizerConfig, make_optimizer
-from jaxreflow.sharding import make_mesh, replicated_copy
+from jaxreflow.sharding import make_mesh, sharded_copy
 from jaxreflow.training import TrainState, init_state
 
 
 def make_state(value: float, *, ema: bool = True, optimizer: str = "adamw") -> TrainState:
     params = {"expert": {"kernel": np.full((64, 64), value, np.float32)}, "state_proj": {"bias": np.arange(3.0)}}
     made = make_optimizer(OptimizerConfig(name=optimizer), 100)
-    return replicated_copy(init_state(params, made, ema=ema), make_mesh())
+    return sharded_copy(init_state(params, made, ema=ema), make_mesh())
 
 
 def export(out: Path) -> None:
@@ -86,6 +86,63 @@ def test_damaged_pointer_and_state_are_named(store: CheckpointStore) -> None:
     (store.directory / "last").write_text("yesterday")
     with pytest.raises(CheckpointError, match=r"last: expected a link"):
         last_step(store.directory)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+DAMAGES = {
+    "expected": truncate,
+    "its bytes are not the ones": flip,
+    "is missing": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("says", DAMAGES)
+@pytest.mark.parametrize("what", ["pretrained_model/config.json", "training_state/state", "checksums.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    store: CheckpointStore, says: str, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        store.save(step, make_state(step), {}, export)
+    store.wait()
+    assert store.newest_intact() == 2
+    assert not caplog.text
+    for count, step in enumerate((2, 1), 1):
+        path = store.path(step) / what
+        file = (
+            path if path.is_file() else max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+        )
+        DAMAGES[says](file)
+        if step == 2:
+            assert store.newest_intact() == 1
+            assert f"{store.path(2)}: damaged" in caplog.text
+            if what != "checksums.json":
+                assert f"{file}" in caplog.text
+                assert says in caplog.text
+        else:
+            with pytest.raises(CheckpointError, match=rf"all of the {count} checkpoint\(s\) up to 000002 are damaged"):
+                store.newest_intact()
+
+
+def test_without_the_pointer_the_newest_complete_checkpoint_is_used(
+    store: CheckpointStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert store.newest_intact() is None
+    for step in (1, 2, 3):
+        store.save(step, make_state(step), {}, export)
+    store.wait()
+    (store.directory / "last").unlink()
+    (store.path(3) / "checksums.json").unlink()  # As a kill leaves it.
+    assert store.newest_intact() == 2
+    assert "last: missing, so the newest checkpoint is looked for" in caplog.text
 
 
 def test_failing_export_leaves_the_checkpoint_before(store: CheckpointStore) -> None:

@@ -2,7 +2,14 @@
 
 import itertools
 import logging
+import multiprocessing
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +19,7 @@ from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.loader import TrainingSource, iterate_once, make_loader, to_batch
 from jaxreflow.data.transforms import check_features, dataset_key, match_cameras, pad_last
 from jaxreflow.errors import ConfigError, DatasetError
+from jaxreflow.run_data import SkippedFrames
 from tests.lerobot_fixtures import CAMERA, actions, write_v30
 
 POLICY_CAMERA = "observation.images.camera1"
@@ -116,6 +124,57 @@ def test_processes_share_the_global_batch(source, processes):
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), indices(source, 14)[2:])
 
 
+def test_workers_outlive_signals_and_their_death_is_an_error(dataset, source):
+    """Schedulers and terminals signal every process of a job; the run decides when it ends."""
+    loader, expected = make_loader(source_of(dataset), batch_size=4, seed=7, num_workers=2), indices(source, 40)
+    np.testing.assert_array_equal([next(loader)["index"] for _ in range(2)], expected[:2])  # Both are up.
+    workers = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        for worker in workers:
+            os.kill(worker.pid, number)
+    np.testing.assert_array_equal([next(loader)["index"] for _ in range(8)], expected[2:10])
+    os.kill(workers[1].pid, signal.SIGKILL)
+    read = []
+    with pytest.raises(DatasetError) as death:
+        read.extend(batch["index"] for batch in loader)
+    loader.close()
+    np.testing.assert_array_equal(read, expected[10 : 10 + len(read)])
+    lost = ", ".join(source.dataset.describe(int(index)) for index in expected[10 + len(read)])
+    assert f"{source.dataset.root}: a loader worker died" in str(death.value)
+    assert f"while it read {lost}; out of memory" in str(death.value)
+
+
+def test_workers_end_with_a_run_that_is_killed(dataset, tmp_path):
+    (tmp_path / "source.pkl").write_bytes(pickle.dumps(source_of(dataset)))
+    program = """
+import multiprocessing, os, pickle, signal, sys
+from jaxreflow.data.loader import make_loader
+if __name__ == "__main__":
+    loader = make_loader(pickle.load(open(sys.argv[1], "rb")), batch_size=4, seed=7, num_workers=2)
+    next(loader)
+    print(*[worker.pid for worker in multiprocessing.active_children()], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "run.py").write_text(program)
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "source.pkl")]
+    killed = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    workers, deadline = [int(pid) for pid in killed.stdout.split()], time.monotonic() + 30
+    assert len(workers) == 2
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended; one without a parent may stay as a zombie."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_workers_do_not_change_the_order(dataset, source):
     def constant(tasks):
         return tokenize(tasks)
@@ -172,6 +231,43 @@ def test_errors_in_the_pipeline_reach_the_caller(dataset):
     part.column("timestamp")[:] += 0.033
     with pytest.raises(DatasetError, match="no frame within"):
         next(make_loader(source_of(part), batch_size=4, seed=0))
+
+
+def test_bad_frames_are_replaced_counted_and_named(dataset, monkeypatch, caplog):
+    """The same frames take their places in every epoch and on every host."""
+    good = LeRobotDataset(dataset.metadata)
+    image = good.image
+
+    def decode(index, camera):
+        if index in (3, 4):
+            raise DatasetError(f"cannot decode {index}")
+        return image(index, camera)
+
+    monkeypatch.setattr(good, "image", decode)
+    with pytest.raises(DatasetError, match="cannot decode 3"):
+        source_of(good)[3]
+    source = source_of(good, skip_bad=True)
+    assert [int(source[i]["skipped"]) for i in range(6)] == [-1, -1, -1, 3, 4, -1]
+    places = [int(source[i]["index"]) for i in (3, 4)]
+    assert places == [int(source[i]["index"]) for i in (3, 4)]
+    assert not {3, 4} & set(places)
+    loader, skipped, seen = make_loader(source, batch_size=6, seed=0), SkippedFrames(good), []
+    for batch in itertools.islice(loader, 6):  # two epochs
+        skipped.note(batch)
+        seen += batch["index"].tolist()
+    loader.close()
+    assert len(seen) == 36
+    assert not {3, 4} & set(seen)
+    assert caplog.text.count("cannot be decoded") == 2
+    assert f"frame 3 of episode 0 cannot be decoded, {good.describe(places[0])} takes its place" in caplog.text
+    assert "2 bad frame(s) so far" in caplog.text
+
+
+def test_a_dataset_without_a_good_frame_is_an_error(dataset, monkeypatch):
+    bad = LeRobotDataset(dataset.metadata)
+    monkeypatch.setattr(bad, "image", lambda *_: (_ for _ in ()).throw(DatasetError("nothing here")))
+    with pytest.raises(DatasetError, match="nothing here"):
+        source_of(bad, skip_bad=True)[0]
 
 
 def test_pad_last():

@@ -24,7 +24,7 @@ from jaxreflow.optimizer import make_optimizer, make_schedule
 from jaxreflow.pretrained import Checkpoint, load_checkpoint, save_pretrained
 from jaxreflow.run_config import DatasetConfig, OptimizerFlags, ReflowConfig, TeacherSource
 from jaxreflow.run_data import open_dataset, split_data, training_batches
-from jaxreflow.sharding import make_mesh, replicated_copy, shard_batch
+from jaxreflow.sharding import make_mesh, shard_batch, sharded_copy
 from jaxreflow.training import init_state, make_draw, make_train_step
 from jaxreflow.update import split_weights
 from jaxreflow.weights import merge_params
@@ -107,7 +107,7 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     made = {}
     for name, mistake in MISTAKES.items():
-        state = replicated_copy(init_state(weights.start, optimizer, ema=False), mesh)
+        state = sharded_copy(init_state(weights.start, optimizer, ema=False), mesh)
         frozen = {"params": weights.frozen, "mistake": dataclasses.asdict(mistake)}
         losses = []
         for i in range(UPDATES):

@@ -26,6 +26,8 @@ ALLOWED = {
     "data": {*BASE, "data"},
     # The program that fills a cache of image tokens: it runs the model over the data.
     "data.features": {*BASE, *FORMATS, *VISION},
+    # The program that packs frames, at the size that a policy looks at.
+    "data.pack": {*BASE, "data", "model", "pretrained"},
     **{module: {*BASE, *FORMATS} for module in FORMATS},
     "tensorfile": {"errors"},
     "weights": {*BASE, "model", "statistics", "tensorfile"},

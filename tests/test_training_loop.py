@@ -33,7 +33,9 @@ def batches() -> Iterator[Batch]:
         yield Batch(batch.observation, batch.actions, batch.action_is_pad, np.array([100 * i, 100 * i + 1], np.int32))
 
 
-def run(tmp_path: Path, losses: dict[int, float], **cadence: int) -> list[tuple[str, int]]:
+def run(
+    tmp_path: Path, losses: dict[int, float], *, skip: int = 0, stop_after: int = 0, **cadence: int
+) -> list[tuple[str, int]]:
     """Six updates whose loss is 1 except for `losses`; the events in order."""
     events: list[tuple[str, int]] = []
 
@@ -52,8 +54,12 @@ def run(tmp_path: Path, losses: dict[int, float], **cadence: int) -> list[tuple[
 
     settings = Cadence(**{"steps": 6, "log_every": 2, "eval_every": 4, "save_every": 3, **cadence})
     with MetricsLog(tmp_path, start=0, steps=6) as log:
-        fit(STATE, step, batches(), make_mesh(), settings, log, batch_size=2, evaluate=evaluate, save=save)
-    return events
+        fit(
+            STATE, step, batches(), make_mesh(), settings, log, batch_size=2, evaluate=evaluate, save=save,
+            skip_nonfinite=skip, stop=lambda step: step == stop_after, heard=lambda: events.append(("heard", 0)),
+        )  # fmt: skip
+    assert events.count(("heard", 0)) == (stop_after or 6) + sum(kind != "heard" for kind, _ in events)
+    return [event for event in events if event[0] != "heard"]
 
 
 def test_cadence_and_metrics(tmp_path: Path) -> None:
@@ -73,6 +79,26 @@ def test_non_finite_loss_names_its_frames(tmp_path: Path, bad: int) -> None:
     frames = f"{100 * (bad - 1)}, {100 * (bad - 1) + 1}"
     with pytest.raises(TrainingError, match=rf"update {bad}: loss nan; .*frames {frames}:"):
         run(tmp_path, {bad: float("nan")}, log_every=6, save_every=6, eval_every=6)
+
+
+def test_as_many_non_finite_updates_as_are_tolerated_are_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses = {2: float("nan"), 3: float("inf")}
+    with pytest.raises(TrainingError, match=r"update 3: loss inf; .*--resume and a higher --skip-nonfinite than 1"):
+        run(tmp_path, losses, skip=1)
+    assert "update 2: loss nan; it changes nothing" in caplog.text
+    assert "frames 100, 101" in caplog.text
+    (tmp_path / "metrics.jsonl").unlink()
+    run(tmp_path, losses, skip=2)
+    assert [(r["step"], r.get("loss"), r.get("skipped")) for r in read_metrics(tmp_path) if "step_time" in r] == [
+        (2, None, 1), (4, 1.0, 2), (6, 1.0, 2)
+    ]  # fmt: skip
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_ends(tmp_path: Path) -> None:
+    assert run(tmp_path, {}, stop_after=4) == [("save", 3), ("save", 4)]
+    assert [r["step"] for r in read_metrics(tmp_path)] == [2, 4]
 
 
 def test_nothing_is_saved_after_a_non_finite_update(tmp_path: Path) -> None:

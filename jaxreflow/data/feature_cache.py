@@ -12,16 +12,14 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from jaxreflow.data.shards import open_shards, publish, shard_files
 from jaxreflow.errors import DatasetError
 
 MANIFEST = "manifest.json"
@@ -56,11 +54,7 @@ class Manifest:
 
     def shards(self, root: Path) -> list[tuple[Path, range]]:
         """The file of every shard and its frames."""
-        starts = range(0, self.frames, self.shard_frames)
-        return [
-            (root / f"shard-{i:05d}.arrayrecord", range(start, min(start + self.shard_frames, self.frames)))
-            for i, start in enumerate(starts)
-        ]
+        return shard_files(root, self.frames, self.shard_frames)
 
     def missing(self, root: Path) -> list[tuple[Path, range]]:
         """The shards that are not there yet."""
@@ -80,7 +74,7 @@ class FeatureCache:
                 f"{self.root} is unfinished: expected {done + len(missing)} shards, found {done} (the first one missing "
                 f"is {missing[0][0].name})"
             )
-        self._records = ArrayRecordDataSource([f"{path}[0:{len(held)}]" for path, held in manifest.shards(self.root)])
+        self._records = open_shards(manifest.shards(self.root))
 
     @classmethod
     def open(cls, root: Path | str) -> FeatureCache:
@@ -137,50 +131,13 @@ def claim_folder(root: Path, manifest: Manifest) -> None:
         raise DatasetError(f"{root} is there already and no feature cache; choose another --out, or remove it")
     else:
         root.mkdir(parents=True, exist_ok=True)
-        _publish(root / MANIFEST, lambda path: path.write_text(json.dumps(_to_json(manifest), indent=2) + "\n"))
+        publish(root / MANIFEST, lambda path: path.write_text(json.dumps(_to_json(manifest), indent=2) + "\n"))
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """The entries in which two mappings differ, in words."""
     names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     return [f"{name}: expected {_short(expected.get(name))}, found {_short(found.get(name))}" for name in names]
-
-
-def write_shard(path: Path, records: Iterable[bytes], count: int) -> None:
-    """Writes one shard of `count` records, complete or not at all; DatasetError if it cannot be written."""
-
-    def write(temporary: Path) -> None:
-        # Single uncompressed records are what random access reads fastest; bfloat16 hardly compresses.
-        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-        try:
-            for record in records:
-                writer.write(record)
-        finally:
-            writer.close()
-        # The writer is silent about a full disk; a file without its end has no records.
-        try:
-            reader = ArrayRecordReader(str(temporary))
-            written = reader.num_records()
-            reader.close()
-        except RuntimeError as error:
-            raise OSError(f"incomplete: {error}") from error
-        if written != count:
-            raise OSError(f"expected {count} records, found {written}")
-
-    _publish(path, write)
-
-
-def _publish(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be written ({error}); free space or choose another --out") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:

@@ -38,9 +38,9 @@ from jaxreflow.data.feature_cache import (
     claim_folder,
     differences,
     read_manifest,
-    write_shard,
 )
 from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.data.shards import write_shard
 from jaxreflow.data.transforms import match_cameras
 from jaxreflow.errors import ConfigError, DatasetError, JaxReflowError
 from jaxreflow.model import embed_images

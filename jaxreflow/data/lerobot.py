@@ -1,4 +1,4 @@
-"""Reads a LeRobotDataset (v3.0, v2.1, v2.0) with pyarrow and PyAV: images by frame, everything else as whole columns.
+"""Reads a LeRobotDataset (v3.0, v2.1, v2.0, or packed) with pyarrow and PyAV: images by frame, the rest as whole columns.
 
 Frames are named by their global index, the one that the whole dataset counts, whichever episodes are selected.
 """
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from jaxreflow.data.columns import read_columns
 from jaxreflow.data.metadata import Episode, FeatureSpec, Metadata, Stats, read_metadata
+from jaxreflow.data.packed_frames import FOLDER, PackedFrames
 from jaxreflow.data.transforms import ACTION, STATE
 from jaxreflow.data.video import FrameReaders
 from jaxreflow.errors import ConfigError, DatasetError
@@ -36,6 +37,7 @@ class LeRobotDataset:
         self._starts = np.cumsum(self._lengths) - self._lengths
         self._cache: dict[str, np.ndarray] = {}
         self._readers = FrameReaders()
+        self._packed = PackedFrames(self.root / FOLDER) if (self.root / FOLDER).is_dir() else None
         self._check()
         names = [*_INDEX_COLUMNS, *(key for key in (STATE, ACTION) if key in self.features)]
         self._columns, self._file_rows = read_columns(self.root, self.episodes, self.features, names)
@@ -140,6 +142,10 @@ class LeRobotDataset:
             "index": int(index),
         }
 
+    def describe(self, index: int) -> str:
+        """A global frame index in words: frame and episode."""
+        return self._describe(self._row(index))
+
     def image(self, index: int, camera: str) -> UInt8[np.ndarray, "H W 3"]:
         """One camera's image by global frame index; DatasetError names file, episode and frame if it cannot be had."""
         row = self._row(index)
@@ -174,18 +180,25 @@ class LeRobotDataset:
     def _decode(self, row: int, camera: str) -> UInt8[np.ndarray, "H W 3"]:
         if camera not in self.camera_keys:
             raise DatasetError(f"{self.root}: no camera {camera!r}, only {', '.join(self.camera_keys) or 'none'}")
-        episode = self.episodes[self._episode_of(row)]
+        place = self._episode_of(row)
+        episode = self.episodes[place]
         file, start = episode.videos.get(camera, (episode.data_file, 0.0))
         try:
+            if self._packed is not None:
+                file = FOLDER
+                return self._packed.image(episode.first + row - int(self._starts[place]), camera)
             if camera in episode.videos:
                 return self._readers.video_frame(self.root / file, start + self._seconds(row), TOLERANCE_S)
             return self._readers.embedded_frame(self.root / file, camera, int(self._file_rows[row]))
         except DatasetError as error:
-            frame = int(self.column("frame_index")[row, 0])
             raise DatasetError(
-                f"{self.root / file}: cannot decode frame {frame} of episode {episode.index}, camera {camera!r}: "
-                f"{error}; copy or download the file again, or leave the episode out with --dataset.episodes"
+                f"{self.root / file}: cannot decode {self._describe(row)}, camera {camera!r}: {error}; copy or download the "
+                "file again, leave the episode out with --dataset.episodes, or bad frames with --dataset.skip-bad"
             ) from error
+
+    def _describe(self, row: int) -> str:
+        frame, episode = int(self.column("frame_index")[row, 0]), self.episodes[self._episode_of(row)].index
+        return f"frame {frame} of episode {episode}"
 
     def _seconds(self, row: int) -> float:
         """Time of a frame in its episode: its stored float32 timestamp, or the exact quotient that this rounds."""
@@ -201,7 +214,8 @@ class LeRobotDataset:
             raise DatasetError(f"{self.root}: meta/info.json lacks the feature {absent[0]!r} of every LeRobotDataset")
         needed: dict[str, int] = {}
         for episode in self.episodes:
-            for file in (episode.data_file, *(video for video, _ in episode.videos.values())):
+            videos = () if self._packed is not None else (video for video, _ in episode.videos.values())
+            for file in (episode.data_file, *videos):
                 needed.setdefault(file, episode.index)
         missing = [file for file in needed if not (self.root / file).is_file()]
         if missing:

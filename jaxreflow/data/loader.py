@@ -7,7 +7,12 @@ number of examples alone.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.util import Finalize
 from typing import Any
 
 import grain
@@ -23,6 +28,10 @@ from jaxreflow.types import Batch, Observation
 
 # More examples than any run draws.
 _ENDLESS = 1 << 48
+# Frames that are tried in the place of one that cannot be decoded.
+_SUBSTITUTES = 16
+# How long a worker goes on after SIGTERM, which schedulers send to every process of a job: the run finishes its update first.
+_WORKER_GRACE_S = 20
 
 Example = dict[str, Any]
 Tokenize = Callable[[list[str]], tuple[Int32[np.ndarray, "n T"], Bool[np.ndarray, "n T"]]]
@@ -34,7 +43,8 @@ class TrainingSource:
 
     An example holds `images` (uint8 `[H, W, 3]`) and `image_mask` per policy camera, `tokens` and `token_mask` `[T]`,
     `state` `[max_state_dim]`, `actions` `[C, max_action_dim]` (both normalised, then zero-padded), `action_is_pad`
-    `[C]`, and the global frame `index`. With `features` it decodes nothing: `images` is empty, and `image_tokens` holds
+    `[C]`, the global frame `index`, and which frame `skipped` could not be decoded, so that this one takes its place (-1:
+    none; others than -1 only with `skip_bad`). With `features` it decodes nothing: `images` is empty, and `image_tokens` holds
     `[P, D]` per camera.
     """
 
@@ -53,8 +63,10 @@ class TrainingSource:
         state_key: str = STATE,
         action_key: str = ACTION,
         features: FeatureCache | None = None,
+        skip_bad: bool = False,
     ) -> None:
         self.dataset = dataset
+        self._skip_bad = skip_bad
         self.features = features
         self.cameras = dict(cameras)
         self.frames = np.asarray(frames, np.int64)
@@ -73,6 +85,22 @@ class TrainingSource:
         return len(self.frames)
 
     def __getitem__(self, position: int) -> Example:
+        skipped = np.int32(-1)
+        for substitute in self._substitutes(position):
+            try:
+                return self._example(position) | {"skipped": skipped}
+            except DatasetError:
+                skipped = np.int32(self.frames[position]) if skipped < 0 else skipped
+                position = substitute
+        return self._example(position) | {"skipped": skipped}
+
+    def _substitutes(self, position: int) -> list[int]:
+        """Positions that may take this one's place, the same whenever and wherever it is read."""
+        if not self._skip_bad:
+            return []
+        return np.random.default_rng(position).integers(len(self), size=_SUBSTITUTES).tolist()
+
+    def _example(self, position: int) -> Example:
         frame, row = int(self.frames[position]), self._rows[position]
         wanted, last = row + self._chunk, self._last[row]
         task = self._task[row]
@@ -107,7 +135,8 @@ def make_loader(
 
     Every epoch visits each frame once, newly shuffled; batches run across its end. With 0 workers a thread decodes
     `prefetch` batches ahead, otherwise each worker process does; `close()` on the iterator stops them. Raises
-    DatasetError for fewer frames than a batch, ConfigError for sizes that do not divide.
+    DatasetError for fewer frames than a batch, ConfigError for sizes that do not divide; the iterator raises DatasetError
+    with the frames that a worker was reading when it died.
     """
     if len(source) < batch_size:
         raise DatasetError(
@@ -123,22 +152,69 @@ def make_loader(
     _require("seed", seed, 0, 2**32 - 1)
     if num_workers and source.dataset.cached:
         raise ConfigError(f"{num_workers} workers would each copy the cached frames; use 0 workers with a frame cache")
-    order: grain.MapDataset = grain.MapDataset.source(source).seed(seed)
-    if shuffle:
-        order = order.shuffle()
-    local = batch_size // process_count
-    # Grain's endless `repeat()` has the largest length there is, which overflows once it is cut into batches.
-    endless = order.repeat(_ENDLESS // len(source))
-    batches = endless[start_example:].batch(local)[process_index::process_count]
+
+    def order(records: Any) -> grain.MapDataset:
+        ordered: grain.MapDataset = grain.MapDataset.source(records).seed(seed)
+        if shuffle:
+            ordered = ordered.shuffle()
+        # Grain's endless `repeat()` has the largest length there is, which overflows once it is cut into batches.
+        endless = ordered.repeat(_ENDLESS // len(source))
+        return endless[start_example:].batch(batch_size // process_count)[process_index::process_count]
+
     if not num_workers:
-        return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)))
+        return iter(order(source).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)))
     # Workers read absl's flags, which nobody parses outside an absl program.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    reading = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-    return iter(
-        reading.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch))
-    )
+    reading = order(source).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=prefetch)
+    return _WorkerBatches(iter(reading.mp_prefetch(workers, _start_worker)), order(source.frames), source.dataset)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """In a worker process: lets the run decide when to end, and ends with it even if that is killed."""
+    del index, count
+    run = multiprocessing.parent_process()
+    assert run is not None
+
+    def end_with_the_run(timeout: float | None = None) -> None:
+        run.join(timeout)
+        os._exit(1)
+
+    def watch(timeout: float | None) -> None:
+        threading.Thread(target=end_with_the_run, args=(timeout,), daemon=True).start()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: watch(_WORKER_GRACE_S))
+    watch(None)
+
+
+class _WorkerBatches(Iterator[Example]):
+    """Batches read by worker processes, `frames` those in each of them; the death of a worker becomes a DatasetError."""
+
+    def __init__(self, batches: Any, frames: grain.MapDataset, dataset: LeRobotDataset) -> None:
+        self._batches, self._frames, self._dataset = batches, frames, dataset
+        self._read = 0
+        # A program that ends without `close` would wait out the workers' grace.
+        Finalize(self, batches.close, exitpriority=0)
+
+    def __next__(self) -> Example:
+        try:
+            example = next(self._batches)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            frames = ", ".join(self._dataset.describe(int(frame)) for frame in self._frames[self._read])
+            raise DatasetError(
+                f"{self._dataset.root}: a loader worker died ({error}) while it read {frames}; out of memory, or a damaged "
+                "video? Go on with --resume and fewer --num-workers (0: a thread of the run itself)"
+            ) from error
+        self._read += 1
+        return example
+
+    def close(self) -> None:
+        """Stops the workers."""
+        self._batches.close()
 
 
 def _require(name: str, value: int, least: int, most: int) -> None:

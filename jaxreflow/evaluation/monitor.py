@@ -12,7 +12,7 @@ from jaxtyping import Array
 from jaxreflow import flow
 from jaxreflow.model import memorise, observe, velocity
 from jaxreflow.pretrained import Checkpoint
-from jaxreflow.sharding import batch_sharding, replicate, replicated
+from jaxreflow.sharding import batch_sharding, make_replicated, replicated
 from jaxreflow.training import shares_context
 from jaxreflow.types import Batch, Memory, Params
 from jaxreflow.weights import merge_params
@@ -31,7 +31,7 @@ def make_error_step(
     """
     config, policy = checkpoint.config, checkpoint.policy
     shared = shares_context(teacher)
-    key = replicate(jax.random.fold_in(jax.random.key(seed), 1), mesh)
+    key = make_replicated(lambda: jax.random.fold_in(jax.random.key(seed), 1), mesh)
 
     def integrate(params: Params, memory: Memory, noise: Array, steps: int) -> Array:
         chunks = flow.euler(lambda x, t: velocity(params, memory, x, t, config=config), noise, steps)

@@ -38,12 +38,17 @@ def interpolation_matrix(size_in: int, size_out: int) -> np.ndarray:
     return matrix
 
 
+def fitted_size(height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image that is scaled to fit `size` (width, height) keeping the ratio, as LeRobot rounds them."""
+    ratio = max(width / size[0], height / size[1])
+    return int(height / ratio), int(width / ratio)
+
+
 def resize_with_pad(image: Float[Array, "B H W 3"], size: tuple[int, int]) -> Float[Array, "B h w 3"]:
     """Scales to fit `size` (width, height) keeping the ratio, and pads with 0 on the left and top, as LeRobot."""
     width, height = size
     _, h, w, _ = image.shape
-    ratio = max(w / width, h / height)
-    new_h, new_w = int(h / ratio), int(w / ratio)
+    new_h, new_w = fitted_size(h, w, size)
     if (new_h, new_w) != (h, w):
         image = jnp.einsum("bhwc,vw->bhvc", image, interpolation_matrix(w, new_w), precision="highest")
         image = jnp.einsum("bhvc,uh->buvc", image, interpolation_matrix(h, new_h), precision="highest")
