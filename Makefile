@@ -2,6 +2,7 @@
 #   make demo     teacher -> student on the data in the repository, with a report (about 5 minutes on 2 cores)
 #   make test     the test suite            make parity   comparison with real LeRobot, in an environment of its own
 #   make lint     ruff and mypy             make lock     pins the newest versions of all dependencies
+#   make fuzz     damaged and hostile checkpoints and datasets, 150 of each kind of file (CASES=N: so many)
 #   make results  the experiments of docs/results.md, from nothing (what is there is not made again)
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 CHECK_PYTHON := $(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	{ echo "make: $(PYTHON) must be Python 3.11 or newer with venv (Debian: python3-venv); or say make PYTHON=python3.12" >&2; exit 1; }
 
-.PHONY: demo test lint parity results lock clean
+.PHONY: demo test lint fuzz parity results lock clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -25,6 +26,10 @@ lint: .venv/ready
 	@echo "lint: style, then types"
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+fuzz: .venv/ready
+	@echo "fuzz: files of checkpoints and datasets, damaged and forged; every one is read, or refused by name"
+	FUZZ_CASES=$(or $(CASES),150) $(BIN)/python -m pytest tests/fuzz -m slow
 
 parity: .venv-parity/ready
 	@echo "parity: jaxreflow against LeRobot 0.4.4 in PyTorch; build/parity.json keeps what was measured"

@@ -38,7 +38,7 @@ from jaxreflow.loop import Cadence, fit, mean_scores
 from jaxreflow.metrics import MetricsLog
 from jaxreflow.new_policy import create_policy
 from jaxreflow.pretrained import Checkpoint, load_checkpoint, save_pretrained
-from jaxreflow.run_config import FREE_FIELDS, FinetuneConfig, ReflowConfig, RunConfig, TeacherSource
+from jaxreflow.run_config import FREE_FIELDS, FinetuneConfig, PolicySource, ReflowConfig, RunConfig, TeacherSource
 from jaxreflow.run_data import (
     RunData,
     held_out_batches,
@@ -283,21 +283,24 @@ def run_demo(config: DemoConfig) -> None:
 
 def open_checkpoint(config: RunConfig, dataset: LeRobotDataset, run_dir: Path) -> Checkpoint:
     """The policy that the run starts from; a new one is first written into the run's directory."""
+    source: TeacherSource | PolicySource
     if isinstance(config, ReflowConfig):
-        path, flag = config.teacher.path, "--teacher.path"
+        source, flag = config.teacher, "--teacher.path"
     else:
         assert isinstance(config, FinetuneConfig)
-        path, flag = config.policy.path, "--policy.path (or --policy.new)"
-        if config.policy.new:
-            path = str(run_dir / "initial_policy")
-            if distributed.is_first() and not Path(path).exists():
-                source = dataclasses.replace(config.policy, vlm=config.policy.vlm or config.vlm)
-                create_policy(Path(path), source, dataset, rename_map=config.rename_map, seed=config.seed)
-            distributed.wait_for_all("the new policy")
+        source, flag = config.policy, "--policy.path (or --policy.new)"
+    path = source.path
+    if isinstance(source, PolicySource) and source.new:
+        path = str(run_dir / "initial_policy")
+        if distributed.is_first() and not Path(path).exists():
+            new = dataclasses.replace(source, vlm=source.vlm or config.vlm)
+            create_policy(Path(path), new, dataset, rename_map=config.rename_map, seed=config.seed)
+        distributed.wait_for_all("the new policy")
     if not path:
         raise ConfigError(f"{flag} is missing: the directory or hub name of a policy in LeRobot's layout")
     checkpoint = load_checkpoint(
         path,
+        revision=source.revision,
         vlm=config.vlm,
         dtype=config.dtype,
         vision_positions=config.vision_positions,

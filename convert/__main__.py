@@ -33,10 +33,18 @@ Checkpoint = Annotated[str, tyro.conf.arg(metavar="DIR")]
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 Out = Annotated[Path, tyro.conf.arg(metavar="OUT")]
 _VLM_HELP = "Folder of the VLM's config and tokenizer (default: the checkpoint's)."
+_REVISION_HELP = "Of a policy from the hub: a commit, tag or branch (default: main)."
+Revision = Annotated[str | None, tyro.conf.arg(metavar="REVISION", help=_REVISION_HELP)]
 VLMDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help=_VLM_HELP)]
 
 
-def inspect(checkpoint: Positional[Checkpoint], vlm: VLMDir = None, json: bool = False, shapes: bool = False) -> int:
+def inspect(
+    checkpoint: Positional[Checkpoint],
+    revision: Revision = None,
+    vlm: VLMDir = None,
+    json: bool = False,
+    shapes: bool = False,
+) -> int:
     """Shows what a checkpoint holds; reads no weights.
 
     Args:
@@ -44,19 +52,21 @@ def inspect(checkpoint: Positional[Checkpoint], vlm: VLMDir = None, json: bool =
         json: Print JSON.
         shapes: List all tensors, not only the largest.
     """
-    found = inspect_checkpoint(checkpoint, vlm=vlm)
+    found = inspect_checkpoint(checkpoint, revision=revision, vlm=vlm)
     print(_dumps(dataclasses.asdict(found)) if json else format_inspection(found, every_shape=shapes))
     return 0
 
 
-def from_lerobot(checkpoint: Positional[Checkpoint], out: Positional[Out], vlm: VLMDir = None) -> int:
+def from_lerobot(
+    checkpoint: Positional[Checkpoint], out: Positional[Out], revision: Revision = None, vlm: VLMDir = None
+) -> int:
     """Converts a checkpoint to an Orbax tree, with all that is needed to go back.
 
     Args:
         checkpoint: A policy in LeRobot's layout: folder or hub name.
         out: New folder.
     """
-    pickles = archive.from_lerobot(checkpoint, out, vlm=vlm)
+    pickles = archive.from_lerobot(checkpoint, out, revision=revision, vlm=vlm)
     if pickles:
         print(f"left out, as pickles are never read: {', '.join(path.name for path in pickles)}")
     print(f"{out}: parameters in {archive.PARAMS}/, an Orbax checkpoint; back by `convert to-lerobot {out} NEW`")
@@ -69,6 +79,7 @@ def to_lerobot(
     step: int | None = None,
     ema: bool = False,
     teacher: str | None = None,
+    teacher_revision: Revision = None,
     vlm: VLMDir = None,
 ) -> int:
     """Writes a checkpoint that LeRobot loads.
@@ -81,13 +92,17 @@ def to_lerobot(
         teacher: Of a run, the policy it started from, if that is no longer where it was.
     """
     if archive.is_archive(run):
-        if step is not None or ema or teacher is not None or vlm is not None:
-            raise CheckpointError(f"{run} is no training run: --step, --ema, --teacher and --vlm have no meaning there")
+        if step is not None or ema or any(value is not None for value in (teacher, teacher_revision, vlm)):
+            raise CheckpointError(
+                f"{run} is no training run: --step, --ema, --teacher, --teacher-revision and --vlm have no meaning there"
+            )
         same = archive.to_lerobot(run, out)
         verdict = "byte for byte the source's" if same else "not the source's: values were changed in between"
         print(f"{out}: model.safetensors is {verdict}")
     elif run_export.is_run(run):
-        found = run_export.export_run(run, out, step=step, ema=ema, teacher=teacher, vlm=vlm)
+        found = run_export.export_run(
+            run, out, step=step, ema=ema, teacher=teacher, teacher_revision=teacher_revision, vlm=vlm
+        )
         print(f"{out}: {'averaged' if ema else 'raw'} weights of update {found}")
     else:
         raise CheckpointError(f"{run}: neither a folder of `convert from-lerobot` nor a training run (RUN/checkpoints)")

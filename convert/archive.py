@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ import numpy as np
 
 from jaxreflow.config import ModelConfig
 from jaxreflow.errors import CheckpointError
+from jaxreflow.jsonfile import parse_json
 from jaxreflow.pretrained import WEIGHTS, find_checkpoint, new_directory, read_policy_config, write_json
 from jaxreflow.tensorfile import DTYPES, TensorFile
 from jaxreflow.vlm import load_vlm
@@ -39,14 +39,14 @@ def is_archive(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def from_lerobot(source: str | Path, out: Path, *, vlm: Path | None = None) -> list[Path]:
+def from_lerobot(source: str | Path, out: Path, *, revision: str | None = None, vlm: Path | None = None) -> list[Path]:
     """Converts a checkpoint in LeRobot's layout into the folder `out`; returns the pickles that were left out.
 
     Raises:
         CheckpointError: the checkpoint is incomplete or damaged, or `out` is not empty or cannot be written.
         ConfigError: the policy is no SmolVLA, or asks for what cannot be honoured.
     """
-    directory = find_checkpoint(source)
+    directory = find_checkpoint(source, revision)
     policy = read_policy_config(directory)
     file = TensorFile(directory / WEIGHTS)
     config = ModelConfig.create(policy, load_vlm(policy, directory, vlm).config)
@@ -117,7 +117,7 @@ def to_lerobot(archive: Path, out: Path) -> bool:
 def _read_manifest(archive: Path) -> dict[str, Any]:
     path = archive / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"))
         if manifest["version"] != VERSION:
             raise CheckpointError(f"{path}: format {manifest['version']}, expected {VERSION}; use a newer jaxreflow")
         manifest["parameters"].values(), manifest["sha256"]
@@ -162,7 +162,7 @@ class _Layout:
     def read(cls, path: Path) -> _Layout:
         try:
             header = path.read_bytes()
-            infos = json.loads(header)
+            infos = parse_json(header)
             infos.pop("__metadata__", None)
             start = 8 + len(header)
             tensors = {

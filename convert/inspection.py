@@ -76,14 +76,14 @@ class Inspection:
     problems: list[str]
 
 
-def inspect_checkpoint(source: str | Path, *, vlm: Path | None = None) -> Inspection:
+def inspect_checkpoint(source: str | Path, *, revision: str | None = None, vlm: Path | None = None) -> Inspection:
     """Reads config, headers and processor files of a folder or hub repository.
 
     Raises:
         CheckpointError: files are missing or damaged, or tensors do not fit the config; all of them are listed.
         ConfigError: the policy is no SmolVLA, or asks for what cannot be honoured.
     """
-    directory = find_checkpoint(source)
+    directory = find_checkpoint(source, revision)
     policy = read_policy_config(directory)
     file = TensorFile(directory / WEIGHTS)
     config = ModelConfig.create(policy, load_vlm(policy, directory, vlm).config)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxreflow.config import DEFAULT_VLM, ModelConfig, PolicyConfig
 from jaxreflow.config_fields import POLICY_FIELDS
 from jaxreflow.errors import CheckpointError, ConfigError, JaxReflowError, ProcessorError
+from jaxreflow.jsonfile import parse_json
 from jaxreflow.pretrained import CONFIG, WEIGHTS, load_processors, read_policy_config
 from jaxreflow.processors import POSTPROCESSOR, PREPROCESSOR, read_processor_files
 from jaxreflow.statistics import BUFFER_PREFIXES
@@ -67,7 +68,7 @@ def _readable(read: Callable[[Path], T], path: Path) -> T | None:
 def read_config(path: Path) -> dict[str, Any]:
     """A config.json as it stands; CheckpointError if it is missing or no JSON object."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}); copy the checkpoint again") from error
     if not isinstance(fields, dict):
@@ -99,7 +100,7 @@ def _repair_names(file: TensorFile) -> list[str]:
     renamed = [key for key in file.stored_keys.values() if COMPILED in key]
     if not renamed:
         return []
-    infos = json.loads(file.header)
+    infos = parse_json(file.header)
     clean = {name.replace(COMPILED, ""): info for name, info in infos.items()}
     header = json.dumps(clean, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from pathlib import Path
 
 from flax.traverse_util import unflatten_dict
 
 from jaxreflow.checkpoint import POLICY_DIR, STATE_DIR, CheckpointStore, last_step
 from jaxreflow.errors import CheckpointError
+from jaxreflow.jsonfile import parse_json
 from jaxreflow.pretrained import TRAIN_CONFIG, WEIGHTS, Checkpoint, find_checkpoint, load_checkpoint, save_pretrained
 from jaxreflow.tensorfile import TensorFile
 from jaxreflow.weights import table
@@ -32,6 +32,7 @@ def export_run(
     step: int | None = None,
     ema: bool = False,
     teacher: str | None = None,
+    teacher_revision: str | None = None,
     vlm: Path | None = None,
 ) -> int:
     """Writes the weights of a step (default: the last), raw or averaged, as a policy folder; returns the step.
@@ -47,7 +48,7 @@ def export_run(
     with contextlib.closing(CheckpointStore(directory)) as store:
         meta, folder = store.read_meta(step), store.path(step)
     source, settings = meta["source"], meta["config"]
-    start = TensorFile(_find_start(teacher or source["path"]) / WEIGHTS)
+    start = TensorFile(_find_start(teacher or source["path"], teacher_revision) / WEIGHTS)
     if start.sha256 != source["sha256"]:
         raise CheckpointError(
             f"{start.path}: sha256 {start.sha256[:12]}, but the run started from {source['path']} with "
@@ -75,9 +76,9 @@ def _find_step(directory: Path, step: int | None) -> int:
     return found
 
 
-def _find_start(path: str) -> Path:
+def _find_start(path: str, revision: str | None) -> Path:
     try:
-        return find_checkpoint(path)
+        return find_checkpoint(path, revision)
     except CheckpointError as error:
         raise CheckpointError(
             f"the weights that the run started from are not where they were: {error}; if they were moved, give their "
@@ -106,6 +107,6 @@ def _read_settings(path: Path, default: dict[str, object]) -> dict[str, object]:
     if not path.is_file():
         return default
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error}); remove it or copy it again") from error

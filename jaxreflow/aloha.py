@@ -46,7 +46,9 @@ def encode_actions_inv(actions: Float32[np.ndarray, "... d"]) -> Float32[np.ndar
 
 def _flip_joints(x: np.ndarray) -> np.ndarray:
     if x.shape[-1] < 14:
-        raise ConfigError(f"`adapt_to_pi_aloha` is true: Aloha has 14 state and action dimensions, found {x.shape[-1]}")
+        raise ConfigError(
+            f"config.json: `adapt_to_pi_aloha` is true: Aloha has 14 state and action dimensions, found {x.shape[-1]}"
+        )
     x = x.copy()
     x[..., FLIPPED_JOINTS] *= -1
     return x

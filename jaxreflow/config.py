@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from jaxreflow.config_fields import CARRIED_DEFAULTS, POLICY_FIELDS
+from jaxreflow.config_fields import CARRIED_DEFAULTS, POLICY_FIELDS, parse_value
 from jaxreflow.errors import ConfigError
 
 DEFAULT_VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 NORMALIZATION_MODES = ("IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10")
+# Far above every policy's chunk, widths and steps; a stranger's config.json must not fill the memory.
+LARGEST = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +86,19 @@ class PolicyConfig:
             "tokenizer_max_length",
             "num_steps",
         ):
-            require(getattr(self, name) >= 1, f"`{name}` must be at least 1, found {getattr(self, name)}")
+            require(
+                1 <= getattr(self, name) <= LARGEST,
+                f"`{name}` must be at least 1 and at most {LARGEST}, found {getattr(self, name)}",
+            )
         require(
             self.n_action_steps <= self.chunk_size,
             f"`n_action_steps` ({self.n_action_steps}) must not exceed `chunk_size` ({self.chunk_size})",
         )
         require(self.empty_cameras >= 0, f"`empty_cameras` must not be negative, found {self.empty_cameras}")
+        require(
+            0 < self.expert_width_multiplier <= 16,
+            f"`expert_width_multiplier` must be positive and at most 16, found {self.expert_width_multiplier}",
+        )
         require(
             self.pad_language_to in ("longest", "max_length"),
             f'`pad_language_to` must be "longest" or "max_length", found {self.pad_language_to!r}',
@@ -168,7 +177,7 @@ class PolicyConfig:
         own = {field.name for field in dataclasses.fields(cls)} - {"carried"}
         try:
             values = {name: _from_json(name, value) for name, value in fields.items() if name in own}
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
             raise ConfigError(f"config.json: a field has the wrong form: {error!r}") from error
         carried = {name: fields[name] for name in fields if name not in own and name not in legacy and name != "type"}
         return cls(**values, carried=carried)
@@ -186,18 +195,17 @@ class PolicyConfig:
 
 def _from_json(name: str, value: Any) -> Any:
     if name in ("input_features", "output_features"):
-        return {key: Feature(str(f["type"]), tuple(int(n) for n in f["shape"])) for key, f in (value or {}).items()}
+        return {key: _feature(key, fields) for key, fields in (value or {}).items()}
     if name == "normalization_mapping":
         return dict(value)
-    annotation = PolicyConfig.__annotations__[name]
-    if isinstance(value, list):
-        return tuple(value)
-    checks: dict[str, type | tuple[type, ...]] = {"int": int, "bool": bool, "str": str, "float": (int, float)}
-    if annotation in checks and (
-        not isinstance(value, checks[annotation]) or (annotation != "bool" and isinstance(value, bool))
-    ):
-        raise TypeError(f"`{name}` must be {annotation}, found {value!r}")
-    return float(value) if annotation == "float" else value
+    return parse_value(name, PolicyConfig.__annotations__[name], value)
+
+
+def _feature(key: str, fields: Mapping[str, Any]) -> Feature:
+    shape = fields["shape"]
+    if not isinstance(shape, list) or not shape:
+        raise TypeError(f"the shape of `{key}` must be a list of whole numbers, found {shape!r}")
+    return Feature(str(fields["type"]), tuple(parse_value(f"{key}.shape", "int", size) for size in shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,6 +298,11 @@ class ModelConfig:
         layers = min(layers, vlm.text.num_hidden_layers)
         kinds = _expert_layer_kinds(policy, layers)
         width = int(vlm.text.hidden_size * policy.expert_width_multiplier)
+        if width < 2 or width % 2:
+            raise ConfigError(
+                f"config.json: `expert_width_multiplier` ({policy.expert_width_multiplier}) of the VLM's {vlm.text.hidden_size} "
+                f"must give an even width, for sines and cosines of the time; found {width}"
+            )
         _check_images(policy, vlm)
         return cls(
             text=vlm.text,
@@ -342,7 +355,9 @@ def _expert_layer_kinds(policy: PolicyConfig, layers: int) -> tuple[str, ...]:
 def _check_images(policy: PolicyConfig, vlm: VLMConfig) -> None:
     patch, shuffle = vlm.vision.patch_size, vlm.scale_factor
     size = policy.resize_imgs_with_padding
-    if size is not None and (size[0] != size[1] or (size[0] // patch) % shuffle or size[0] > vlm.vision.image_size):
+    if size is not None and (
+        size[0] != size[1] or not patch <= size[0] <= vlm.vision.image_size or (size[0] // patch) % shuffle
+    ):
         raise ConfigError(
             f"config.json: `resize_imgs_with_padding` {tuple(size)} must be square, at most the VLM's image size "
             f"{vlm.vision.image_size}, and its patch grid ({size[0]} // {patch}) a multiple of the pixel shuffle's factor {shuffle}"

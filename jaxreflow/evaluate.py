@@ -57,6 +57,8 @@ class DatasetFlags:
     """Its directory."""
     repo_id: str | None = None
     """Its name on the hub, if it is not on disk."""
+    revision: str | None = None
+    """Of --dataset.repo-id: a commit, tag or branch (default: main)."""
     episodes: tuple[int, ...] | None = None
     """Episodes to measure on (default: of the run's dataset those that it held out, of another all)."""
 
@@ -67,8 +69,12 @@ class EvaluateConfig(Settings):
 
     teacher: str
     """The policy that was distilled: directory or hub name."""
+    teacher_revision: str | None = None
+    """Of a teacher from the hub: a commit, tag or branch (default: main)."""
     student: str | None = None
     """The distilled policy: directory or hub name."""
+    student_revision: str | None = None
+    """Of a student from the hub: a commit, tag or branch (default: main)."""
     out: str
     """Directory of the report; files of an earlier report there are replaced."""
     dataset: DatasetFlags = DatasetFlags()
@@ -104,11 +110,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     Raises:
         CheckpointError, ConfigError, DatasetError, ProcessorError: a policy or the dataset cannot be read, or they do not fit.
     """
-    student_dir = find_checkpoint(config.student) if config.student else None
+    student_dir = find_checkpoint(config.student, config.student_revision) if config.student else None
     recorded = recorded_settings(student_dir) if student_dir else None
     basis = _basis(config, recorded)
     dataset = open_dataset(basis.dataset)
-    teacher = _open(config.teacher, basis, dataset)
+    teacher = _open(config.teacher, basis, dataset, config.teacher_revision)
     student = _open(str(student_dir), basis, dataset) if student_dir else None
     if student is not None:
         check_comparable(teacher, student)
@@ -138,9 +144,10 @@ def evaluate_run(config: ReflowConfig, run_dir: Path, **settings: Any) -> Evalua
     return evaluate(
         EvaluateConfig(
             teacher=config.teacher.path,
+            teacher_revision=config.teacher.revision,
             student=student,
             out=student,
-            dataset=DatasetFlags(root=config.dataset.root, repo_id=config.dataset.repo_id),
+            dataset=DatasetFlags(config.dataset.root, config.dataset.repo_id, config.dataset.revision),
             features=config.dataset.features,
             vlm=config.vlm,
             early_task=config.early_task,
@@ -155,17 +162,17 @@ def _basis(config: EvaluateConfig, recorded: RunConfig | None) -> RunConfig:
     base = recorded or ReflowConfig()
     given = {name: getattr(config, name) for name in ("rename_map", "stats_from", "vlm", "dtype", "vision_positions")}
     flags = config.dataset
-    recorded_here = flags.root is None and flags.repo_id is None
-    root, repo_id = (base.dataset.root, base.dataset.repo_id) if recorded_here else (flags.root, flags.repo_id)
+    there = (base.dataset.root, base.dataset.repo_id, base.dataset.revision)
+    given_here = (flags.root, flags.repo_id, flags.revision)
+    chosen = given_here if any(given_here) else there
     # What a run held out says nothing of another dataset, which is measured whole.
-    same = (
-        recorded is not None and flags.episodes is None and (root, repo_id) == (base.dataset.root, base.dataset.repo_id)
-    )
+    same = recorded is not None and flags.episodes is None and chosen == there
     own = base.dataset if same else DatasetConfig(holdout=0.0)
     dataset = dataclasses.replace(
         own,
-        root=root,
-        repo_id=repo_id,
+        root=chosen[0],
+        repo_id=chosen[1],
+        revision=chosen[2],
         episodes=own.episodes if flags.episodes is None else flags.episodes,
         cache_frames=0.0,
         features=config.features,
@@ -175,9 +182,10 @@ def _basis(config: EvaluateConfig, recorded: RunConfig | None) -> RunConfig:
     )
 
 
-def _open(path: str, basis: RunConfig, dataset: LeRobotDataset) -> Checkpoint:
+def _open(path: str, basis: RunConfig, dataset: LeRobotDataset, revision: str | None = None) -> Checkpoint:
     return load_checkpoint(
         path,
+        revision=revision,
         vlm=basis.vlm,
         dtype=basis.dtype,
         vision_positions=basis.vision_positions,

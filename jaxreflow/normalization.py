@@ -100,6 +100,11 @@ def check_normalizer(normalizer: Normalizer, policy: PolicyConfig, keys: Sequenc
         ProcessorError: names feature, statistic, what was expected and what was found; `where` says in which file.
     """
     features = {**policy.input_features, **policy.output_features}
+    undeclared = [key for key in keys if key not in features]
+    if undeclared:
+        raise ProcessorError(
+            f"{where}: {_names(undeclared)} is to be normalised, but config.json has no such feature; it has {_names(features)}"
+        )
     unlisted = [key for key in keys if key != ACTION and key not in normalizer.features]
     unlisted = [key for key in unlisted if normalizer.norm_map.get(features[key].type, "IDENTITY") != "IDENTITY"]
     if unlisted:

@@ -16,6 +16,7 @@ from jaxreflow.errors import ProcessorError
 from jaxreflow.normalization import ACTION, STATE
 from jaxreflow.processors import Processors
 from jaxreflow.types import Observation
+from jaxreflow.vlm import tokenizer_errors
 
 TASK = "task"
 CAMERA_PREFIX = "observation.image"
@@ -37,7 +38,7 @@ class Transforms:
         """
         settings = self.processors.tokenizer
         texts = [task if task.endswith("\n") or not self.processors.newline else task + "\n" for task in tasks]
-        try:
+        with tokenizer_errors(f"{self.tokenizer.name_or_path}: the tokenizer cannot encode {texts!r}"):
             encoded = self.tokenizer(
                 texts,
                 max_length=settings.max_length,
@@ -46,15 +47,12 @@ class Transforms:
                 padding_side="right",
                 return_attention_mask=True,
             )
-        except (ValueError, TypeError) as error:
-            raise ProcessorError(f"the tokenizer cannot encode {texts!r}: {error}") from error
-        longest = max(len(ids) for ids in encoded["input_ids"])
-        if longest > settings.max_length:
-            raise ProcessorError(
-                f"a task has {longest} tokens, more than the {settings.max_length} of `tokenizer_max_length`, and "
-                "truncation is off"
-            )
-        return np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["attention_mask"], np.bool_)
+            longest = max(len(ids) for ids in encoded["input_ids"])
+            if longest <= settings.max_length:
+                return np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["attention_mask"], np.bool_)
+        raise ProcessorError(
+            f"a task has {longest} tokens, more than the {settings.max_length} of `tokenizer_max_length`, and truncation is off"
+        )
 
     def normalize_state(self, state: Float32[np.ndarray, "... d"]) -> Float32[np.ndarray, "... d"]:
         """`observation.state` in dataset units -> the policy's, not yet padded."""

@@ -16,13 +16,15 @@ import numpy as np
 
 from jaxreflow.config import ModelConfig, PolicyConfig
 from jaxreflow.errors import CheckpointError, ProcessorError
+from jaxreflow.hub import HUB_NAME, HubError, download
+from jaxreflow.jsonfile import parse_json
 from jaxreflow.normalization import STATS_FROM_HINT, Stats
 from jaxreflow.observation import Transforms
 from jaxreflow.processors import Processors, create_processors, parse_processors, read_processor_files
 from jaxreflow.statistics import BUFFER_PREFIXES, read_stats, rename_stats, stats_in_weights, to_float32
 from jaxreflow.tensorfile import TensorFile
 from jaxreflow.types import Params
-from jaxreflow.vlm import HUB_NAME, VLM_FOLDER, VLMFiles, has_weights, load_tokenizer, load_vlm
+from jaxreflow.vlm import VLM_FOLDER, VLMFiles, has_weights, load_tokenizer, load_vlm
 from jaxreflow.weights import check_tensors, read_params, write_params
 
 CONFIG, WEIGHTS, TRAIN_CONFIG = "config.json", "model.safetensors", "train_config.json"
@@ -85,9 +87,13 @@ def load_checkpoint(
 
 
 def find_checkpoint(path: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint, downloaded if `path` is a hub name; CheckpointError otherwise."""
+    """The local folder of a checkpoint, downloaded at `revision` if `path` is a hub name; CheckpointError otherwise."""
     directory = Path(path)
     if directory.is_dir():
+        if revision is not None:
+            raise CheckpointError(
+                f"{path} is a local folder, which has no revision, found {revision!r}: leave it out, or give a hub name"
+            )
         if not (directory / CONFIG).is_file():
             inner = [
                 p
@@ -100,15 +106,11 @@ def find_checkpoint(path: str | Path, revision: str | None = None) -> Path:
     name = str(path)
     if name.count("/") != 1 or not HUB_NAME.fullmatch(name):
         raise CheckpointError(f"{name}: no such folder, and no hub name (OWNER/NAME) either")
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
-    except Exception as error:  # the hub client's errors share no base class with its HTTP library's
-        reason = str(error).splitlines()[0] if str(error) else ""
+        return download(name, revision=revision, allow_patterns=HUB_FILES)
+    except HubError as error:
         raise CheckpointError(
-            f"{name}: no such folder, and the hub repository cannot be read ({type(error).__name__}: {reason}); check "
-            "the name, or "
+            f"{name}: no such folder, and the hub repository cannot be read ({error}); check the name and the revision, or "
             "give a local folder"
         ) from error
 
@@ -120,7 +122,7 @@ def read_policy_config(directory: Path) -> PolicyConfig:
 
 def _read_fields(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as JSON ({error}); copy or download the checkpoint again"
@@ -153,7 +155,17 @@ def load_processors(
         processors = processors.with_statistics(stats)
     if rename_map:
         processors = processors.with_rename_map(rename_map)
-    processors.check(policy)
+    try:
+        processors.check(policy)
+    except ProcessorError as error:
+        if stats_from is None:
+            raise
+        source = (
+            "dataset (its meta/stats.json, or before v3.0 episodes_stats.jsonl)"
+            if stats_from == "dataset"
+            else stats_from
+        )
+        raise ProcessorError(f"--stats-from {source}: {error}") from error
     return processors
 
 

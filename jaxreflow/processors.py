@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxreflow.config import Feature, PolicyConfig
+from jaxreflow.config import LARGEST, Feature, PolicyConfig
+from jaxreflow.config_fields import parse_value
 from jaxreflow.errors import ProcessorError
+from jaxreflow.jsonfile import parse_json
 from jaxreflow.normalization import ACTION, STATE, Normalizer, check_mode, check_normalizer
 from jaxreflow.statistics import format_tensors, parse_tensors
 
@@ -25,6 +28,9 @@ NORMALIZER, UNNORMALIZER = "normalizer_processor", "unnormalizer_processor"
 # Batch dimensions and devices are the caller's matter here; the steps change no value.
 NEUTRAL = ("to_batch_processor", "device_processor")
 TOKENIZER_FOLDER = "tokenizer"
+# A tokenizer of a large vocabulary has 30 MB, statistics have some kilobytes.
+MAX_FILE_BYTES = 1 << 28
+_STATE_FILE = re.compile(r"[\w-][\w.-]*\.safetensors")
 
 Files = Mapping[str, bytes]
 
@@ -108,22 +114,36 @@ def read_processor_files(directory: Path) -> Files:
             raise ProcessorError(
                 f"{directory / name}: no such file, though {present[0]} is there; copy the checkpoint again"
             )
-        files[name] = (directory / name).read_bytes()
+        files[name] = _read(directory / name)
         for step in _steps(name, files[name]):
             state = step.get("state_file")
             if state is None:
                 continue
-            if not isinstance(state, str) or Path(state).name != state:
-                raise ProcessorError(f"{name}: `state_file` must be a file beside it, found {state!r}")
+            # Weights under this name would be overwritten when the processors are saved.
+            if not _STATE_FILE.fullmatch(str(state)) or state == "model.safetensors":
+                raise ProcessorError(
+                    f"{name}: `state_file` must be a safetensors file of the processors beside it, found {state!r}; repair it, "
+                    "or get the policy from a source that you trust"
+                )
             if not (directory / state).is_file():
                 raise ProcessorError(
                     f"{directory / state}: no such file, but {name} names it; copy the checkpoint again"
                 )
-            files[state] = (directory / state).read_bytes()
+            files[state] = _read(directory / state)
     for path in sorted((directory / TOKENIZER_FOLDER).rglob("*")):
         if path.is_file():
-            files[path.relative_to(directory).as_posix()] = path.read_bytes()
+            files[path.relative_to(directory).as_posix()] = _read(path)
     return files
+
+
+def _read(path: Path) -> bytes:
+    """A file that is held in memory as long as the policy."""
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise ProcessorError(
+            f"{path} has {size} bytes, expected at most {MAX_FILE_BYTES}: no processor of LeRobot's has so many"
+        )
+    return path.read_bytes()
 
 
 def parse_processors(files: Files) -> Processors:
@@ -143,14 +163,14 @@ def parse_processors(files: Files) -> Processors:
         )
     try:
         return Processors(
-            rename_map=dict(pre.get(RENAME, {}).get("config", {}).get("rename_map", {})),
+            rename_map=_parse_rename_map(pre.get(RENAME, {}).get("config") or {}),
             newline=NEW_LINE in pre,
             tokenizer=_parse_tokenizer(pre[TOKENIZER]["config"]),
             normalizer=_parse_normalizer(PREPROCESSOR, pre[NORMALIZER], files),
             unnormalizer=_parse_normalizer(POSTPROCESSOR, post[UNNORMALIZER], files),
             files=files,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ProcessorError(
             f"{PREPROCESSOR} or {POSTPROCESSOR}: a step's config has the wrong form: {error!r}"
         ) from error
@@ -199,9 +219,9 @@ def _dump(pipeline: dict[str, Any]) -> bytes:
 
 def _steps(name: str, content: bytes) -> list[dict[str, Any]]:
     try:
-        steps = json.loads(content)["steps"]
-        if not all(isinstance(step, dict) for step in steps):
-            raise TypeError("a step is no object")
+        steps = parse_json(content)["steps"]
+        if not all(isinstance(step, dict) and isinstance(step.get("config") or {}, dict) for step in steps):
+            raise TypeError("a step or its config is no object")
     except (ValueError, KeyError, TypeError) as error:
         raise ProcessorError(
             f"{name}: not a pipeline in LeRobot's form ({error!r}); copy or download it again"
@@ -233,13 +253,20 @@ def _by_name(name: str, files: Files, known: tuple[str, ...], needed: tuple[str,
     return found
 
 
+def _parse_rename_map(config: Mapping[str, Any]) -> dict[str, str]:
+    rename_map = config.get("rename_map", {})
+    return {source: parse_value(f"rename_map of {source}", "str", target) for source, target in rename_map.items()}
+
+
 def _parse_tokenizer(config: Mapping[str, Any]) -> TokenizerSettings:
     if config.get("task_key", "task") != "task":
         raise ProcessorError(f'{PREPROCESSOR}: {TOKENIZER}: `task_key` must be "task", found {config["task_key"]!r}')
+    length = parse_value("max_length", "int", config["max_length"])
+    if not 1 <= length <= LARGEST:
+        raise ProcessorError(f"{PREPROCESSOR}: {TOKENIZER}: `max_length` must be from 1 to {LARGEST}, found {length}")
+    name = parse_value("tokenizer_name", "str | None", config.get("tokenizer_name"))
     # Padding and its side are not read: padded rows are masked and take no position, so neither changes any result.
-    return TokenizerSettings(
-        config.get("tokenizer_name"), int(config["max_length"]), bool(config.get("truncation", True))
-    )
+    return TokenizerSettings(name, length, bool(config.get("truncation", True)))
 
 
 def _parse_normalizer(name: str, step: Mapping[str, Any], files: Files) -> Normalizer:
@@ -259,6 +286,6 @@ def _parse_normalizer(name: str, step: Mapping[str, Any], files: Files) -> Norma
         features=features,
         norm_map={kind: check_mode(mode, name) for kind, mode in config["norm_map"].items()},
         stats=stats,
-        eps=float(config.get("eps", 1e-8)),
+        eps=parse_value("eps", "float", config.get("eps", 1e-8)),
         observation_keys=tuple(keys) if keys is not None else None,
     )

@@ -33,6 +33,8 @@ class DatasetConfig:
     """Its directory."""
     repo_id: str | None = None
     """Its name on the hub, if it is not on disk."""
+    revision: str | None = None
+    """Of --dataset.repo-id: a commit, tag or branch (default: main)."""
     episodes: tuple[int, ...] | None = None
     """Episodes to use (default: all)."""
     holdout: float = 0.1
@@ -46,6 +48,10 @@ class DatasetConfig:
     """Put another frame in the place of one that cannot be decoded, and say so, instead of stopping."""
 
     def __post_init__(self) -> None:
+        if self.revision and not self.repo_id:
+            raise ConfigError(
+                f"--dataset.revision {self.revision} is one of --dataset.repo-id, which is missing: give both"
+            )
         if self.features and self.cache_frames:
             raise ConfigError("--dataset.features and --dataset.cache-frames exclude each other: give one of them")
         if not 0 <= self.holdout < 1:
@@ -60,6 +66,8 @@ class TeacherSource:
 
     path: str | None = None
     """A LeRobot checkpoint: directory or hub name."""
+    revision: str | None = None
+    """Of a hub name: a commit, tag or branch (default: main)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +76,8 @@ class PolicySource:
 
     path: str | None = None
     """A LeRobot checkpoint: directory or hub name."""
+    revision: str | None = None
+    """Of a hub name: a commit, tag or branch (default: main)."""
     new: bool = False
     """Make a new policy for the dataset's features."""
     vlm: str | None = None
@@ -98,8 +108,9 @@ class PolicySource:
     max_period: float | None = None
 
     def __post_init__(self) -> None:
-        if self.new and self.path:
-            raise ConfigError("--policy.new and --policy.path exclude each other: give one of them")
+        if self.new and (self.path or self.revision):
+            given = "--policy.path" if self.path else "--policy.revision"
+            raise ConfigError(f"--policy.new and {given} exclude each other: give one of them")
 
     def apply(self, policy: PolicyConfig) -> PolicyConfig:
         """`policy` with the fields that are set here."""

@@ -36,7 +36,7 @@ class RunData:
 
 def open_dataset(config: DatasetConfig) -> LeRobotDataset:
     """The dataset that the flags name; DatasetError or ConfigError otherwise."""
-    return load_dataset(config.root, config.repo_id, episodes=config.episodes)
+    return load_dataset(config.root, config.repo_id, config.revision, episodes=config.episodes)
 
 
 def open_run_features(config: RunConfig, checkpoint: Checkpoint, dataset: LeRobotDataset) -> FeatureCache | None:

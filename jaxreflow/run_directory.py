@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from jaxreflow.checkpoint import CheckpointStore
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.distributed import is_first
 from jaxreflow.errors import CheckpointError, ConfigError, TrainingError
+from jaxreflow.jsonfile import parse_json
 from jaxreflow.pretrained import Checkpoint
 from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.training import TrainState
@@ -46,7 +48,9 @@ MAY_CHANGE = frozenset(
         "dataset.root",
         "dataset.cache_frames",
         "teacher.path",
+        "teacher.revision",
         "policy.path",
+        "policy.revision",
     ]
 )
 
@@ -63,7 +67,7 @@ def read_config(cls: type[T], path: Path) -> T:
         ConfigError: the file is missing or damaged, or of another kind of run.
     """
     try:
-        return _from_json(cls, json.loads(path.read_text()))
+        return _from_json(cls, parse_json(path.read_text()))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{path}: expected the settings of a `{cls.__name__}` run ({error}); was it made by this command?"
@@ -76,7 +80,7 @@ def recorded_settings(policy_dir: Path) -> RunConfig | None:
     Settings of a run's kind that `RunConfig` does not know, as the demo's, are left out.
     """
     try:
-        fields = json.loads((policy_dir / CONFIG_FILE).read_text())
+        fields = parse_json((policy_dir / CONFIG_FILE).read_text())
         if "holdout" not in fields["dataset"]:
             return None
     except (OSError, ValueError, TypeError, KeyError):
@@ -112,7 +116,9 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _from_json(cls: type[T], fields: dict[str, Any]) -> T:
+def _from_json(cls: type[T], fields: Any) -> T:
+    if not isinstance(fields, dict):
+        raise TypeError(f"expected the settings of `{cls.__name__}`, found {fields!r}")
     hints = typing.get_type_hints(cls)
     values = {}
     for name, value in fields.items():
@@ -121,8 +127,27 @@ def _from_json(cls: type[T], fields: dict[str, Any]) -> T:
             value = _from_json(kind, value)
         elif isinstance(value, list):
             value = tuple(value)
+        if not _fits(value, kind):
+            raise TypeError(f"`{name}` must be {kind}, found {value!r}")
         values[name] = value
     return cls(**values)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of a JSON file is one of the annotated kind."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, each) for each in args)
+    if origin is typing.Literal:
+        return value in args
+    if origin is tuple:
+        kinds = args[:1] * len(value) if isinstance(value, tuple) and args[1:] == (...,) else args
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(each, args[1]) for each in value.values())
+    if kind in (int, float):
+        return not isinstance(value, bool) and isinstance(value, (int, kind))
+    return isinstance(value, kind)
 
 
 def check_directory(config: RunConfig) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ import safetensors
 import safetensors.numpy
 
 from jaxreflow.errors import ProcessorError
+from jaxreflow.jsonfile import parse_json
 from jaxreflow.normalization import Stats
+from jaxreflow.tensorfile import header_length
 
 # Modules that LeRobot kept inside the policy until 0.3, from the least to the most authoritative for the same feature.
 BUFFER_PREFIXES = ("normalize_targets.", "unnormalize_outputs.", "normalize_inputs.")
@@ -41,8 +42,9 @@ def parse_tensors(data: bytes, where: str) -> Stats:
         ProcessorError: `data` is no safetensors file, or a key has no statistic's name.
     """
     try:
+        header_length(data[:8], len(data))
         tensors = safetensors.numpy.load(data)
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that numpy does not have
         raise ProcessorError(
             f"{where}: not a complete safetensors file ({error}); copy or download it again"
         ) from error
@@ -65,7 +67,7 @@ def format_tensors(stats: Mapping[str, Mapping[str, np.ndarray]]) -> bytes:
 
 def _parse_json(data: bytes, where: str) -> Stats:
     try:
-        return to_float32(json.loads(data))
+        return to_float32(parse_json(data))
     except (ValueError, TypeError, AttributeError) as error:
         raise ProcessorError(
             f"{where}: expected a JSON object feature -> statistic -> numbers, as in a dataset's meta/stats.json "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 import struct
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import safetensors
 
 from jaxreflow.errors import CheckpointError
+from jaxreflow.jsonfile import parse_json
 
 DTYPES = {
     "F64": np.float64,
@@ -25,6 +25,20 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+
+# The format allows 100 MB, which would take 1 GB once parsed; the 500 tensors of a full-size SmolVLA take 0.1 MB.
+MAX_HEADER_BYTES = 16 << 20
+
+
+def header_length(start: bytes, size: int) -> int:
+    """Length of the JSON header of a safetensors file of `size` bytes, from its first eight; ValueError if that cannot be."""
+    if len(start) < 8:
+        raise ValueError(f"expected at least 8 bytes, found {len(start)}")
+    (length,) = struct.unpack("<Q", start)
+    most = min(size - 8, MAX_HEADER_BYTES)
+    if length > most:
+        raise ValueError(f"expected a header of at most {most} bytes, found {length}")
+    return length
 
 
 class TensorFile:
@@ -49,18 +63,15 @@ class TensorFile:
             )
             raise CheckpointError(f"{self.path}: no such file; expected the policy's weights as safetensors{hint}")
         try:
-            with safetensors.safe_open(
-                self.path, framework="np"
-            ) as file:  # checks the header, its bounds and the file's length
+            with self.path.open("rb") as raw:
+                self.header = raw.read(header_length(raw.read(8), self.path.stat().st_size))
+            infos = parse_json(self.header)
+            with safetensors.safe_open(self.path, framework="np") as file:  # checks dtypes, shapes and offsets
                 self.metadata: dict[str, str] | None = file.metadata()
-        except (safetensors.SafetensorError, OSError) as error:
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(
                 f"{self.path}: not a complete safetensors file ({error}); copy or download it again"
             ) from error
-        with self.path.open("rb") as raw:
-            (length,) = struct.unpack("<Q", raw.read(8))
-            self.header = raw.read(length)
-        infos = json.loads(self.header)
         infos.pop("__metadata__", None)
         # In the order of the data, so that a copy can be streamed behind the same header.
         self._infos = dict(sorted(infos.items(), key=lambda item: item[1]["data_offsets"]))

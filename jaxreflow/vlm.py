@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,14 @@ import numpy as np
 
 from jaxreflow.config import DEFAULT_VLM, PolicyConfig, TextConfig, VisionConfig, VLMConfig
 from jaxreflow.errors import CheckpointError, ConfigError, ProcessorError
+from jaxreflow.hub import HUB_NAME, HubError, download
+from jaxreflow.jsonfile import parse_json
 
 FAKE_IMAGE_TOKEN, GLOBAL_IMAGE_TOKEN = "<fake_token_around_image>", "<global-img>"
 VLM_FOLDER = "vlm"
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# Above every SmolVLM's, and few enough to trace the network in seconds.
+_LARGEST_WIDTH = 1 << 16
+_LARGEST = {"vocab_size": 1 << 20, "num_hidden_layers": 64}
 # Everything but weights.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 
@@ -69,12 +72,21 @@ def load_tokenizer(
     if directory is None:
         hub_name = name if HUB_NAME.fullmatch(name) else policy.vlm_model_name
         directory = places.find_on_hub(hub_name, _has_tokenizer, "a tokenizer")
-    try:
+    with tokenizer_errors(f"{directory}: the tokenizer cannot be read"):
         return _transformers().AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # tokenizers raises bare Exception on a damaged tokenizer.json
-        raise ProcessorError(f"{directory}: the tokenizer cannot be read ({type(error).__name__}: {error})") from error
+
+
+@contextlib.contextmanager
+def tokenizer_errors(problem: str) -> Iterator[None]:
+    """ProcessorError for whatever `tokenizers` makes of damaged files: bare Exceptions, and panics, which are no Exceptions."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise ProcessorError(f"{problem} ({type(error).__name__}: {error})") from error
 
 
 def special_token_ids(tokenizer: Any) -> tuple[int, int]:
@@ -86,15 +98,15 @@ def special_token_ids(tokenizer: Any) -> tuple[int, int]:
 def has_weights(vlm_model_name: str) -> bool:
     """Whether LeRobot finds weights under the name: a folder needs safetensors, a hub name counts."""
     path = Path(vlm_model_name)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 (see _is_file)
         return any(path.glob("*.safetensors"))
     return HUB_NAME.fullmatch(vlm_model_name) is not None
 
 
 def text_dtype(directory: Path | None) -> np.dtype:
     """The dtype that a VLM's config names for its text model; SmolVLM2's, bfloat16, where it names none."""
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8")) if directory is not None else {}
-    text = config.get("text_config", {})
+    config = parse_json((directory / "config.json").read_text(encoding="utf-8")) if directory is not None else {}
+    text = config.get("text_config") or {}
     name = text.get("dtype") or text.get("torch_dtype") or "bfloat16"
     return np.dtype(np.float32) if name == "float32" else np.dtype(ml_dtypes.bfloat16)
 
@@ -120,7 +132,7 @@ class Places:
             yield self.checkpoint_dir / VLM_FOLDER
         for name in dict.fromkeys((self.name, self.alternative or self.name)):
             yield Path(name)
-            if self.checkpoint_dir is not None:
+            if self.checkpoint_dir is not None and ".." not in Path(name).parts:
                 yield self.checkpoint_dir / name
 
     def find_local(self, has: Callable[[Path], bool]) -> Path | None:
@@ -132,13 +144,11 @@ class Places:
         tried = ", ".join(str(folder) for folder in self.folders())
         problem = "no hub name"
         if HUB_NAME.fullmatch(name):
-            from huggingface_hub import snapshot_download
-
             for local_only in (True, False):
                 try:
-                    folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES, local_files_only=local_only))
-                except Exception as error:  # the hub client's errors share no base class with its HTTP library's
-                    problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                    folder = download(name, allow_patterns=SMALL_FILES, local_files_only=local_only)
+                except HubError as error:
+                    problem = str(error)
                     continue
                 if has(folder):
                     return folder
@@ -152,13 +162,16 @@ class Places:
 
 
 def _has_config(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+    return _is_file(folder / "config.json")
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file() or (
-        (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
-    )
+    return _is_file(folder / "tokenizer.json") or (_is_file(folder / "vocab.json") and _is_file(folder / "merges.txt"))
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; pathlib's own raises where a name is longer than the system allows."""
+    return os.path.isfile(path)  # noqa: PTH113
 
 
 def _transformers() -> Any:
@@ -172,10 +185,11 @@ def _transformers() -> Any:
 def _read_config(directory: Path) -> VLMConfig:
     where = directory / "config.json"
     try:
+        parse_json(where.read_text(encoding="utf-8"))
         config = _transformers().AutoConfig.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # transformers checks a config by whatever its code does to it
         raise ConfigError(f"{where}: not a VLM's config that can be read ({type(error).__name__}: {error})") from error
     if config.model_type != "smolvlm":
         raise ConfigError(
@@ -183,23 +197,48 @@ def _read_config(directory: Path) -> VLMConfig:
         )
     text, vision = config.text_config, config.vision_config
     expected = (
-        ("text_config.model_type", text.model_type, "llama"),
-        ("text_config.hidden_act", text.hidden_act, "silu"),
-        ("text_config.attention_bias", bool(text.attention_bias), False),
-        ("text_config.mlp_bias", bool(text.mlp_bias), False),
-        ("vision_config.hidden_act", vision.hidden_act, "gelu_pytorch_tanh"),
-        ("vision_config.num_channels", vision.num_channels, 3),
+        ("text_config", "model_type", text, "llama"),
+        ("text_config", "hidden_act", text, "silu"),
+        ("text_config", "attention_bias", text, False),
+        ("text_config", "mlp_bias", text, False),
+        ("vision_config", "hidden_act", vision, "gelu_pytorch_tanh"),
+        ("vision_config", "num_channels", vision, 3),
     )
-    for field, found, wanted in expected:
+    for section, field, part, wanted in expected:
+        found = getattr(part, field, None)
         if found != wanted:
-            raise ConfigError(f"{where}: `{field}` must be {wanted!r}, found {found!r}: the network has no other kind")
-    try:
-        return VLMConfig(
-            text=TextConfig(**{field.name: getattr(text, field.name) for field in dataclasses.fields(TextConfig)}),
-            vision=VisionConfig(
-                **{field.name: getattr(vision, field.name) for field in dataclasses.fields(VisionConfig)}
-            ),
-            scale_factor=config.scale_factor,
-        )
-    except AttributeError as error:
-        raise ConfigError(f"{where}: a dimension is missing: {error}") from error
+            raise ConfigError(
+                f"{where}: `{section}.{field}` must be {wanted!r}, found {found!r}: the network has no other kind"
+            )
+    vlm = VLMConfig(
+        text=TextConfig(**_dimensions(TextConfig, text, f"{where}: `text_config.")),
+        vision=VisionConfig(**_dimensions(VisionConfig, vision, f"{where}: `vision_config.")),
+        scale_factor=_dimension("scale_factor", config.scale_factor, f"{where}: `"),
+    )
+    _check_heads(vlm, where)
+    return vlm
+
+
+def _check_heads(vlm: VLMConfig, where: Path) -> None:
+    text, vision = vlm.text, vlm.vision
+    parts = (
+        ("text_config.num_attention_heads", text.num_attention_heads, "num_key_value_heads", text.num_key_value_heads),
+        ("text_config.head_dim", text.head_dim, "the halves that are rotated", 2),
+        ("vision_config.hidden_size", vision.hidden_size, "num_attention_heads", vision.num_attention_heads),
+    )
+    for field, size, what, divisor in parts:
+        if size % divisor:
+            raise ConfigError(f"{where}: `{field}` must be a multiple of {what} ({divisor}), found {size}")
+
+
+def _dimensions(kind: type, part: Any, where: str) -> dict[str, Any]:
+    """The fields of `kind` that a part of a VLM's config holds; ConfigError if one is no size that a network can have."""
+    values = {field.name: getattr(part, field.name, None) for field in dataclasses.fields(kind)}
+    return {name: v if name.endswith("_eps") else _dimension(name, v, where) for name, v in values.items()}
+
+
+def _dimension(name: str, value: Any, where: str) -> int:
+    largest = _LARGEST.get(name, _LARGEST_WIDTH)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+        raise ConfigError(f"{where}{name}` must be a whole number from 1 to {largest}, found {value!r}")
+    return value

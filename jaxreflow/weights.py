@@ -61,7 +61,7 @@ class Entry:
     @property
     def torch_shape(self) -> tuple[int, ...]:
         """The tensor's shape under its key."""
-        return self.to_torch(np.empty(self.shape, np.bool_)).shape
+        return self.to_torch(np.broadcast_to(np.False_, self.shape)).shape
 
 
 @functools.cache

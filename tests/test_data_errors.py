@@ -1,5 +1,6 @@
 """Damaged and unsuitable datasets: each gives an error that names the file and the cause."""
 
+import io
 import json
 import re
 
@@ -7,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from jaxreflow.data import video
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.errors import DatasetError
 from tests.lerobot_fixtures import CAMERA, write_v21, write_v30
@@ -51,6 +54,48 @@ def test_paths_stay_in_the_dataset(v30, path):
     refuses(v30, "leaves the dataset's folder")
 
 
+@pytest.mark.parametrize(
+    ("template", "found"),
+    [
+        ("{chunk_index.__class__.__init__.__globals__}", "expected a field's name, found 'chunk_index.__class__"),
+        ("{file_index[0]}", "expected a field's name"),
+        ("{file_index:>999999999}", "expected no format but a number's width, found '>999999999'"),
+        ("{file_index!r:>9}", "expected no format but a number's width"),
+        ("{file_index:{chunk_index}}", "expected no format but a number's width"),
+        ("{}", "expected a field's name, found ''"),
+        ("{file_index", "expected '}'"),
+    ],
+)
+def test_templates_are_names_of_fields_and_nothing_else(v30, template, found):
+    edit_info(v30, data_path=f"data/{template}.parquet")
+    refuses(v30, f"meta/info.json: path template .* cannot be filled .*{re.escape(found)}")
+
+
+@pytest.mark.parametrize("path", [f"data/{'a' * 300}.parquet", "data"])
+def test_names_that_no_file_can_have_are_missing_files(v30, path):
+    edit_info(v30, data_path=path)
+    refuses(v30, "is missing, episode 0 needs it")
+
+
+@pytest.mark.parametrize("path", ["data/\0.parquet", "data/\ud800.parquet"])
+def test_names_that_no_file_system_takes_are_refused(v30, path):
+    edit_info(v30, data_path=path)
+    refuses(v30, "meta/info.json")
+
+
+def test_tasks_are_whole_characters(v21):
+    file = v21 / "meta/tasks.jsonl"
+    file.write_text(file.read_text().replace("pull", "\\ud800"))
+    refuses(v21, "tasks.jsonl is damaged .*UnicodeEncodeError")
+
+
+def test_links_to_files_elsewhere_are_read_as_in_the_hubs_cache(v30, tmp_path):
+    (tmp_path / "blobs").mkdir()
+    for number, file in enumerate([path for path in v30.rglob("*") if path.is_file()]):
+        file.symlink_to(file.rename(tmp_path / "blobs" / str(number)))
+    assert LeRobotDataset.open(v30).image(9, CAMERA).any()
+
+
 def test_camera_names_are_no_way_out(v30):
     info = json.loads((v30 / "meta/info.json").read_text())
     edit_info(v30, video_path="videos/{video_key}/../../../x.mp4", features=info["features"])
@@ -62,10 +107,37 @@ def test_template_with_unknown_field(v21):
     refuses(v21, r"info.json: path template 'videos/\{camera\}.mp4' cannot be filled")
 
 
-@pytest.mark.parametrize("change", [{"fps": 0}, {"fps": None}, {"features": {"action": {}}}, {"chunks_size": "many"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fps": 0},
+        {"fps": None},
+        {"fps": 1e999},
+        {"features": {"action": {}}},
+        {"features": {"action": {"dtype": "float32", "shape": [1e999]}}},
+        {"chunks_size": "many"},
+        {"chunks_size": 0},
+        {"chunks_size": 1e999},
+        {"data_path": 0.5},
+    ],
+    ids=str,
+)
 def test_damaged_info(v21, change):
     edit_info(v21, **change)
     refuses(v21, "info.json")
+
+
+@pytest.mark.parametrize("name", ["info.json", "tasks.jsonl", "episodes_stats.jsonl"])
+def test_json_nested_without_end(v21, name):
+    (v21 / "meta" / name).write_text('{"x": ' * 100_000 + "1" + "}" * 100_000)
+    refuses(v21, f"{name} is damaged.*nested more than 64 deep")
+
+
+def test_counters_have_one_entry(v21):
+    info = json.loads((v21 / "meta/info.json").read_text())
+    info["features"]["frame_index"]["shape"] = []
+    edit_info(v21, features=info["features"])
+    refuses(v21, r"meta/info.json: the shape of 'frame_index' must be \[1\], found \[\]")
 
 
 @pytest.mark.parametrize("name", ["info.json", "tasks.jsonl", "episodes.jsonl", "episodes_stats.jsonl"])
@@ -155,6 +227,28 @@ def test_rows_that_disagree_with_the_metadata(v21):
     refuses(v21, "episode_000001.parquet: episode 1 has 4 rows, expected 5")
 
 
+def test_many_more_rows_than_the_metadata_announces_are_not_read(v21):
+    file = v21 / "data/chunk-000/episode_000001.parquet"
+    pq.write_table(pa.concat_tables([pq.read_table(file)] * 100), file)
+    refuses(v21, r"episode_000001.parquet is damaged .*expected at most 5 rows by .*, found 500")
+
+
+def test_other_columns_may_be_wider_than_those_in_use(v21):
+    for file in (v21 / "data").rglob("*.parquet"):
+        table = pq.read_table(file)
+        wide = {"action.wide": [[0.0] * 99] * len(table), "observation": [{"x": [1] * 50, "y": "z"}] * len(table)}
+        for name, values in wide.items():
+            table = table.add_column(0, name, pa.array(values))
+        pq.write_table(table, file)
+    assert LeRobotDataset.open(v21).column("action").shape == (18, 3)
+
+
+def test_more_tasks_than_any_dataset_has(v30):
+    tasks = pa.table({"task_index": np.zeros((1 << 20) + 1, np.int64), "task": pa.nulls((1 << 20) + 1, pa.string())})
+    pq.write_table(tasks, v30 / "meta/tasks.parquet")
+    refuses(v30, "tasks.parquet is damaged .*expected at most 1048576 rows")
+
+
 def test_ragged_actions(v21):
     change_column(v21 / "data/chunk-001/episode_000002.parquet", "action", pa.array([[1.0, 2.0, 3.0]] * 5 + [[1.0]]))
     refuses(v21, "column 'action' holds gaps or entries that are not numbers of shape \\[3\\]")
@@ -163,6 +257,58 @@ def test_ragged_actions(v21):
 def test_gaps(v21):
     change_column(v21 / "data/chunk-001/episode_000002.parquet", "timestamp", pa.array([None, 0.1, 0.2, 0.3, 0.4, 0.5]))
     refuses(v21, "column 'timestamp' holds gaps")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("episode_index", pa.array([{"x": 1}] * 6)),
+        ("episode_index", pa.nulls(6)),
+        ("task_index", pa.array([0.5] * 6)),
+        ("frame_index", pa.array(["0"] * 6)),
+    ],
+)
+def test_counters_of_another_type(v21, name, values):
+    change_column(v21 / "data/chunk-001/episode_000002.parquet", name, values)
+    refuses(v21, f"episode_000002.parquet: column '{name}' holds gaps or entries that are not whole numbers")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("length", [7, None, 6]),
+        ("length", [7, -5, 6]),
+        ("episode_index", [[0], [1], [2]]),
+        ("dataset_from_index", [0, 7, 2**62]),
+        ("data/file_index", ["../0", "0", "1"]),
+        ("tasks", [[1], [2], [3]]),
+        ("tasks", [[{"x": 1}]] * 3),
+    ],
+)
+def test_episodes_of_another_type(v30, name, values):
+    file = v30 / "meta/episodes/chunk-000/file-000.parquet"
+    change_column(file, name, pa.array(values))
+    refuses(v30, f"meta/episodes/chunk-000/file-000.parquet is damaged .*{name}: expected")
+
+
+@pytest.mark.parametrize(("name", "values"), [("task", ["push", None]), ("task_index", [[0], [1]])])
+def test_tasks_of_another_type(v30, name, values):
+    change_column(v30 / "meta/tasks.parquet", name, pa.array(values))
+    refuses(v30, "meta/tasks.parquet")
+
+
+@pytest.mark.parametrize("name", ["meta/tasks.parquet", "meta/episodes/chunk-000/file-000.parquet"])
+def test_text_that_is_no_utf8(v30, name):
+    file = v30 / name
+    pq.write_table(pq.read_table(file), file, compression="none", use_dictionary=False)
+    file.write_bytes(file.read_bytes().replace(b"pull", b"pu\xff\xff"))
+    refuses(v30, f"{name} is damaged .*UnicodeDecodeError")
+
+
+def test_legacy_episodes_of_another_type(v21):
+    file = v21 / "meta/episodes.jsonl"
+    file.write_text(file.read_text().replace('["pull"]', '[{"x": 1}]'))
+    refuses(v21, "episodes.jsonl is damaged .*tasks: expected text")
 
 
 def test_missing_column(v21):
@@ -201,4 +347,39 @@ def test_damaged_embedded_image(tmp_path):
     with pytest.raises(DatasetError, match=r"episode_000000.parquet: cannot decode frame 2 of episode 0"):
         dataset.image(2, CAMERA)
     with pytest.raises(DatasetError, match=r"cannot decode frame 3 of episode 0.*no image bytes"):
+        dataset.image(3, CAMERA)
+
+
+def test_an_image_of_any_size_that_a_few_bytes_claim(tmp_path):
+    root = write_v21(tmp_path / "images", image_format="PNG")
+    file = root / "data/chunk-000/episode_000000.parquet"
+    cells = pq.read_table(file)[CAMERA].to_pylist()
+    buffer = io.BytesIO()
+    Image.new("1", (8192, 4096)).save(buffer, "PNG")
+    cells[2]["bytes"] = buffer.getvalue()
+    change_column(file, CAMERA, pa.array(cells))
+    with pytest.raises(
+        DatasetError, match=r"cannot decode frame 2 .*the image has 8192 x 4096 pixels, expected at most"
+    ):
+        LeRobotDataset.open(root).image(2, CAMERA)
+
+
+def test_a_video_of_any_size_that_a_few_bytes_claim(v21, monkeypatch):
+    monkeypatch.setattr(video, "MAX_PIXELS", 1000)
+    with pytest.raises(DatasetError, match=r"episode_000000.mp4: cannot decode frame 0 of episode 0.*max_pixels"):
+        LeRobotDataset.open(v21).image(0, CAMERA)
+
+
+def test_a_codec_that_nobody_knows(v21):
+    file = v21 / f"videos/chunk-000/{CAMERA}/episode_000000.mp4"
+    file.write_bytes(file.read_bytes().replace(b"avc1", b"????"))
+    with pytest.raises(DatasetError, match=r"episode_000000.mp4: cannot decode frame 0.*codec is unknown"):
+        LeRobotDataset.open(v21).image(0, CAMERA)
+
+
+@pytest.mark.parametrize("time", [float("nan"), float("inf"), 1e30])
+def test_times_at_which_no_video_shows_anything(v21, time):
+    dataset = LeRobotDataset.open(v21)
+    dataset.column("timestamp")[3] = time
+    with pytest.raises(DatasetError, match=r"cannot decode frame 3 .*a video has no frame at"):
         dataset.image(3, CAMERA)

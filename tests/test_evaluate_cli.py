@@ -14,9 +14,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxreflow import evaluate, flow, model
+from jaxreflow.errors import ConfigError
 from jaxreflow.evaluation.sampling import Candidate, chunks, make_subject, memorise, sees_alike
 from jaxreflow.pretrained import load_checkpoint, save_pretrained
 from jaxreflow.run_config import DatasetConfig, ReflowConfig, TeacherSource
+from jaxreflow.run_directory import recorded_settings
 from jaxreflow.weights import split_params, trainable_in_reflow
 from tests.tiny import tiny_model, tiny_observation
 from tests.tiny_policy import DATASET, perturb
@@ -76,6 +78,18 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_student(tmp_path_factory.mktemp("run") / "checkpoints" / "000010" / "pretrained_model", settings)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"optimizer": 3}, {"steps": "many"}, {"dataset": {"root": 5, "holdout": 0.1}}, {"rename_map": {"a": 1}}, {"ema_decay": True}],
+    ids=str,
+)  # fmt: skip
+def test_settings_of_another_type_are_refused_with_their_file(student: Path, tmp_path: Path, change: dict) -> None:
+    settings = json.loads((student / "train_config.json").read_text()) | change
+    (tmp_path / "train_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=r"train_config\.json: expected the settings of a run .*(must be|expected)"):
+        recorded_settings(tmp_path)
+
+
 class Page(HTMLParser):
     """Checks that elements nest, and gathers ids, attributes that load something, and text."""
 
@@ -113,10 +127,18 @@ def read_page(path: Path) -> tuple[str, Page]:
     return source, page
 
 
-def test_a_student_is_compared_and_the_page_needs_nothing_else(student: Path, tmp_path: Path, capsys) -> None:
+def read_all(folder: Path) -> list[str]:
+    return [path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_student_is_compared_and_the_page_needs_nothing_else(
+    student: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secretSECRETsecret")
     flags = ["--teacher", str(TEACHER), "--student", str(student), "--early-task", TASK, "--out", str(tmp_path / "a")]
     assert evaluate.main([*flags, *SIZE]) == 0
     printed = capsys.readouterr().out
+    assert not [text for text in (printed, *read_all(tmp_path / "a")) if "hf_secretSECRETsecret" in text]
     assert "| student@1 |" in printed
     assert "do you need to distil?" in printed
     report = json.loads((tmp_path / "a" / "report.json").read_text(), parse_constant=pytest.fail)

@@ -125,6 +125,33 @@ def test_damaged_frames_are_named(tmp_path: Path) -> None:
         frames(LeRobotDataset.open(packed.root))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frames": "all"},
+        {"frames": 10**15},
+        {"shard_frames": 0},
+        {"cameras": {CAMERA: [1e999, 1]}},
+        {"encoding": "gif"},
+    ],
+    ids=str,
+)
+def test_damaged_manifests_are_named(tmp_path: Path, change: dict) -> None:
+    packed = pack(PackConfig(str(write_v30(tmp_path / "data")), str(tmp_path / "out")))
+    manifest = packed.root / "frames" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+    with pytest.raises(DatasetError, match=r"frames/manifest\.json: expected the manifest of packed frames"):
+        LeRobotDataset.open(packed.root)
+
+
+def test_a_camera_that_was_not_packed_is_named(tmp_path: Path) -> None:
+    packed = pack(PackConfig(str(write_v30(tmp_path / "data")), str(tmp_path / "out")))
+    manifest = packed.root / "frames" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(CAMERA, "wrist"))
+    with pytest.raises(DatasetError, match=r"cannot decode frame 0 .*manifest\.json has no such camera, only wrist"):
+        LeRobotDataset.open(packed.root).image(0, CAMERA)
+
+
 def test_records_hold_what_was_put_in() -> None:
     assert unpack_record(pack_record([b"abc", b"", b"d"]), 3) == [b"abc", b"", b"d"]
     for record, images in ((pack_record([b"abc"]), 2), (pack_record([b"abc"])[:-1], 1)):

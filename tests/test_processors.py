@@ -155,6 +155,17 @@ def test_changes_are_written_and_read_again(source, tmp_path):
         (lambda steps: steps[5]["config"]["norm_map"].update(STATE="ZSCORE"), "ZSCORE"),
         (lambda steps: steps[5]["config"].pop("features"), "features"),
         (lambda steps: steps[5].update(state_file="../secret"), "state_file"),
+        (lambda steps: steps[5].update(state_file=".."), "state_file"),
+        (lambda steps: steps[5].update(state_file="/etc/passwd"), "state_file"),
+        (lambda steps: steps[5].update(state_file="config.json"), "state_file"),
+        (lambda steps: steps[5].update(state_file="model.safetensors"), "state_file"),
+        (lambda steps: steps[5].update(state_file=["x"]), "state_file"),
+        (lambda steps: steps[5].update(config=64), "not a pipeline"),
+        (lambda steps: steps[5]["config"].update(eps=float("nan")), "eps"),
+        (lambda steps: steps[3]["config"].update(max_length=10**9), "max_length"),
+        (lambda steps: steps[3]["config"].update(max_length=float("inf")), "max_length"),
+        (lambda steps: steps[3]["config"].update(tokenizer_name=7), "tokenizer_name"),
+        (lambda steps: steps[0]["config"].update(rename_map={"a": 1}), "rename_map"),
         (lambda steps: steps[5].update(state_file="gone.safetensors"), "gone.safetensors"),
     ],
 )
@@ -164,6 +175,14 @@ def test_pipelines_that_cannot_be_honoured_are_refused_by_name(source, change, m
     (source / PREPROCESSOR).write_text(json.dumps(pipeline))
     with pytest.raises(ProcessorError, match=message):
         parse_processors(read_processor_files(source))
+
+
+def test_files_of_any_size_are_not_read(source):
+    state = next(source.glob("policy_preprocessor_step*.safetensors"))
+    with state.open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ProcessorError, match=rf"{state.name} has 1099511627776 bytes, expected at most"):
+        read_processor_files(source)
 
 
 def test_damaged_and_missing_files(source):

@@ -31,6 +31,9 @@ ARCHITECTURE += [
 ]
 
 
+TOKEN = "hf_secretSECRETsecret0123456789"
+
+
 @pytest.fixture(autouse=True)
 def _no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "use_compilation_cache", lambda: None)
@@ -63,6 +66,7 @@ def student_run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Four updates of `reflow`, saved after two and four."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "use_compilation_cache", lambda: None)
+        patch.setenv("HF_TOKEN", TOKEN)
         run = tmp_path_factory.mktemp("reflow") / "run"
         assert reflow(teacher, run, "--steps", "4", "--noises", "2", "--teacher-steps", "2") == 0
         return run
@@ -92,6 +96,12 @@ def test_new_policy_is_stored_in_the_dtypes_of_lerobots_modules(teacher: Path) -
     assert {key for key in wide if "vlm_with_expert" in key} == {cross + "k_proj.weight", cross + "v_proj.weight"}
     assert len(wide) == 2 + 10
     assert {file.dtype(key).name for key in set(file.keys) - wide} == {"bfloat16"}
+
+
+def test_no_file_of_a_run_holds_the_users_token(student_run: Path) -> None:
+    files = [path for path in student_run.rglob("*") if path.is_file()]
+    assert {"train_config.json", "metrics.jsonl", "config.json", "checksums.json"} <= {path.name for path in files}
+    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
 
 
 def test_student_is_exported_in_the_teachers_form(teacher: Path, student_run: Path) -> None:

@@ -77,6 +77,12 @@ def test_special_tokens_come_from_the_tokenizer_where_they_are_needed():
         ({"text_config__hidden_act": "gelu"}, "text_config.hidden_act.*silu"),
         ({"vision_config__hidden_act": "relu"}, "vision_config.hidden_act"),
         ({"text_config__attention_bias": True}, "attention_bias"),
+        ({"text_config": False}, "config.json: not a VLM's config"),
+        ({"text_config__hidden_size": 10**12}, "text_config.hidden_size. must be a whole number from 1 to"),
+        ({"text_config__num_key_value_heads": 3}, "num_attention_heads. must be a multiple of num_key_value_heads"),
+        ({"vision_config__num_hidden_layers": 10**6}, "num_hidden_layers. must be a whole number from 1 to 64"),
+        ({"vision_config__patch_size": [[]]}, "config.json"),
+        ({"scale_factor": 0}, "scale_factor"),
     ],
 )
 def test_other_models_are_refused_by_name(tmp_path, changes, message):
@@ -103,6 +109,14 @@ def test_the_tokenizer_may_lie_beside_the_pipeline(tmp_path):
     assert tokenizer.pad_token_id == 2
 
 
+def test_a_name_leads_to_no_folder_beside_the_checkpoints(tmp_path):
+    shutil.copytree(VLM, tmp_path / "elsewhere" / "other")
+    (tmp_path / "elsewhere" / "checkpoint").mkdir()
+    policy = PolicyConfig(vlm_model_name="../other")
+    with pytest.raises(CheckpointError, match="no hub name"):
+        load_vlm(policy, tmp_path / "elsewhere" / "checkpoint")
+
+
 def test_the_hub_cache_is_used_offline(tmp_path):
     snapshot = tmp_path / "cache" / "models--owner--model" / "snapshots" / ("0" * 40)
     (snapshot.parents[1] / "refs").mkdir(parents=True)
@@ -122,6 +136,13 @@ def test_remote_code_and_damaged_tokenizers_are_refused(tmp_path):
     (remote / "code.py").write_text("raise SystemExit('ran remote code')")
     with pytest.raises(ConfigError):
         load_vlm(PolicyConfig(), None, remote)
+
+
+def test_names_that_no_folder_can_have_are_not_found(tmp_path):
+    for name in ("x" * 10_000, "\0", "\ud800"):
+        assert not has_weights(name)
+        with pytest.raises(CheckpointError, match="no hub name"):
+            load_vlm(PolicyConfig(vlm_model_name=name), tmp_path)
 
 
 def test_weights_are_a_hub_name_or_safetensors(tmp_path):

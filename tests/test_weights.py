@@ -11,10 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxreflow.config import ModelConfig, VLMConfig
-from jaxreflow.errors import CheckpointError
+from jaxreflow.errors import CheckpointError, ConfigError
 from jaxreflow.tensorfile import TensorFile
 from jaxreflow.weights import (
     PROJECTIONS,
+    Entry,
     count_parameters,
     dead_tensors,
     expected_tensors,
@@ -133,6 +134,51 @@ def test_damaged_files_are_refused(tmp_path):
     path.write_bytes(struct.pack("<Q", 1 << 40) + json.dumps({}).encode())
     with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         TensorFile(path)
+
+
+def test_a_header_is_bounded_before_it_is_read(tmp_path, monkeypatch):
+    """A sparse file of 200 MB: its header would be within the format's 100 MB, and 1 GB in memory."""
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 90_000_000))
+        file.truncate(200_000_000)
+    monkeypatch.setattr("safetensors.safe_open", pytest.fail)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*at most 16777216 bytes, found 90000000"):
+        TensorFile(path)
+    for content in (b"", b"\0" * 7, struct.pack("<Q", 9) + b"{}      "):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: not a complete safetensors file \(expected"):
+            TensorFile(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 2]}}',
+        '{"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}}',
+        '{"a": {"dtype": "F32", "shape": [4611686018427387904, 4], "data_offsets": [0, 8]}}',
+        '{"a": {"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}}',
+        '{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}',
+        '{"a": {"shape": [2]}}',
+        "[1, 2]",
+        '{"a": ' * 5000 + "1" + "}" * 5000,
+    ],
+)
+def test_headers_that_do_not_fit_the_data_are_refused(tmp_path, header):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + bytes(8))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a complete safetensors file"):
+        TensorFile(path)
+
+
+@pytest.mark.parametrize("multiplier", [1e-300, 0.04, 0.625])
+def test_an_expert_has_an_even_width(multiplier):
+    with pytest.raises(ConfigError, match=r"expert_width_multiplier.*must give an even width"):
+        ModelConfig.create(tiny_policy(expert_width_multiplier=multiplier), VLM)
+
+
+def test_shapes_of_any_size_take_no_memory():
+    assert Entry(("x", "kernel"), "x.weight", (1 << 20, 1 << 30)).torch_shape == (1 << 30, 1 << 20)
 
 
 def test_pickled_weights_are_named_and_never_loaded(tmp_path):

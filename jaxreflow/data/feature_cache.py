@@ -19,8 +19,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jaxreflow.data.shards import open_shards, publish, shard_files
+from jaxreflow.data.shards import check_counts, open_shards, publish, shard_files
 from jaxreflow.errors import DatasetError
+from jaxreflow.jsonfile import parse_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -103,15 +104,16 @@ def read_manifest(root: Path) -> Manifest:
     """The manifest of the cache in `root`; DatasetError if it is missing, damaged or of another format."""
     path = root / MANIFEST
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_text(encoding="utf-8"))
         version, key = fields.pop("format"), fields.pop("key")
         if version != FORMAT:
             raise ValueError(f"format: expected {FORMAT}, found {version}")
         fields["cameras"] = {name: (int(rows), int(width)) for name, (rows, width) in fields["cameras"].items()}
+        check_counts(fields["frames"], fields["shard_frames"])
         manifest = Manifest(**fields)
         if manifest.key != key:
             raise ValueError(f"key: expected {manifest.key}, found {key}")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
         raise DatasetError(
             f"{path}: expected the manifest of a feature cache ({type(error).__name__}: {error}); check the path, or "
             "make the cache with `python -m jaxreflow.data.features`"

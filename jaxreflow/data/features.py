@@ -65,6 +65,8 @@ class FeaturesConfig:
     """The policy whose vision tower and connector compute the tokens: directory or hub name."""
     out: str
     """Directory of the cache; an unfinished one is continued."""
+    revision: str | None = None
+    """Of a policy from the hub: a commit, tag or branch (default: main)."""
     batch_size: int = 32
     """Frames at a time, over all devices."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -91,6 +93,7 @@ def compute_features(config: FeaturesConfig, *, shard_frames: int = SHARD_FRAMES
         raise DatasetError(f"{dataset.root}: expected frames 0 to {len(frames) - 1}, found gaps between episodes")
     checkpoint = load_checkpoint(
         config.policy,
+        revision=config.revision,
         vlm=config.vlm,
         dtype=config.dtype,
         vision_positions=config.vision_positions,

@@ -5,6 +5,7 @@ Frames are named by their global index, the one that the whole dataset counts, w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from jaxreflow.data.packed_frames import FOLDER, PackedFrames
 from jaxreflow.data.transforms import ACTION, STATE
 from jaxreflow.data.video import FrameReaders
 from jaxreflow.errors import ConfigError, DatasetError
+from jaxreflow.hub import HubError, download
 
 # LeRobot's own tolerance between a frame's timestamp and the time at which the video shows it.
 TOLERANCE_S = 1e-4
@@ -40,11 +42,12 @@ class LeRobotDataset:
         self._packed = PackedFrames(self.root / FOLDER) if (self.root / FOLDER).is_dir() else None
         self._check()
         names = [*_INDEX_COLUMNS, *(key for key in (STATE, ACTION) if key in self.features)]
-        self._columns, self._file_rows = read_columns(self.root, self.episodes, self.features, names)
+        self._columns, self._file_rows = read_columns(metadata, self.episodes, names)
         unknown = set(np.unique(self._columns["task_index"])) - set(metadata.tasks)
         if unknown:
             raise DatasetError(
-                f"{self.root}: task_index {min(unknown)} is not among the {len(metadata.tasks)} tasks of meta/"
+                f"{self.root}: task_index {min(unknown)} is not among the {len(metadata.tasks)} tasks of "
+                "meta/tasks.parquet (tasks.jsonl before v3.0); download it again"
             )
 
     @classmethod
@@ -112,7 +115,7 @@ class LeRobotDataset:
         if name not in self._columns:
             if name not in self.features or name in self.camera_keys:
                 raise DatasetError(f"{self.root}: no numeric feature {name!r}, only {', '.join(self.features)}")
-            self._columns |= read_columns(self.root, self.episodes, self.features, [name])[0]
+            self._columns |= read_columns(self.metadata, self.episodes, [name])[0]
         return self._columns[name]
 
     def action_chunk(
@@ -208,19 +211,25 @@ class LeRobotDataset:
 
     def _check(self) -> None:
         if (self._lengths < 1).any() or (np.diff(self._firsts) < self._lengths[:-1]).any():
-            raise DatasetError(f"{self.root}: episodes in meta/ are empty or overlap; download it again")
+            raise DatasetError(f"{self.root}/meta/episodes*: episodes are empty or overlap; download it again")
         absent = [key for key in ("episode_index", *_INDEX_COLUMNS) if key not in self.features]
         if absent:
             raise DatasetError(f"{self.root}: meta/info.json lacks the feature {absent[0]!r} of every LeRobotDataset")
+        wrong = [key for key in ("episode_index", *_INDEX_COLUMNS) if self.features[key].shape != (1,)]
+        if wrong:
+            raise DatasetError(
+                f"{self.root}/meta/info.json: the shape of {wrong[0]!r} must be [1], found {list(self.features[wrong[0]].shape)}"
+            )
         needed: dict[str, int] = {}
         for episode in self.episodes:
             videos = () if self._packed is not None else (video for video, _ in episode.videos.values())
             for file in (episode.data_file, *videos):
                 needed.setdefault(file, episode.index)
-        missing = [file for file in needed if not (self.root / file).is_file()]
+        # Not pathlib's, which raises where a name is longer than the system allows.
+        missing = [file for file in needed if not os.path.isfile(self.root / file)]  # noqa: PTH113
         if missing:
             raise DatasetError(
-                f"{self.root / missing[0]} is missing, episode {needed[missing[0]]} needs it "
+                f"{self.root / missing[0]} is missing, episode {needed[missing[0]]} needs it by meta/info.json "
                 f"({len(missing)} of {len(needed)} files are missing); copy or download it, "
                 "or leave its episodes out with --dataset.episodes"
             )
@@ -237,15 +246,11 @@ def load_dataset(
         return LeRobotDataset.open(root, episodes=episodes)
     if repo_id is None:
         raise ConfigError("no dataset: expected --dataset.root DIR or --dataset.repo-id ID, found neither")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
-        folder = snapshot_download(repo_id, repo_type="dataset", revision=revision, local_dir=root)
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        folder = download(repo_id, revision=revision, repo_type="dataset", local_dir=root)
+    except HubError as error:
         raise DatasetError(
-            f"dataset {repo_id!r} (revision {revision or 'main'}) cannot be had from the hub: {error}; "
-            "check the name and the network, or give --dataset.root DIR"
+            f"the dataset cannot be had from the hub ({error}); check name, revision and network, or give --dataset.root DIR"
         ) from error
     return LeRobotDataset.open(folder, episodes=episodes)
 
@@ -269,7 +274,9 @@ def holdout_split(dataset: LeRobotDataset, fraction: float, seed: int) -> tuple[
         count = min(max(round(fraction * len(stratum)), 1), len(stratum) - 1) if fraction and len(stratum) > 1 else 0
         held.update(int(index) for index in random.permutation(stratum)[:count])
     if fraction and not held:
-        raise DatasetError(f"{dataset.root}: one episode is too few to hold one out; set the held-out fraction to 0")
+        raise DatasetError(
+            f"{dataset.root}/meta/episodes*: one episode is too few to hold one out; set the held-out fraction to 0"
+        )
     train = tuple(episode.index for episode in dataset.episodes if episode.index not in held)
     return train, tuple(sorted(held))
 

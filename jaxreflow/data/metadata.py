@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+import re
+import string
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
@@ -13,12 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxreflow.errors import DatasetError
+from jaxreflow.jsonfile import parse_json
 
 Stats = dict[str, dict[str, np.ndarray]]
 _Parsed = TypeVar("_Parsed")
 
 LEGACY_VERSIONS = ("v2.0", "v2.1")
 VERSIONS = (*LEGACY_VERSIONS, "v3.0")
+
+# What LeRobot writes behind a field's name in a path template: nothing, or a number's width, such as 03d.
+_FORMAT_SPEC = re.compile(r"(0?\d{1,2})?d?")
+# More frames than any dataset has; sums of so many still fit int64.
+_COUNT_LIMIT = 1 << 40
+# More episodes than any dataset has.
+_MOST_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -79,22 +89,32 @@ class _Layout:
     chunks_size: int
 
     def path(self, template: str, **fields: Any) -> str:
-        """Fills a path template of `info.json`, refusing one that leaves the dataset's folder."""
+        """Fills a path template of `info.json`; DatasetError if it is more than names of fields, or leaves the dataset's folder."""
         try:
+            _check_template(template, fields)
             relative = template.format(**fields)
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise DatasetError(
                 f"{self.root}/meta/info.json: path template {template!r} cannot be filled from {sorted(fields)} "
-                f"({error!r})"
+                f"({error}); write it as LeRobot does, such as {{chunk_index:03d}}"
             ) from error
         # Lexical on purpose: the files of a hub snapshot are symlinks to blobs outside the folder.
         path = PureWindowsPath(relative)
-        if path.anchor or ".." in path.parts or not path.parts:
+        if path.anchor or ".." in path.parts or not path.parts or "\0" in relative:
             raise DatasetError(
                 f"{self.root}/meta/info.json: path template {template!r} gives {relative!r}, which leaves the "
                 "dataset's folder; repair it, or get the dataset from a source that you trust"
             )
         return relative
+
+
+def _check_template(template: str, fields: Collection[str]) -> None:
+    """ValueError unless a template names nothing but fields: `str.format` would also follow attributes and pad to any width."""
+    for _, name, spec, conversion in string.Formatter().parse(template):
+        if name is not None and name not in fields:
+            raise ValueError(f"expected a field's name, found {name!r}")
+        if conversion or (spec and not _FORMAT_SPEC.fullmatch(spec)):
+            raise ValueError(f"{name!r}: expected no format but a number's width, found {spec or conversion!r}")
 
 
 def read_metadata(root: Path) -> Metadata:
@@ -110,29 +130,38 @@ def read_metadata(root: Path) -> Metadata:
             "convert the dataset with the LeRobot that wrote it"
         )
     features, fps, layout = _parse(info_file, _read_info, root, info)
-    if not fps > 0:
+    if not 0 < fps < math.inf:
         raise DatasetError(f"{info_file}: fps is {fps}, expected a positive number")
     read_tasks, read_episodes, read_stats = (
         (_legacy_tasks, _legacy_episodes, _legacy_stats) if version in LEGACY_VERSIONS else (_tasks, _episodes, _stats)
     )
     episodes = tuple(sorted(read_episodes(layout), key=lambda episode: episode.index))
     if not episodes:
-        raise DatasetError(f"{root}: the dataset has no episodes")
+        raise DatasetError(f"{root}/meta/episodes* list no episode; copy or download the dataset again")
     return Metadata(root, version, fps, features, read_tasks(root), episodes, read_stats(root))
 
 
-def read_parquet(file: Path, columns: list[str] | None = None) -> pa.Table:
-    """The named columns of a parquet file (all without names); DatasetError if it is missing, damaged or lacks one."""
+def read_parquet(file: Path, columns: list[str] | None = None, *, most_rows: int = _MOST_ROWS) -> pa.Table:
+    """The named columns of a parquet file (all without names); DatasetError if it is missing, damaged or lacks one.
+
+    More than `most_rows` rows are refused before they are read: compressed, a few bytes can be any number of them.
+    """
 
     def read() -> pa.Table:
         with pq.ParquetFile(file) as parquet:
-            return parquet.read(columns=columns)
+            # Not the columns' own counts: where a footer is damaged, to ask for one ends the process.
+            rows = parquet.metadata.num_rows
+            if rows > most_rows:
+                raise ValueError(f"expected at most {most_rows} rows by meta/episodes*, found {rows}")
+            table = parquet.read(columns=columns)
+        absent = [name for name in columns or () if name not in table.column_names]
+        if absent:
+            raise DatasetError(
+                f"{file} lacks the column {absent[0]!r} of meta/info.json; it has {', '.join(table.column_names)}"
+            )
+        return table
 
-    table = _parse(file, read)
-    absent = [name for name in columns or () if name not in table.column_names]
-    if absent:
-        raise DatasetError(f"{file} lacks the column {absent[0]!r}; it has {', '.join(table.column_names)}")
-    return table
+    return _parse(file, read)
 
 
 def _parse(file: Path, read: Callable[..., _Parsed], *args: Any, **kwargs: Any) -> _Parsed:
@@ -141,38 +170,50 @@ def _parse(file: Path, read: Callable[..., _Parsed], *args: Any, **kwargs: Any) 
         return read(*args, **kwargs)
     except FileNotFoundError as error:
         raise DatasetError(f"{file} is missing; copy or download the dataset again") from error
-    except (KeyError, TypeError, ValueError, OSError, AttributeError, pa.ArrowException) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, OSError, AttributeError, pa.ArrowException) as error:
         raise DatasetError(f"{file} is damaged or lacks a field ({type(error).__name__}: {error})") from error
 
 
 def _read_info(root: Path, info: dict[str, Any]) -> tuple[dict[str, FeatureSpec], float, _Layout]:
     features = {
-        key: FeatureSpec(str(spec["dtype"]), tuple(int(n) for n in spec["shape"]), spec.get("names"))
+        key: FeatureSpec(
+            str(spec["dtype"]), tuple(_whole(n, f"shape of {key}") for n in spec["shape"]), spec.get("names")
+        )
         for key, spec in info["features"].items()
     }
     video_keys = tuple(key for key, feature in features.items() if feature.dtype == "video")
-    video_path = info["video_path"] if video_keys else ""
+    video_path = _text(info["video_path"], "video_path") if video_keys else ""
+    chunks_size = _whole(info["chunks_size"], "chunks_size")
+    if not chunks_size:
+        raise ValueError("chunks_size: expected at least 1, found 0")
     return (
         features,
         float(info["fps"]),
-        _Layout(root, info["data_path"], video_path, video_keys, int(info["chunks_size"])),
+        _Layout(root, _text(info["data_path"], "data_path"), video_path, video_keys, chunks_size),
     )
 
 
 def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
+    return parse_json(file.read_text(encoding="utf-8"))
 
 
 def _tasks(root: Path) -> dict[int, str]:
     file = root / "meta" / "tasks.parquet"
-    table = read_parquet(file)
+    return _parse(file, _table_of_tasks, file, read_parquet(file))
+
+
+def _table_of_tasks(file: Path, table: pa.Table) -> dict[int, str]:
     # The task is the pandas index: a column named "task" or "__index_level_0__", as the version had it.
     text = [
         field.name for field in table.schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
     ]
     if len(text) != 1 or "task_index" not in table.column_names:
         raise DatasetError(f"{file}: expected the columns task_index and one of text, found {table.column_names}")
-    return dict(zip(table["task_index"].to_pylist(), table[text[0]].to_pylist(), strict=True))
+    return _task_names(table["task_index"].to_pylist(), table[text[0]].to_pylist())
+
+
+def _task_names(indices: Sequence[Any], names: Sequence[Any]) -> dict[int, str]:
+    return {_whole(index, "task_index"): _text(name, "task") for index, name in zip(indices, names, strict=True)}
 
 
 def _episodes(layout: _Layout) -> Iterator[Episode]:
@@ -185,7 +226,7 @@ def _episodes(layout: _Layout) -> Iterator[Episode]:
         columns += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
     for file in files:
         # Per-episode statistics fill most of these files: only the columns in use are read.
-        for row in read_parquet(file, columns).to_pylist():
+        for row in _parse(file, read_parquet(file, columns).to_pylist):
             yield _parse(file, _episode, layout, row)
 
 
@@ -195,17 +236,17 @@ def _episode(layout: _Layout, row: dict[str, Any]) -> Episode:
             layout.path(
                 layout.video_path,
                 video_key=key,
-                chunk_index=row[f"videos/{key}/chunk_index"],
-                file_index=row[f"videos/{key}/file_index"],
+                chunk_index=_whole(row[f"videos/{key}/chunk_index"], "chunk_index"),
+                file_index=_whole(row[f"videos/{key}/file_index"], "file_index"),
             ),
             float(row[f"videos/{key}/from_timestamp"]),
         )
         for key in layout.video_keys
     }
-    data_file = layout.path(layout.data_path, chunk_index=row["data/chunk_index"], file_index=row["data/file_index"])
-    return Episode(
-        row["episode_index"], row["length"], row["dataset_from_index"], _first(row["tasks"]), data_file, videos
-    )
+    chunk, number = (_whole(row[name], name) for name in ("data/chunk_index", "data/file_index"))
+    data_file = layout.path(layout.data_path, chunk_index=chunk, file_index=number)
+    index, length, first = (_whole(row[name], name) for name in ("episode_index", "length", "dataset_from_index"))
+    return Episode(index, length, first, _first(row["tasks"]), data_file, videos)
 
 
 def _stats(root: Path) -> Stats:
@@ -222,19 +263,34 @@ def _arrays(stats: dict[str, dict[str, Any]]) -> Stats:
     }
 
 
-def _first(tasks: Sequence[str]) -> str:
-    return tasks[0] if tasks else ""
+def _first(tasks: Sequence[Any]) -> str:
+    return _text(tasks[0], "tasks") if tasks else ""
+
+
+def _whole(value: Any, name: str) -> int:
+    """A count or an index, as it is stored; TypeError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _COUNT_LIMIT:
+        raise TypeError(f"{name}: expected a whole number from 0, found {value!r}")
+    return value
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected text, found {value!r}")
+    value.encode()  # UnicodeEncodeError, a ValueError, for half a character, which JSON can hold
+    return value
 
 
 def _legacy_lines(root: Path, name: str) -> list[dict[str, Any]]:
     file = root / "meta" / name
     text = _parse(file, file.read_text, encoding="utf-8")
-    return [_parse(file, json.loads, line) for line in text.splitlines() if line.strip()]
+    return [_parse(file, parse_json, line) for line in text.splitlines() if line.strip()]
 
 
 def _legacy_tasks(root: Path) -> dict[int, str]:
     lines = _legacy_lines(root, "tasks.jsonl")
-    return _parse(root / "meta" / "tasks.jsonl", lambda: {int(line["task_index"]): str(line["task"]) for line in lines})
+    file = root / "meta" / "tasks.jsonl"
+    return _parse(file, lambda: _task_names([line["task_index"] for line in lines], [line["task"] for line in lines]))
 
 
 def _legacy_episodes(layout: _Layout) -> Iterator[Episode]:
@@ -242,7 +298,12 @@ def _legacy_episodes(layout: _Layout) -> Iterator[Episode]:
     rows = _parse(
         layout.root / "meta" / "episodes.jsonl",
         lambda: sorted(
-            (int(line["episode_index"]), int(line["length"]), _first(line.get("tasks", ()))) for line in lines
+            (
+                _whole(line["episode_index"], "episode_index"),
+                _whole(line["length"], "length"),
+                _first(line.get("tasks", ())),
+            )
+            for line in lines
         ),
     )
     first = 0

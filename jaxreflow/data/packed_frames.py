@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from jaxreflow.data.shards import open_shards, shard_files
+from jaxreflow.data.shards import check_counts, open_shards, shard_files
 from jaxreflow.errors import DatasetError
+from jaxreflow.jsonfile import parse_json
 
 FOLDER = "frames"
 MANIFEST = "manifest.json"
@@ -53,15 +54,16 @@ def read_pack_manifest(folder: Path) -> PackManifest:
     """The manifest in `folder`; DatasetError if it is missing, damaged or of another format."""
     path = folder / MANIFEST
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_text(encoding="utf-8"))
         version = fields.pop("format")
         if version != FORMAT:
             raise ValueError(f"format: expected {FORMAT}, found {version}")
         if fields["encoding"] not in ("raw", "jpeg"):
             raise ValueError(f"encoding: expected raw or jpeg, found {fields['encoding']!r}")
         fields["cameras"] = {key: (int(height), int(width)) for key, (height, width) in fields["cameras"].items()}
+        check_counts(fields["frames"], fields["shard_frames"])
         return PackManifest(**fields)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
         raise DatasetError(
             f"{path}: expected the manifest of packed frames ({type(error).__name__}: {error}); pack the dataset again "
             "with `python -m jaxreflow.data.pack`"
@@ -86,6 +88,8 @@ class PackedFrames:
 
     def image(self, frame: int, camera: str) -> UInt8[np.ndarray, "H W 3"]:
         """One camera's image; DatasetError says why there is none."""
+        if camera not in self.manifest.cameras:
+            raise DatasetError(f"{MANIFEST} has no such camera, only {', '.join(self.manifest.cameras) or 'none'}")
         height, width = self.manifest.cameras[camera]
         try:
             data = unpack_record(self._records[frame], len(self._cameras))[self._cameras.index(camera)]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from jaxreflow.errors import DatasetError
+
+_MOST_SHARDS = 1_000_000
 
 
 def shard_files(root: Path, frames: int, shard_frames: int) -> list[tuple[Path, range]]:
@@ -19,6 +22,15 @@ def shard_files(root: Path, frames: int, shard_frames: int) -> list[tuple[Path, 
         (root / f"shard-{i:05d}.arrayrecord", range(start, min(start + shard_frames, frames)))
         for i, start in enumerate(starts)
     ]
+
+
+def check_counts(frames: Any, shard_frames: Any) -> None:
+    """ValueError unless a manifest's numbers of frames, in all and in a shard, are such that the shards can be listed."""
+    for name, count in (("frames", frames), ("shard_frames", shard_frames)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}: expected a whole number from 1, found {count!r}")
+    if frames > shard_frames * _MOST_SHARDS:
+        raise ValueError(f"expected at most {_MOST_SHARDS} shards, found {frames} frames in shards of {shard_frames}")
 
 
 def open_shards(shards: Sequence[tuple[Path, range]]) -> ArrayRecordDataSource:

@@ -78,7 +78,7 @@ def _proposal(
     missing: Sequence[str],
     unmatched: Sequence[str],
 ) -> str:
-    found = f"the policy expects the cameras {list(policy_cameras)}, the dataset has {list(dataset_cameras)}"
+    found = f"the policy's config.json has the cameras {list(policy_cameras)}, the dataset's info.json {list(dataset_cameras)}"
     if rename_map:
         found += f" (renamed by {json.dumps(dict(rename_map))})"
     if not missing or not unmatched:
@@ -95,11 +95,12 @@ def check_features(dataset: LeRobotDataset, policy: PolicyConfig, rename_map: Ma
         feature = dataset.features.get(name)
         if feature is None:
             raise DatasetError(
-                f"{dataset.root}: the dataset has no feature {name!r}, which the policy needs; it has "
+                f"{dataset.root}/meta/info.json: the dataset has no feature {name!r}, which the policy needs; it has "
                 f"{', '.join(dataset.features)}; rename one with --rename-map"
             )
         if feature.shape != (dim,):
             raise DatasetError(
-                f"{dataset.root}: {name!r} has shape {list(feature.shape)}, the policy's {key!r} has [{dim}]: "
+                f"{dataset.root}/meta/info.json: {name!r} has shape {list(feature.shape)}, the policy's {key!r} has "
+                f"[{dim}] in its config.json: "
                 "the policy was made for another robot or another action space"
             )

@@ -18,6 +18,10 @@ from PIL import Image
 
 from jaxreflow.errors import DatasetError
 
+# 4096 x 4096. A few damaged bytes can claim any size, which would be allocated, and for video many times over.
+MAX_PIXELS = 1 << 24
+# Seconds that a video may have: a year.
+_LONGEST = 3.2e7
 # Up to this many frames ahead, decoding on is cheaper than a seek to the key frame before the target.
 _FORWARD_FRAMES = 8
 # From version 17 on PyAV converts each frame with all cores unless told otherwise, which for small frames takes longer.
@@ -33,6 +37,9 @@ class VideoReader:
             raise DatasetError("the file has no video stream")
         self._stream = self._container.streams.video[0]
         context = self._stream.codec_context
+        if context is None:
+            raise DatasetError("the video's codec is unknown")
+        context.options = {"max_pixels": str(MAX_PIXELS)}
         context.thread_type = "NONE"
         context.thread_count = 1
         if self._stream.time_base is None or not self._stream.average_rate:
@@ -46,6 +53,8 @@ class VideoReader:
 
     def frame(self, seconds: float, tolerance: float) -> UInt8[np.ndarray, "H W 3"]:
         """The RGB frame shown at `seconds`, give or take `tolerance`; DatasetError where there is none."""
+        if not abs(seconds) < _LONGEST:
+            raise DatasetError(f"a video has no frame at {seconds} s")
         target, slack = seconds / self._tick, tolerance / self._tick
         try:
             time, frame = self._advance(target, slack)
@@ -140,6 +149,10 @@ class FrameReaders:
             raise DatasetError("the cell holds no image bytes (images beside the parquet file are not supported)")
         try:
             with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DatasetError(
+                        f"the image has {image.width} x {image.height} pixels, expected at most {MAX_PIXELS}"
+                    )
                 return np.array(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DatasetError(f"{type(error).__name__}: {error}") from error

@@ -32,6 +32,8 @@ class SimConfig:
     """Policies in LeRobot's layout, directories or hub names; the first is the reference."""
     env: str
     """NAME:TASK[,TASK...], as metaworld:wall-detour,handle-press-v3."""
+    revision: str | None = None
+    """Of the policies from the hub: a commit, tag or branch (default: main)."""
     num_steps: tuple[int, ...] = ()
     """Euler steps of each policy: one number for all, or one each (default: as their config.json says)."""
     n_action_steps: tuple[int, ...] = ()
@@ -91,7 +93,8 @@ def evaluate(config: SimConfig) -> str:
 def _load(config: SimConfig) -> dict[str, SmolVLAPolicy]:
     policies = {}
     for path in dict.fromkeys(config.policy):
-        policy = SmolVLAPolicy.from_pretrained(path, vlm=config.vlm, dtype=config.dtype)
+        revision = None if Path(path).is_dir() else config.revision
+        policy = SmolVLAPolicy.from_pretrained(path, vlm=config.vlm, dtype=config.dtype, revision=revision)
         too_long = [n for n in config.n_action_steps if n > policy.config.chunk_size]
         if too_long:
             raise ConfigError(
