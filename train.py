@@ -24,7 +24,7 @@ from jaxtyping import Array
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jaxreflow import distributed
-from jaxreflow.checkpoint import CheckpointStore
+from jaxreflow.checkpoint import CheckpointStore, newest_policy
 from jaxreflow.compilation import use_compilation_cache
 from jaxreflow.data.features import check_vision_frozen
 from jaxreflow.data.lerobot import LeRobotDataset
@@ -57,6 +57,7 @@ from jaxreflow.run_directory import (
     run_identity,
 )
 from jaxreflow.sharding import check_batch_size, make_mesh
+from jaxreflow.storage import AnyPath, as_path, is_taken
 from jaxreflow.supervision import Interrupted, StopRequest, Watchdog
 from jaxreflow.training import TrainState, shares_context
 from jaxreflow.types import Batch
@@ -142,7 +143,7 @@ def parse(name: str, args: Sequence[str]) -> RunConfig:
     if not config.output_dir:
         raise ConfigError("--output-dir is missing: the directory in which the run is to be kept")
     if config.resume:
-        saved = read_config(type(config), Path(config.output_dir) / CONFIG_FILE)
+        saved = read_config(type(config), as_path(config.output_dir) / CONFIG_FILE)
         config = flags(saved)
         check_resumable(saved, config)
     return config
@@ -249,17 +250,18 @@ def run(config: RunConfig) -> None:
     done = int(state.step)
     if done < config.steps:
         raise Interrupted(stop.signal, f"stopped by {stop.name} after update {done}, which is saved")
-    log.info("policy after update %d: %s", done, store.directory / "last" / "pretrained_model")
+    log.info("policy after update %d: %s", done, newest_policy(store.directory))
 
 
 def report(config: RunConfig) -> None:
     """Compares a finished student with its teacher, unless that is done or not wished."""
     if not isinstance(config, ReflowConfig) or not config.report or not distributed.is_first():
         return
-    student = Path(str(config.output_dir)) / "checkpoints" / "last" / "pretrained_model"
+    run_dir = as_path(str(config.output_dir))
+    student = newest_policy(run_dir / "checkpoints")
     if not (student / REPORT_HTML).exists():
         log.info("comparing the student with its teacher on held-out episodes")
-        log.info("\n%s\n", format_report(evaluate_run(config, Path(str(config.output_dir))).report))
+        log.info("\n%s\n", format_report(evaluate_run(config, run_dir).report))
     log.info("report: %s", student / REPORT_HTML)
 
 
@@ -281,7 +283,7 @@ def run_demo(config: DemoConfig) -> None:
     )
 
 
-def open_checkpoint(config: RunConfig, dataset: LeRobotDataset, run_dir: Path) -> Checkpoint:
+def open_checkpoint(config: RunConfig, dataset: LeRobotDataset, run_dir: AnyPath) -> Checkpoint:
     """The policy that the run starts from; a new one is first written into the run's directory."""
     source: TeacherSource | PolicySource
     if isinstance(config, ReflowConfig):
@@ -291,10 +293,11 @@ def open_checkpoint(config: RunConfig, dataset: LeRobotDataset, run_dir: Path) -
         source, flag = config.policy, "--policy.path (or --policy.new)"
     path = source.path
     if isinstance(source, PolicySource) and source.new:
-        path = str(run_dir / "initial_policy")
-        if distributed.is_first() and not Path(path).exists():
+        initial = run_dir / "initial_policy"
+        path = str(initial)
+        if distributed.is_first() and not is_taken(initial):
             new = dataclasses.replace(source, vlm=source.vlm or config.vlm)
-            create_policy(Path(path), new, dataset, rename_map=config.rename_map, seed=config.seed)
+            create_policy(initial, new, dataset, rename_map=config.rename_map, seed=config.seed)
         distributed.wait_for_all("the new policy")
     if not path:
         raise ConfigError(f"{flag} is missing: the directory or hub name of a policy in LeRobot's layout")

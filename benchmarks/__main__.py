@@ -17,6 +17,8 @@ BENCHMARKS = {
     "convert": "ConvertConfig",
     "startup": "StartupConfig",
     "tpu": "TpuConfig",
+    "pod": "PodConfig",
+    "jpeg": "JpegConfig",
 }
 
 

@@ -2,18 +2,18 @@
 
     checkpoints/000100/training_state/    trained parameters, optimizer, moving average, step; `meta` in JSON
     checkpoints/000100/pretrained_model/  what LeRobot loads
-    checkpoints/000100/checksums.json     size and SHA-256 of every file in both
+    checkpoints/000100/checksums.json     size and digest of every file in both: SHA-256, or what the object store computes
     checkpoints/last -> 000100            moves when all is complete; a resumed run starts here, or before if this is damaged
+
+Object stores have no links: there `last` is a file that holds the name.
 
 Frozen parameters are not saved: they come from the checkpoint that the run started from, whose hash is in `meta`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 
 from jaxreflow.distributed import is_first
 from jaxreflow.errors import CheckpointError
+from jaxreflow.storage import AnyPath, list_files, list_folders, remove_folder
 from jaxreflow.training import TrainState
 
 STATE_DIR = "training_state"
@@ -41,8 +42,8 @@ class CheckpointStore:
     `keep` newest ones stay (None: all), and those whose step is a multiple of `keep_every` (None: no others).
     """
 
-    def __init__(self, directory: Path, *, keep: int | None = None, keep_every: int | None = None) -> None:
-        self.directory = Path(directory).absolute()
+    def __init__(self, directory: AnyPath, *, keep: int | None = None, keep_every: int | None = None) -> None:
+        self.directory = directory.absolute() if isinstance(directory, Path) else directory
         self._keep, self._keep_every = keep, keep_every
         self._pending: int | None = None
         self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
@@ -50,11 +51,11 @@ class CheckpointStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._written: Future[None] | None = None
 
-    def path(self, step: int) -> Path:
+    def path(self, step: int) -> AnyPath:
         """The directory of one checkpoint."""
         return self.directory / f"{step:06d}"
 
-    def save(self, step: int, state: TrainState, meta: dict[str, Any], export: Callable[[Path], None]) -> None:
+    def save(self, step: int, state: TrainState, meta: dict[str, Any], export: Callable[[AnyPath], None]) -> None:
         """Starts writing a checkpoint; `export` writes the policy into the directory it is given, which it makes.
 
         Raises:
@@ -65,7 +66,7 @@ class CheckpointStore:
         self._pending = step
         try:
             if is_first():
-                shutil.rmtree(target, ignore_errors=True)
+                remove_folder(target)
                 export(target / POLICY_DIR)
             args = ocp.args.Composite(state=ocp.args.StandardSave(_tree(state)), meta=ocp.args.JsonSave(meta))
             self._writer.save(target / STATE_DIR, args)
@@ -153,7 +154,7 @@ class CheckpointStore:
             return
         for step in _steps(self.directory)[: -self._keep]:
             if not (self._keep_every and step % self._keep_every == 0):
-                shutil.rmtree(self.path(step), ignore_errors=True)
+                remove_folder(self.path(step))
 
     def _failed(self, error: Exception) -> CheckpointError:
         last = last_step(self.directory)
@@ -162,18 +163,19 @@ class CheckpointStore:
         if self._pending is not None:
             name = self.path(self._pending)
             if is_first():
-                shutil.rmtree(name, ignore_errors=True)
+                remove_folder(name)
             self._pending = None
         return CheckpointError(
             f"{name}: cannot be written ({_first_line(error)}); {kept}: free space, then continue with --resume"
         )
 
 
-def last_step(directory: Path) -> int | None:
+def last_step(directory: AnyPath) -> int | None:
     """The step that `last` names, as a symlink or as a file with the name in it; None where there is no checkpoint."""
-    pointer = Path(directory) / _POINTER
+    pointer = directory / _POINTER
     try:
-        name = pointer.readlink() if pointer.is_symlink() else pointer.read_text().strip()
+        is_link = isinstance(pointer, Path) and pointer.is_symlink()
+        name = str(pointer.readlink()) if is_link else pointer.read_text().strip()
         return int(Path(name).name)
     except FileNotFoundError:
         return None
@@ -183,18 +185,25 @@ def last_step(directory: Path) -> int | None:
         ) from error
 
 
-def find_damage(checkpoint: Path) -> str | None:
+def newest_policy(directory: AnyPath) -> AnyPath:
+    """The folder of the policy that `last` leads to, by way of its step where `last` is no link."""
+    step = last_step(directory)
+    is_link = step is None or (directory / _POINTER).is_dir()
+    return directory / (_POINTER if is_link else f"{step:06d}") / POLICY_DIR
+
+
+def find_damage(checkpoint: AnyPath) -> str | None:
     """What differs in a checkpoint's folder from what was written there, in words; None if nothing does."""
     try:
         expected = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
+        found = list_files(checkpoint)
         for name, (size, digest) in expected.items():
-            file = checkpoint / name
-            if not file.is_file():
-                return f"{file} is missing"
-            if file.stat().st_size != size:
-                return f"{file}: expected {size} bytes, found {file.stat().st_size}"
-            if _sha256(file) != digest:
-                return f"{file}: its bytes are not the ones that were written"
+            if name not in found:
+                return f"{checkpoint / name} is missing"
+            if found[name].size != size:
+                return f"{checkpoint / name}: expected {size} bytes, found {found[name].size}"
+            if found[name].digest() != digest:
+                return f"{checkpoint / name}: its bytes are not the ones that were written"
     except FileNotFoundError:
         return f"{checkpoint / CHECKSUMS_FILE} is missing"
     except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -202,26 +211,22 @@ def find_damage(checkpoint: Path) -> str | None:
     return None
 
 
-def _write_checksums(checkpoint: Path) -> None:
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    sums = {str(path.relative_to(checkpoint)): (path.stat().st_size, _sha256(path)) for path in files}
+def _write_checksums(checkpoint: AnyPath) -> None:
+    sums = {name: (file.size, file.digest()) for name, file in list_files(checkpoint).items()}
     (checkpoint / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=1) + "\n")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _steps(directory: Path) -> list[int]:
+def _steps(directory: AnyPath) -> list[int]:
     """Steps of all checkpoints there, complete or not, in order."""
-    if not directory.exists():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
+    names = list_folders(directory) if directory.exists() else []
+    return sorted(int(name) for name in names if name.isdigit())
 
 
-def _point(directory: Path, name: str) -> None:
+def _point(directory: AnyPath, name: str) -> None:
     """Moves `last` in one step: a reader sees the old checkpoint or the new one."""
+    if not isinstance(directory, Path):
+        (directory / _POINTER).write_text(name + "\n")
+        return
     temporary = directory / f"{_POINTER}.unfinished"
     temporary.unlink(missing_ok=True)
     try:

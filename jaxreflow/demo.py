@@ -10,6 +10,7 @@ from jaxreflow.evaluate import REPORT_HTML, REPORT_JSON, evaluate_run
 from jaxreflow.evaluation.figures import plot_chunks, plot_losses
 from jaxreflow.evaluation.table import error_table, format_report, markdown
 from jaxreflow.run_config import ReflowConfig
+from jaxreflow.storage import check_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,10 @@ class DemoConfig(ReflowConfig):
     """Train the teacher too, instead of taking the one in the repository."""
     early_task: str | None = "Bypass a wall and reach a goal"
     """At its first frames an episode of this task does not show yet on which side the demonstrator will pass: both are right."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_path("--output-dir", self.output_dir, schemes=(), reason="the demo draws pictures")
 
 
 def write_demo_report(config: DemoConfig, run_dir: Path) -> str:

@@ -27,3 +27,7 @@ class TrainingError(JaxReflowError):
 
 class SimulationError(JaxReflowError):
     """A simulator, its renderer or its scripted expert is missing or fails."""
+
+
+class StorageError(JaxReflowError, OSError):
+    """A folder in an object store is missing, or cannot be read or written."""

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
+from jaxreflow.checkpoint import newest_policy
 from jaxreflow.compilation import use_compilation_cache
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.loader import TrainingSource
@@ -45,6 +46,7 @@ from jaxreflow.pretrained import Checkpoint, find_checkpoint, load_checkpoint
 from jaxreflow.run_config import DatasetConfig, ReflowConfig, RenameMap, RunConfig
 from jaxreflow.run_data import open_dataset, open_run_features, split_data
 from jaxreflow.run_directory import recorded_settings
+from jaxreflow.storage import AnyPath, as_path, check_path, is_remote, make_folder, place_of_copy
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
@@ -94,6 +96,12 @@ class EvaluateConfig(Settings):
     """Position ids of the vision tower (default: as the student's run, else exact)."""
     thresholds: Thresholds = dataclasses.field(default_factory=Thresholds)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("teacher", "student", "out", "run", "features"):
+            check_path(f"--{name}", getattr(self, name))
+        check_path("--dataset.root", self.dataset.root)
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -133,14 +141,14 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     run = training.run if training is not None else None
     records = list(read_metrics(run)) if run is not None and (run / METRICS_FILE).is_file() else []
     evaluation = Evaluation(report, _examples(trial), records)
-    _write(Path(config.out), evaluation)
+    _write(as_path(config.out), evaluation)
     return evaluation
 
 
-def evaluate_run(config: ReflowConfig, run_dir: Path, **settings: Any) -> Evaluation:
+def evaluate_run(config: ReflowConfig, run_dir: AnyPath, **settings: Any) -> Evaluation:
     """Compares a finished run's student with its teacher; the report lies beside the student's weights."""
     assert config.teacher.path is not None
-    student = str(run_dir / "checkpoints" / "last" / "pretrained_model")
+    student = str(newest_policy(run_dir / "checkpoints"))
     return evaluate(
         EvaluateConfig(
             teacher=config.teacher.path,
@@ -148,6 +156,8 @@ def evaluate_run(config: ReflowConfig, run_dir: Path, **settings: Any) -> Evalua
             student=student,
             out=student,
             dataset=DatasetFlags(config.dataset.root, config.dataset.repo_id, config.dataset.revision),
+            # A remote student is measured on a copy, which has no run around it.
+            run=str(run_dir) if is_remote(run_dir) else None,
             features=config.dataset.features,
             vlm=config.vlm,
             early_task=config.early_task,
@@ -229,7 +239,7 @@ def _training(
     if student is None or not isinstance(recorded, ReflowConfig) or _has_other_teacher(recorded, teacher):
         return None
     if run is not None:
-        return Training(recorded, teacher, Path(run), None)
+        return Training(recorded, teacher, as_path(run), None)
     return Training(recorded, teacher, find_run(student.directory), last_update(student.directory))
 
 
@@ -246,8 +256,11 @@ def _reference_steps(recorded: RunConfig | None, teacher: Checkpoint) -> int:
 
 def _has_other_teacher(recorded: ReflowConfig, teacher: Checkpoint) -> bool:
     """Whether the run's teacher lies here and is another, as that of a second round of reflow."""
-    own = Path(recorded.teacher.path) if recorded.teacher.path else None
-    return own is not None and own.is_dir() and own.resolve() != teacher.directory
+    path = recorded.teacher.path
+    if not path:
+        return False
+    own = place_of_copy(path) if is_remote(path) else Path(path)
+    return own.is_dir() and own.resolve() != teacher.directory
 
 
 def _about(config: EvaluateConfig, trial: Trial, held_out: bool) -> About:
@@ -284,10 +297,10 @@ def _examples(trial: Trial) -> list[Example]:
     return sample_examples(trial, list({c.label: c for c in chosen}.values()), [*early, other[len(other) // 2]])
 
 
-def _write(out: Path, evaluation: Evaluation) -> None:
+def _write(out: AnyPath, evaluation: Evaluation) -> None:
     page = render_page(evaluation.report, evaluation.examples, evaluation.records)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         (out / REPORT_JSON).write_text(json.dumps(evaluation.report.to_json(), indent=1) + "\n", encoding="utf-8")
         (out / REPORT_HTML).write_text(page, encoding="utf-8")
     except OSError as error:
@@ -304,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(format_report(report))
-    print(f"\n{Path(config.out) / REPORT_HTML}")
+    print(f"\n{as_path(config.out) / REPORT_HTML}")
     return 0
 
 

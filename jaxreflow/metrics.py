@@ -6,9 +6,8 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from jaxreflow.distributed import is_first
 from jaxreflow.errors import TrainingError
+from jaxreflow.storage import AnyPath, append_text
 
 Record: TypeAlias = dict[str, int | float]
 """A line of the log: `step`, and scalars by name."""
@@ -30,7 +30,7 @@ class MetricsLog:
     Records from after `start` are cut off first: a resumed run writes them again.
     """
 
-    def __init__(self, run_dir: Path, *, start: int, steps: int) -> None:
+    def __init__(self, run_dir: AnyPath, *, start: int, steps: int) -> None:
         self._path = run_dir / METRICS_FILE
         self._steps = steps
         self._primary = is_first()
@@ -42,13 +42,15 @@ class MetricsLog:
             disable=not (self._primary and sys.stderr.isatty()),
         )
         if self._primary and self._path.is_file():
-            self._write(list(read_metrics(run_dir, last=start)), mode="w")
+            kept = _to_lines(read_metrics(run_dir, last=start))
+            self._write(lambda: self._path.write_text(kept, encoding="utf-8"))
 
     def write(self, step: int, record: dict[str, float]) -> None:
         """Adds one record; TrainingError if it cannot be written."""
         if not self._primary:
             return
-        self._write([{"step": step, **record}], mode="a")
+        line = _to_lines([{"step": step, **record}])
+        self._write(lambda: append_text(self._path, line))
         shown = ", ".join(f"{name} {value:.4g}" for name, value in record.items())
         if self._bar.disable:
             _log.info("step %d/%d: %s", step, self._steps, shown)
@@ -59,10 +61,9 @@ class MetricsLog:
         """Moves the progress bar by one update."""
         self._bar.update()
 
-    def _write(self, records: list[Record], mode: str) -> None:
+    def _write(self, write: Callable[[], object]) -> None:
         try:
-            with self._path.open(mode, encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in records)
+            write()
         except OSError as error:
             raise TrainingError(
                 f"{self._path}: cannot be written ({error}); free space, then continue with --resume"
@@ -77,7 +78,11 @@ class MetricsLog:
         self._bar.close()
 
 
-def read_metrics(run_dir: Path, last: int | None = None) -> Iterator[Record]:
+def _to_lines(records: Iterable[Record]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def read_metrics(run_dir: AnyPath, last: int | None = None) -> Iterator[Record]:
     """The records of a run in order, up to update `last`; a line that a crash cut off is left out."""
     for line in (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines():
         try:

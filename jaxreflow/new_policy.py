@@ -22,6 +22,7 @@ from jaxreflow.pretrained import CONFIG, WEIGHTS, new_directory, student_policy,
 from jaxreflow.processors import create_processors
 from jaxreflow.run_config import PolicySource
 from jaxreflow.statistics import rename_stats, to_float32
+from jaxreflow.storage import AnyPath
 from jaxreflow.tensorfile import TensorFile
 from jaxreflow.vlm import SMALL_FILES, VLM_FOLDER, load_vlm, text_dtype
 from jaxreflow.weights import VLM, expected_tensors, module_dtype, table
@@ -31,7 +32,7 @@ _INITIAL_STD = 0.02
 
 
 def create_policy(
-    out: Path, source: PolicySource, dataset: LeRobotDataset, *, rename_map: Mapping[str, str], seed: int
+    out: AnyPath, source: PolicySource, dataset: LeRobotDataset, *, rename_map: Mapping[str, str], seed: int
 ) -> None:
     """Writes a new policy into the folder `out`: the dataset's features and statistics, VLM weights read or random.
 

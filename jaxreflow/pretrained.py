@@ -7,8 +7,10 @@ import dataclasses
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,17 @@ from jaxreflow.normalization import STATS_FROM_HINT, Stats
 from jaxreflow.observation import Transforms
 from jaxreflow.processors import Processors, create_processors, parse_processors, read_processor_files
 from jaxreflow.statistics import BUFFER_PREFIXES, read_stats, rename_stats, stats_in_weights, to_float32
+from jaxreflow.storage import (
+    AnyPath,
+    as_path,
+    check_path,
+    is_remote,
+    is_taken,
+    list_files,
+    local_copy,
+    remove_folder,
+    upload,
+)
 from jaxreflow.tensorfile import TensorFile
 from jaxreflow.types import Params
 from jaxreflow.vlm import VLM_FOLDER, VLMFiles, has_weights, load_tokenizer, load_vlm
@@ -64,7 +77,7 @@ def load_checkpoint(
     dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
     rename_map: Mapping[str, str] | None = None,
 ) -> Checkpoint:
-    """Reads a policy's folder or hub repository; weights are checked against the config, not yet read.
+    """Reads a policy's folder (local, gs:// or s3://) or hub repository; weights are checked against the config, not yet read.
 
     `stats_from` is "dataset" (takes `dataset_stats`), a file, or None: the checkpoint's own. `rename_map` maps dataset
     names to the policy's; it applies to foreign statistics and replaces the preprocessor's map.
@@ -87,12 +100,14 @@ def load_checkpoint(
 
 
 def find_checkpoint(path: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint, downloaded at `revision` if `path` is a hub name; CheckpointError otherwise."""
-    directory = Path(path)
+    """The local folder of a checkpoint, downloaded if it is remote or a hub name (at `revision`); CheckpointError otherwise."""
+    if is_remote(path) and CONFIG not in list_files(as_path(path)):
+        raise CheckpointError(f"{path}/{CONFIG}: no such file; expected a policy in LeRobot's layout")
+    directory = local_copy(path, lambda name: any(fnmatch(name, pattern) for pattern in HUB_FILES))
     if directory.is_dir():
         if revision is not None:
             raise CheckpointError(
-                f"{path} is a local folder, which has no revision, found {revision!r}: leave it out, or give a hub name"
+                f"{path} is a folder, which has no revision, found {revision!r}: leave it out, or give a hub name"
             )
         if not (directory / CONFIG).is_file():
             inner = [
@@ -216,7 +231,7 @@ def _fallback_stats(
 
 
 def save_pretrained(
-    out: str | Path,
+    out: str | AnyPath,
     checkpoint: Checkpoint,
     params: Params,
     *,
@@ -231,7 +246,7 @@ def save_pretrained(
     Raises:
         CheckpointError: `out` is there already and not empty, or cannot be written; nothing is left behind then.
     """
-    out = Path(out)
+    out = as_path(out)
     fields = student_policy(checkpoint.policy, num_steps).to_json()
     # The source's order of fields, so that a comparison shows what changed and nothing else.
     order = _read_fields(checkpoint.directory / CONFIG)
@@ -254,23 +269,43 @@ def student_policy(policy: PolicyConfig, num_steps: int | None = None) -> Policy
 
 
 @contextlib.contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` when the block ends well and vanishes otherwise.
+def new_directory(out: AnyPath) -> Iterator[Path]:
+    """A temporary local folder that becomes `out` when the block ends well and vanishes otherwise.
 
     Raises:
         CheckpointError: `out` is there already and not empty, or cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if isinstance(out, Path):
+        check_path("OUT", out, schemes=())
+    if is_taken(out):
         raise CheckpointError(f"{out} is there already; nothing is overwritten: choose another folder or remove it")
+    try:
+        with _beside(out) if isinstance(out, Path) else _uploaded(out) as folder:
+            yield folder
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be written ({error}); nothing was left there") from error
+
+
+@contextlib.contextmanager
+def _beside(out: Path) -> Iterator[Path]:
     temporary = out.parent / f".{out.name}.{os.getpid()}.tmp"
     try:
         temporary.mkdir(parents=True)
         yield temporary
         temporary.rename(out)
-    except OSError as error:
-        raise CheckpointError(f"{out}: cannot be written ({error}); nothing was left there") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _uploaded(out: AnyPath) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+        try:
+            upload(Path(temporary), out)
+        except BaseException:
+            remove_folder(out)
+            raise
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from jaxreflow.config import PolicyConfig
 from jaxreflow.errors import ConfigError
 from jaxreflow.flow import OBJECTIVES, REDUCTIONS, SOLVERS, TIME_LAWS
 from jaxreflow.optimizer import OptimizerConfig
+from jaxreflow.storage import check_path, is_remote
 
 _JSON_MAP = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
@@ -30,7 +31,7 @@ class DatasetConfig:
     """The LeRobotDataset to train on."""
 
     root: str | None = None
-    """Its directory."""
+    """Its directory, which may be gs:// or s3://."""
     repo_id: str | None = None
     """Its name on the hub, if it is not on disk."""
     revision: str | None = None
@@ -52,6 +53,13 @@ class DatasetConfig:
             raise ConfigError(
                 f"--dataset.revision {self.revision} is one of --dataset.repo-id, which is missing: give both"
             )
+        check_path("--dataset.root", self.root)
+        check_path("--dataset.features", self.features)
+        if self.features and self.episodes is not None and is_remote(self.root or ""):
+            raise ConfigError(
+                "--dataset.features is checked against all files of the dataset, but of a remote one only those of "
+                "--dataset.episodes are fetched; leave one of the two out, or give a local copy of the dataset"
+            )
         if self.features and self.cache_frames:
             raise ConfigError("--dataset.features and --dataset.cache-frames exclude each other: give one of them")
         if not 0 <= self.holdout < 1:
@@ -65,9 +73,12 @@ class TeacherSource:
     """The policy to distil."""
 
     path: str | None = None
-    """A LeRobot checkpoint: directory or hub name."""
+    """A LeRobot checkpoint: directory, which may be gs:// or s3://, or hub name."""
     revision: str | None = None
     """Of a hub name: a commit, tag or branch (default: main)."""
+
+    def __post_init__(self) -> None:
+        check_path("--teacher.path", self.path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +86,7 @@ class PolicySource:
     """The policy to train: one that exists, or a new one. Fields of its config.json override what it would have."""
 
     path: str | None = None
-    """A LeRobot checkpoint: directory or hub name."""
+    """A LeRobot checkpoint: directory, which may be gs:// or s3://, or hub name."""
     revision: str | None = None
     """Of a hub name: a commit, tag or branch (default: main)."""
     new: bool = False
@@ -108,6 +119,8 @@ class PolicySource:
     max_period: float | None = None
 
     def __post_init__(self) -> None:
+        check_path("--policy.path", self.path)
+        check_path("--policy.vlm", self.vlm, schemes=())
         if self.new and (self.path or self.revision):
             given = "--policy.path" if self.path else "--policy.revision"
             raise ConfigError(f"--policy.new and {given} exclude each other: give one of them")
@@ -172,7 +185,7 @@ class RunConfig:
     """What every run has."""
 
     output_dir: str | None = None
-    """Directory of this run; must not hold another."""
+    """Directory of this run, which may be gs://; must not hold another."""
     resume: bool = False
     """Continue the run in --output-dir exactly; settings come from there."""
     dataset: DatasetConfig = DatasetConfig()
@@ -233,6 +246,9 @@ class RunConfig:
     """Of everything random."""
 
     def __post_init__(self) -> None:
+        check_path("--output-dir", self.output_dir, schemes=("gs",), reason="where Orbax cannot write checkpoints")
+        for name in ("stats_from", "vlm"):
+            check_path(f"--{name.replace('_', '-')}", getattr(self, name), schemes=())
         every = ("save_every", "log_every", "eval_every")
         for name in ("steps", "batch_size", "accumulate", "noises", "eval_batches", *every):
             if getattr(self, name) < 1:

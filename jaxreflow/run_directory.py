@@ -6,7 +6,6 @@ import dataclasses
 import json
 import types
 import typing
-from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxreflow.checkpoint import CheckpointStore
@@ -16,6 +15,7 @@ from jaxreflow.errors import CheckpointError, ConfigError, TrainingError
 from jaxreflow.jsonfile import parse_json
 from jaxreflow.pretrained import Checkpoint
 from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.storage import AnyPath, as_path, is_taken, make_folder
 from jaxreflow.training import TrainState
 
 T = TypeVar("T")
@@ -55,12 +55,12 @@ MAY_CHANGE = frozenset(
 )
 
 
-def write_config(config: RunConfig, path: Path) -> None:
+def write_config(config: RunConfig, path: AnyPath) -> None:
     """Writes a run's settings as JSON."""
     path.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def read_config(cls: type[T], path: Path) -> T:
+def read_config(cls: type[T], path: AnyPath) -> T:
     """The settings that `write_config` wrote.
 
     Raises:
@@ -74,7 +74,7 @@ def read_config(cls: type[T], path: Path) -> T:
         ) from error
 
 
-def recorded_settings(policy_dir: Path) -> RunConfig | None:
+def recorded_settings(policy_dir: AnyPath) -> RunConfig | None:
     """The settings of the run that wrote this policy, from the `train_config.json` in its folder; None if another program wrote it.
 
     Settings of a run's kind that `RunConfig` does not know, as the demo's, are left out.
@@ -150,10 +150,10 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def check_directory(config: RunConfig) -> Path:
+def check_directory(config: RunConfig) -> AnyPath:
     """The run's directory; TrainingError if it holds something else, where the process is the one that writes there."""
-    run_dir = Path(str(config.output_dir))
-    if is_first() and not config.resume and run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    run_dir = as_path(str(config.output_dir))
+    if is_first() and not config.resume and is_taken(run_dir):
         holds = "holds a run" if (run_dir / CONFIG_FILE).is_file() else "is there already and not empty"
         raise TrainingError(
             f"{run_dir} {holds}; nothing is overwritten: choose another --output-dir, or continue it with --resume"
@@ -161,12 +161,12 @@ def check_directory(config: RunConfig) -> Path:
     return run_dir
 
 
-def claim_directory(config: RunConfig, run_dir: Path) -> None:
+def claim_directory(config: RunConfig, run_dir: AnyPath) -> None:
     """Writes the run's settings into its directory; only now, so that a wrong flag leaves nothing behind."""
     if not is_first():
         return
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(run_dir)
         write_config(dataclasses.replace(config, resume=False), run_dir / CONFIG_FILE)
     except OSError as error:
         raise TrainingError(f"{run_dir}: cannot be written ({error}); choose another --output-dir") from error

@@ -92,7 +92,7 @@ def test_the_simulator_asks_for_the_revision_of_hub_policies_only(asked):
 
 
 def test_a_folder_has_no_revision():
-    with pytest.raises(CheckpointError, match="local folder, which has no revision, found 'v2'"):
+    with pytest.raises(CheckpointError, match="is a folder, which has no revision, found 'v2'"):
         find_checkpoint(TEACHER, "v2")
     with pytest.raises(ConfigError, match=r"--dataset\.revision v2 is one of --dataset\.repo-id"):
         DatasetConfig(root=str(DATASET), revision="v2")

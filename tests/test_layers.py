@@ -12,7 +12,7 @@ CONVERT = sorted((ROOT / "convert").glob("*.py"))
 EVERYTHING = [*PACKAGE, *CONVERT, *sorted((ROOT / "configs").glob("*.py")), ROOT / "train.py"]
 
 # What a module may import of the package. A directory stands for all in it.
-BASE = {"errors", "config_fields", "config", "types", "jsonfile", "hub"}
+BASE = {"errors", "config_fields", "config", "types", "jsonfile", "hub", "storage"}
 VISION = {"data", "model", "weights", "observation", "pretrained", "run_config", "sharding"}
 FORMATS = {"aloha", "normalization", "processors", "statistics", "vlm"}
 ALLOWED = {
@@ -20,6 +20,7 @@ ALLOWED = {
     "config_fields": set(),
     "jsonfile": set(),
     "hub": set(),
+    "storage": {"errors"},
     "config": {"errors", "config_fields"},
     "types": {"errors", "config"},
     "sharding": BASE,

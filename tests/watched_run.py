@@ -9,12 +9,14 @@ video frames that the process decoded. `do`: a signal that the process sends its
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import itertools
 import json
 import os
+import random
 import resource
 import signal
 import socket
@@ -23,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ from jaxreflow.errors import DatasetError
 from jaxreflow.types import Batch
 
 ROOT = Path(__file__).parent.parent
+# The ports that JAX chooses from under SLURM.
+PORTS = range(65535 - 2**12 + 1, 65536)
 
 
 def main() -> int:
@@ -136,12 +140,18 @@ def compiled_programs() -> tempfile.TemporaryDirectory[str]:
 
 
 def start(
-    record: Path, argv: Sequence[str], *, devices: int = 1, at: int = 0, do: str = "", kill_in: str = ""
+    record: Path,
+    argv: Sequence[str],
+    *,
+    devices: int = 1,
+    at: int = 0,
+    do: str = "",
+    kill_in: str = "",
+    env: Mapping[str, str] | None = None,
 ) -> Watched:
-    """Starts one process."""
+    """Starts one process, with `env` in its environment."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    env = {
-        **os.environ,
+    settings = {
         "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -150,26 +160,45 @@ def start(
     }
     plan = json.dumps({"record": str(record), "at": at, "do": do, "kill_in": kill_in})
     command = [sys.executable, "-W", "error", "-m", "tests.watched_run", plan, *argv]
-    return Watched(subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True), record)
+    environment = {**os.environ, **settings, **(env or {})}
+    return Watched(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True), record)
 
 
 def start_two(
-    folder: Path, argv: Sequence[str], *, devices: int, who: int = 0, at: int = 0, do: str = ""
+    folder: Path, argv: Sequence[str], *, devices: int, who: int = 0, at: int = 0, do: str = "", slurm: bool = False
 ) -> list[Watched]:
-    """Starts two processes of one run; process `who` is disturbed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [
-        start(
+    """Starts two processes of one run, as SLURM does it or by address; process `who` is disturbed."""
+    port = free_port()
+
+    def process(i: int) -> Watched:
+        env = {
+            # JAX makes the port out of the job's number.
+            "SLURM_JOB_ID": str(port - PORTS.start),
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(i),
+            "SLURM_LOCALID": str(i),
+        }
+        spec = "auto" if slurm else f"localhost:{port},2,{i}"
+        return start(
             folder / f"process{i}.jsonl",
-            [*argv, "--distributed", f"127.0.0.1:{port},2,{i}"],
+            [*argv, "--distributed", spec],
             devices=devices,
             at=at if i == who else 0,
             do=do,
+            env=env if slurm else None,
         )
-        for i in range(2)
-    ]
+
+    return [process(0), process(1)]
+
+
+def free_port() -> int:
+    """One of `PORTS` at which nobody listens."""
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("localhost", port))
+            return port
+    raise OSError(f"no port of {PORTS} is free")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from jaxreflow.observation import Transforms
 from jaxreflow.pretrained import Checkpoint, load_checkpoint
 from jaxreflow.run_config import RenameMap
 from jaxreflow.sharding import check_batch_size, make_mesh, replicate, shard_batch
+from jaxreflow.storage import check_path, local_copy
 from jaxreflow.types import Params
 from jaxreflow.weights import Entry, stored_in_compute_dtype, table
 
@@ -79,6 +80,11 @@ class FeaturesConfig:
     """As for train.py; matters only where the policy normalises images."""
     vision_positions: Literal["exact", "shifted"] = "exact"
     """Position ids of the vision tower, as for train.py."""
+
+    def __post_init__(self) -> None:
+        check_path("DATASET", self.dataset)
+        check_path("--policy", self.policy)
+        check_path("--out", self.out, schemes=())
 
 
 def compute_features(config: FeaturesConfig, *, shard_frames: int = SHARD_FRAMES) -> FeatureCache:
@@ -259,9 +265,10 @@ def open_features(
     def advice(out: str) -> str:
         return f"run `{shlex.join([*command, '--out'])} {out}`"
 
-    if not Path(root).is_dir():
+    folder = local_copy(root)
+    if not folder.is_dir():
         raise DatasetError(f"--dataset.features {root}: no such folder; {advice(shlex.quote(str(root)))}")
-    manifest = read_manifest(Path(root))
+    manifest = read_manifest(folder)
     changed = differences(feature_parts(checkpoint, dataset), manifest.parts)
     if changed:
         raise DatasetError(
@@ -269,7 +276,7 @@ def open_features(
             "give that"
         )
     try:
-        return FeatureCache(root, manifest)
+        return FeatureCache(folder, manifest)
     except DatasetError as error:
         raise DatasetError(f"--dataset.features {error}; {advice(shlex.quote(str(root)))}, which goes on") from error
 

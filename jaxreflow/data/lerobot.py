@@ -21,6 +21,7 @@ from jaxreflow.data.transforms import ACTION, STATE
 from jaxreflow.data.video import FrameReaders
 from jaxreflow.errors import ConfigError, DatasetError
 from jaxreflow.hub import HubError, download
+from jaxreflow.storage import is_remote, local_copy
 
 # LeRobot's own tolerance between a frame's timestamp and the time at which the video shows it.
 TOLERANCE_S = 1e-4
@@ -52,8 +53,11 @@ class LeRobotDataset:
 
     @classmethod
     def open(cls, root: Path | str, *, episodes: Sequence[int] | None = None) -> LeRobotDataset:
-        """Opens the dataset in the folder `root`; DatasetError if files are missing, damaged or of unknown version."""
-        return cls(read_metadata(Path(root)), episodes)
+        """Opens the dataset in the folder `root`; DatasetError if files are missing, damaged or of unknown version.
+
+        Of one in an object store the chosen episodes' files are copied to this machine first; StorageError if that fails.
+        """
+        return cls(read_metadata(_local(root, episodes)), episodes)
 
     @property
     def fps(self) -> float:
@@ -242,7 +246,7 @@ def load_dataset(
     episodes: Sequence[int] | None = None,
 ) -> LeRobotDataset:
     """Opens the dataset in `root`, or downloads `repo_id` from the hub (into `root` if given) and opens that."""
-    if root is not None and (repo_id is None or (Path(root) / "meta" / "info.json").is_file()):
+    if root is not None and (repo_id is None or is_remote(root) or (Path(root) / "meta" / "info.json").is_file()):
         return LeRobotDataset.open(root, episodes=episodes)
     if repo_id is None:
         raise ConfigError("no dataset: expected --dataset.root DIR or --dataset.repo-id ID, found neither")
@@ -253,6 +257,18 @@ def load_dataset(
             f"the dataset cannot be had from the hub ({error}); check name, revision and network, or give --dataset.root DIR"
         ) from error
     return LeRobotDataset.open(folder, episodes=episodes)
+
+
+def _local(root: Path | str, episodes: Sequence[int] | None) -> Path:
+    folder = local_copy(root, lambda name: name.startswith("meta/"))
+    if not is_remote(root):
+        return folder
+    available = read_metadata(folder).episodes
+    chosen = available if episodes is None else _pick(available, episodes, folder)
+    needed = {
+        file for episode in chosen for file in (episode.data_file, *(video for video, _ in episode.videos.values()))
+    }
+    return local_copy(root, lambda name: name in needed or name.startswith(f"{FOLDER}/"))
 
 
 def holdout_split(dataset: LeRobotDataset, fraction: float, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

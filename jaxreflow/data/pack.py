@@ -41,6 +41,7 @@ from jaxreflow.data.shards import publish, write_shard
 from jaxreflow.errors import ConfigError, DatasetError, JaxReflowError
 from jaxreflow.model.vision import fitted_size, interpolation_matrix
 from jaxreflow.pretrained import read_policy_config
+from jaxreflow.storage import check_path
 
 # 28 MB of one camera's raw frames at 96 x 96, 800 MB at 512 x 512: what is lost when a run is killed.
 SHARD_FRAMES = 1024
@@ -55,7 +56,7 @@ class PackConfig:
     out: tyro.conf.Positional[str]
     """Directory of the packed one; an unfinished one is continued."""
     encoding: Encoding = "raw"
-    """raw (exact), or jpeg (smaller by about a factor of ten, and rounded)."""
+    """raw (exact), or jpeg (rounded, and a fifth of the bytes at 96 x 96)."""
     quality: int = 95
     """Of JPEG, 1 to 100."""
     policy: str | None = None
@@ -64,6 +65,9 @@ class PackConfig:
     """Processes that decode."""
 
     def __post_init__(self) -> None:
+        check_path("DATASET", self.dataset)
+        check_path("OUT", self.out, schemes=())
+        check_path("--policy", self.policy, schemes=())
         if not 1 <= self.quality <= 100:
             raise ConfigError(f"--quality must be from 1 to 100, found {self.quality}")
         if self.num_workers < 1:

@@ -93,7 +93,7 @@ class PackedFrames:
         height, width = self.manifest.cameras[camera]
         try:
             data = unpack_record(self._records[frame], len(self._cameras))[self._cameras.index(camera)]
-            pixels = np.frombuffer(data, np.uint8) if self.manifest.encoding == "raw" else _from_jpeg(data)
+            pixels = np.frombuffer(data, np.uint8) if self.manifest.encoding == "raw" else decode(data)
             return pixels.reshape(height, width, 3)
         except (RuntimeError, ValueError, IndexError, OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise DatasetError(f"{type(error).__name__}: {error}") from error
@@ -128,6 +128,7 @@ def encode(image: UInt8[np.ndarray, "H W 3"], encoding: Encoding, quality: int) 
     return buffer.getvalue()
 
 
-def _from_jpeg(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
+def decode(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
+    """A JPEG image's pixels; PIL's errors where it is damaged."""
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         return np.asarray(image.convert("RGB"))

@@ -13,6 +13,7 @@ from jaxreflow.evaluation.sampling import Trial
 from jaxreflow.metrics import METRICS_FILE, Record, read_metrics
 from jaxreflow.pretrained import Checkpoint
 from jaxreflow.run_config import ReflowConfig
+from jaxreflow.storage import AnyPath
 from jaxreflow.update import loss_and_draw, trained_paths
 from jaxreflow.weights import split_params
 
@@ -60,7 +61,7 @@ def measure_consistency(
     positions: Sequence[int],
     config: ReflowConfig,
     checkpoint: Checkpoint,
-    run: Path | None,
+    run: AnyPath | None,
     last: int | None,
 ) -> Consistency:
     """The loss by which `config`'s run was trained, on these frames with fresh noise, against that run's log."""

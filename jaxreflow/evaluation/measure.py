@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from jaxreflow.evaluation.consistency import Consistency, measure_consistency
 from jaxreflow.evaluation.distribution import Distribution, measure_distributions
@@ -15,6 +14,7 @@ from jaxreflow.evaluation.smoothness import Jump, measure_jumps
 from jaxreflow.evaluation.velocity_field import Field, measure_fields
 from jaxreflow.pretrained import Checkpoint
 from jaxreflow.run_config import ReflowConfig
+from jaxreflow.storage import AnyPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Training:
 
     config: ReflowConfig
     checkpoint: Checkpoint
-    run: Path | None
+    run: AnyPath | None
     update: int | None
 
 

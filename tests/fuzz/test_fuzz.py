@@ -1,6 +1,6 @@
 """Checkpoints and datasets from strangers: whatever is in their files, they are read, or refused with the file named.
 
-    make fuzz                       200 cases of each kind of file, others each time; prints the outcomes
+    make fuzz                       150 cases of each kind of file, others each time; prints the outcomes
     python -m pytest tests/fuzz     a few of each, the same each time: part of `make test`
 
 A case damages or forges one file and has a process of its own open it as train.py and convert do. It must end in success or
