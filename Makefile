@@ -2,7 +2,7 @@
 #   make demo     teacher -> student on the data in the repository, with a report (about 5 minutes on 2 cores)
 #   make test     the test suite            make parity   comparison with real LeRobot, in an environment of its own
 #   make lint     ruff and mypy             make lock     pins the newest versions of all dependencies
-#   make chaos    runs that are killed 20 times at random moments
+#   make slow     tests that take minutes: 20 kills at random moments, and what the benchmarks compute
 #   make fuzz     damaged and hostile checkpoints and datasets, 150 of each kind of file (CASES=N: so many)
 #   make results  the experiments of docs/results.md, from nothing (what is there is not made again)
 PYTHON ?= python3
@@ -12,7 +12,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 CHECK_PYTHON := $(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	{ echo "make: $(PYTHON) must be Python 3.11 or newer with venv (Debian: python3-venv); or say make PYTHON=python3.12" >&2; exit 1; }
 
-.PHONY: demo test lint chaos fuzz parity results lock clean
+.PHONY: demo test lint slow fuzz parity results lock clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -20,17 +20,17 @@ demo: .venv/ready
 	$(BIN)/python train.py demo --output-dir runs/demo $(if $(wildcard runs/demo/checkpoints/last),--resume)
 
 test: .venv/ready
-	@echo "test: the test suite, on the CPU"
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@echo "test: the test suite, on the CPU; three at a time, since some wait for others"
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready
 	@echo "lint: style, then types"
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-chaos: .venv/ready
-	@echo "chaos: runs are killed at random moments, continued, and compared with one that nobody killed"
-	$(BIN)/python -m pytest tests/chaos -m slow -s
+slow: .venv/ready
+	@echo "slow: the tests marked slow, but for fuzz; 20 kills at random moments among them"
+	$(BIN)/python -m pytest -m slow --ignore tests/fuzz -n 2 --dist loadfile
 
 fuzz: .venv/ready
 	@echo "fuzz: files of checkpoints and datasets, damaged and forged; every one is read, or refused by name"

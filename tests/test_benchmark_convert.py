@@ -10,6 +10,7 @@ from benchmarks.convert import convert, figures
 TEACHER = Path(__file__).parent / "assets" / "teacher"
 
 
+@pytest.mark.slow
 def test_both_directions_are_measured(tmp_path: Path) -> None:
     there, back = convert(TEACHER, tmp_path)
     assert (tmp_path / "orbax" / "params").is_dir()

@@ -99,6 +99,7 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(line)
 
 
+@pytest.mark.slow
 def test_updates_with_and_without_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = ReflowStepConfig(TEACHER, cameras=1, noises=2, runs=2, steps=2, features=True, json=tmp_path / "lines")
     reflow_step.run(dataclasses.replace(config, against="flow-matching"))
@@ -112,6 +113,7 @@ def test_updates_with_and_without_features(tmp_path: Path, capsys: pytest.Captur
     assert "of the floor" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_sampling_in_parts(tmp_path: Path) -> None:
     config = SampleConfig(TEACHER, cameras=1, runs=1, steps=2, json=tmp_path / "lines")
     sample.run(config)

@@ -37,6 +37,7 @@ def test_milestones_are_read_from_the_log() -> None:
         milestones.emit(logging.makeLogRecord({"msg": "step 2/9: loss 1"}))
 
 
+@pytest.mark.slow
 def test_one_start(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data", read_policy_config(TEACHER), frames=8)
     found = start(StartupConfig(TEACHER, updates=3, steps=1), TEACHER, dataset, tmp_path, "cold")

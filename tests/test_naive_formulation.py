@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from benchmarks.naive import naive_loss
 from jaxreflow import flow
@@ -11,6 +12,7 @@ from tests.test_training import CONFIG, weights
 from tests.tiny_policy import make_batch
 
 
+@pytest.mark.slow
 def test_naive_loss_and_gradient_equal_ours() -> None:
     student, frozen, teacher = weights()
     batch = make_batch(2, CONFIG)

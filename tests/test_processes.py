@@ -88,7 +88,7 @@ def test_two_processes_stopped_and_continued_in_one_equal_one(
         assert (stopped + 1) * BATCH / 2 <= process.decoded <= (stopped + 1 + AHEAD) * BATCH / 2
 
 
-@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_an_error_in_one_process_ends_both_with_its_message(teacher: Path, tmp_path: Path, who: int) -> None:
     """The second time the processes find each other by what SLURM sets."""
     two = start_two(tmp_path, flags(teacher, tmp_path / "run"), devices=1, who=who, at=1, do="raise", slurm=who == 1)
@@ -98,7 +98,7 @@ def test_an_error_in_one_process_ends_both_with_its_message(teacher: Path, tmp_p
     assert "Traceback" not in two[who].error
 
 
-@pytest.mark.parametrize("who", [0, 1])
+@pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_takes_the_other_with_it(teacher: Path, tmp_path: Path, who: int) -> None:
     two = start_two(tmp_path, flags(teacher, tmp_path / "run"), devices=1, who=who, at=2, do="SIGKILL")
     assert two[who].wait(timeout=60) == -9
@@ -108,15 +108,15 @@ def test_a_killed_process_takes_the_other_with_it(teacher: Path, tmp_path: Path,
 def test_a_run_goes_on_with_fewer_devices_and_workers(
     alone: tuple[Path, Watched], teacher: Path, tmp_path: Path
 ) -> None:
-    """8 devices and 2 workers, then 4 devices with split parameters and 1 worker, then 1 device without workers."""
+    """8 devices and 2 loader workers, then 4 devices, split parameters and no workers, then 1 device."""
     argv = flags(teacher, tmp_path / "run", "--num-workers", "2")
     parts = [start(tmp_path / "8.jsonl", argv, devices=8, at=2, do="SIGTERM")]
     assert parts[0].wait() == 143, parts[0].error
     resume = ["reflow", "--output-dir", str(tmp_path / "run"), "--resume"]
-    topology = ["--num-workers", "1", "--fsdp", "2", "--accumulate", "2"]
+    topology = ["--num-workers", "0", "--fsdp", "2", "--accumulate", "2"]
     parts.append(start(tmp_path / "4.jsonl", [*resume, *topology], devices=4, at=4, do="SIGTERM"))
     assert parts[1].wait() == 143, parts[1].error
-    parts.append(start(tmp_path / "1.jsonl", [*resume, "--num-workers", "0", "--fsdp", "1"]))
+    parts.append(start(tmp_path / "1.jsonl", [*resume, "--fsdp", "1"]))
     assert parts[2].wait() == 0, parts[2].error
     assert_equal_losses(tmp_path / "run", alone[0])
     assert {step: frames for part in parts for step, frames in part.frames.items()} == alone[1].frames

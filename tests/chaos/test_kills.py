@@ -1,4 +1,4 @@
-"""Runs that are killed 20 times at random moments, and continued: they end with the same bits. `make chaos`
+"""Runs that are killed 20 times at random moments, and continued: they end with the same bits. `make slow`
 
 `make test` has a few kills, at random and within checkpoints (tests/test_processes.py).
 """
