@@ -20,8 +20,8 @@ demo: .venv/ready
 	$(BIN)/python train.py demo --output-dir runs/demo $(if $(wildcard runs/demo/checkpoints/last),--resume)
 
 test: .venv/ready
-	@echo "test: the test suite, on the CPU; three at a time, since some wait for others"
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@echo "test: the test suite, on the CPU"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready
 	@echo "lint: style, then types"

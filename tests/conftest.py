@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests run many small programs once each: compiling them fast beats running them fast.
@@ -10,3 +12,17 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 from jaxtyping import install_import_hook
 
 install_import_hook("jaxreflow", "beartype.beartype")
+
+# The files that take longest come first, so that parallel workers end together (`--no-loadscope-reorder` keeps this order).
+LONGEST = (
+    "test_processes",
+    "test_topology",
+    "test_train_cli",
+    "test_training",
+    "test_recipe_cli",
+    "test_evaluation_mistakes",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
