@@ -52,13 +52,14 @@ def finish(argv: list[str], run: Path) -> None:
 
 
 def kill_at_random(argv: list[str], run: Path, *, kills: int, seconds: float, seed: int) -> list[int | None]:
-    """Kills the run so many times within `seconds` of its start; the steps of the last checkpoints that the kills left."""
+    """Kills the run so many times within `seconds` of its first update; the steps of the last checkpoints that the kills left."""
     moments, left = random.Random(seed), []
     for kill in range(kills):
         process = start(run.parent / f"random{kill}.jsonl", resume_or_begin(argv, run))
-        time.sleep(moments.uniform(0.2, 1.0) * seconds)
+        process.wait_for_an_update()
+        time.sleep(moments.uniform(0, seconds))
         process.process.kill()
-        process.wait()
+        assert process.wait() == -9, "the run was over"
         left.append(last_step(run / "checkpoints"))
     return left
 

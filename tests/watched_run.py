@@ -117,6 +117,12 @@ class Watched:
         self.error = self.process.communicate(timeout=timeout)[1]
         return self.process.returncode
 
+    def wait_for_an_update(self) -> None:
+        """Returns when it has read a second batch, so that its first update is under way."""
+        while not self.record.exists() or self.record.read_text().count("\n") < 2:
+            assert self.process.poll() is None, "the run ended before"
+            time.sleep(0.01)
+
     @property
     def lines(self) -> list[dict[str, Any]]:
         """What it wrote down."""

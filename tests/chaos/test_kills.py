@@ -11,7 +11,7 @@ import pytest
 from tests.short_run import assert_same_state, finish, flags, kill_at_random, make_teacher
 from tests.watched_run import start
 
-STEPS = 12
+STEPS, KILLS = 30, 5
 
 
 def arguments(teacher: Path, run: Path) -> list[str]:
@@ -26,11 +26,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The run that nobody kills, and how long it takes once its programs are compiled."""
+    """The run that nobody kills, and for how many seconds it trains once its programs are compiled."""
     folder = tmp_path_factory.mktemp("whole")
     for name in ("compiles", "run"):
-        began = time.monotonic()
         process = start(folder / f"{name}.jsonl", arguments(teacher, folder / name))
+        process.wait_for_an_update()
+        began = time.monotonic()
         assert process.wait() == 0, process.error
     return folder / "run", time.monotonic() - began
 
@@ -40,7 +41,7 @@ def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_five_random_kills(teacher: Path, whole: tuple[Path, float], tmp_path: Path, seed: int) -> None:
     run, seconds = whole
     argv = arguments(teacher, tmp_path / "run")
-    left = kill_at_random(argv, tmp_path / "run", kills=5, seconds=seconds, seed=seed)
+    left = kill_at_random(argv, tmp_path / "run", kills=KILLS, seconds=seconds / (2 * KILLS), seed=seed)
     print(f"kills left the checkpoints {left}")
     finish(argv, tmp_path / "run")
     assert_same_state(tmp_path / "run", run)
