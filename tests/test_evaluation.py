@@ -9,7 +9,13 @@ import pytest
 
 from jaxreflow.errors import ConfigError
 from jaxreflow.evaluation.checks import Thresholds
-from jaxreflow.evaluation.consistency import Consistency, final_train_loss, find_run, last_update
+from jaxreflow.evaluation.consistency import (
+    Consistency,
+    against_training,
+    final_train_loss,
+    find_run,
+    last_update,
+)
 from jaxreflow.evaluation.distribution import Distribution, energy_distance, own_distance, spread
 from jaxreflow.evaluation.estimate import Estimate, relative_error, root_quotient
 from jaxreflow.evaluation.fidelity import Fidelity
@@ -220,3 +226,11 @@ def test_table_has_a_line_per_policy_and_a_column_per_set() -> None:
         "| teacher@1 | 0.500 | 1.000 |",
         "| student@1 | 2.000 | 0.250 |",
     ]
+
+
+def test_a_training_loss_of_zero_is_no_measure() -> None:
+    """As of a teacher of one step, from which its student starts out equal."""
+    assert against_training(0.5, (0.0, 90, 100)) == Consistency(
+        0.5, 0.0, None, "not available: the training loss of updates 90 to 100 is 0"
+    )
+    assert against_training(0.5, (0.25, 90, 100)).ratio == 2

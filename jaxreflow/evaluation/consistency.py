@@ -81,7 +81,15 @@ def measure_consistency(
         total, count = total + float(part_sum), count + float(part_count)
     loss = total / count
     found = final_train_loss(read_metrics(run), last) if run is not None and (run / METRICS_FILE).is_file() else None
+    return against_training(loss, found)
+
+
+def against_training(loss: float, found: tuple[float, int, int] | None) -> Consistency:
+    """The loss against that of training (None: there is no log of it), which says nothing where it is zero."""
     if found is None:
         return Consistency(loss, None, None, f"not available: no {METRICS_FILE} of the run that made the student")
     train_loss, first, end = found
-    return Consistency(loss, train_loss, loss / train_loss, f"training loss of updates {first} to {end}")
+    note = f"training loss of updates {first} to {end}"
+    if train_loss == 0:
+        return Consistency(loss, 0.0, None, f"not available: the {note} is 0")
+    return Consistency(loss, train_loss, loss / train_loss, note)
