@@ -8,6 +8,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PARITY := .venv-parity/bin
+# What requirements.lock pins beside the package's own requirements.
+EXTRAS := dev sim remote emulators tensorboard wandb serve notebooks docs
 PIP_FLAGS := --quiet --disable-pip-version-check
 CHECK_PYTHON := $(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	{ echo "make: $(PYTHON) must be Python 3.11 or newer with venv (Debian: python3-venv); or say make PYTHON=python3.12" >&2; exit 1; }
@@ -50,6 +52,8 @@ results: .venv/ready
 	@echo "making .venv: JAX and everything else that requirements.lock pins (about a minute)"
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install $(PIP_FLAGS) -r requirements.lock
+	# The real client of the policy server, which asks for numpy 1.
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps openpi-client==0.1.2
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -65,7 +69,7 @@ results: .venv/ready
 
 lock: .venv/ready
 	$(BIN)/pip install $(PIP_FLAGS) uv
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --extra sim --extra remote --extra emulators --no-emit-index-url --no-header --no-annotate \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 $(EXTRAS:%=--extra %) --no-emit-index-url --no-header --no-annotate \
 		pyproject.toml --output-file requirements.lock
 	$(PARITY)/pip freeze --exclude-editable --exclude torch --exclude torchvision --exclude lerobot > requirements-parity.lock
 
