@@ -105,6 +105,7 @@ def test_a_killed_process_takes_the_other_with_it(teacher: Path, tmp_path: Path,
     assert two[1 - who].wait(timeout=90) not in (0, None)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_fewer_devices_and_workers(
     alone: tuple[Path, Watched], teacher: Path, tmp_path: Path
 ) -> None:

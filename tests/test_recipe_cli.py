@@ -48,6 +48,7 @@ def mixed(made: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Pa
         return out
 
 
+@pytest.mark.slow
 def test_a_run_with_every_option_resumes_exactly(mixed: Path, tmp_path: Path) -> None:
     assert all(np.isfinite(losses(mixed)))
     out = Path(shutil.copytree(mixed, tmp_path / "resumed", symlinks=True))
@@ -60,6 +61,7 @@ def test_a_run_with_every_option_resumes_exactly(mixed: Path, tmp_path: Path) ->
     assert (out / weights).read_bytes() == (mixed / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_runs_from_before_an_option_existed_can_be_continued(mixed: Path, tmp_path: Path, capsys) -> None:
     """They had its default; a setting that is not known is named."""
     out = Path(shutil.copytree(mixed, tmp_path / "run", symlinks=True))

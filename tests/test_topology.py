@@ -14,8 +14,6 @@ from jaxreflow.sharding import fsdp_axis, parameter_spec
 # Devices and how many of them the state is split over; the first is the reference.
 MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (8, 4))
 STEPS = 20
-# The loss of two batches, noise pairs and real ones.
-MIXED = ((1, 1), (8, 1))
 # Where a state is saved and read one after the other.
 EXCHANGES = ((8, 8), (8, 2), (4, 4), (1, 1), (2, 1), (8, 4))
 
@@ -74,23 +72,26 @@ print(json.dumps({"runs": [run(*each) for each in plan["runs"]], "exchange": exc
 """
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def on_eight_devices(runs: list[tuple], exchanged: Path) -> dict:
     """What the program prints.
 
-    `runs`, for `MESHES`, then `MIXED`: losses, share of the state that a device holds, norms of the moving average;
-    `exchange`: numbers of leaves, and of those that differ.
+    `runs`: losses, share of the state that a device holds, norms of the moving average; `exchange`: numbers of leaves, and of
+    those that differ.
     """
     # Without LLVM's passes: eight devices share few cores here, and compiling is all that takes time.
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     env = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PATH": ""}
-    arguments = [("reflow", STEPS, *mesh) for mesh in MESHES] + [("mixed", 1, *mesh) for mesh in MIXED]
-    plan = {"runs": arguments, "exchange": [str(tmp_path_factory.mktemp("exchange") / "run"), EXCHANGES]}
+    plan = {"runs": runs, "exchange": [str(exchanged / "run"), EXCHANGES]}
     command = [sys.executable, "-c", PROGRAM, json.dumps(plan)]
     root = Path(__file__).parent.parent
     run = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return on_eight_devices([("reflow", STEPS, *mesh) for mesh in MESHES], tmp_path_factory.mktemp("exchange"))
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +106,10 @@ def test_losses_and_parameters_are_those_of_one_device(runs: list[dict], i: int)
     np.testing.assert_allclose(runs[i]["norms"], runs[0]["norms"], rtol=1e-5)
 
 
-def test_the_mixed_loss_is_that_of_one_device(runs: list[dict]) -> None:
-    one, eight = runs[-2:]
+@pytest.mark.slow
+def test_the_mixed_loss_is_that_of_one_device(tmp_path: Path) -> None:
+    """Noise pairs and real ones."""
+    one, eight = on_eight_devices([("mixed", 1, 1, 1), ("mixed", 1, 8, 1)], tmp_path)["runs"]
     np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-5)
     np.testing.assert_allclose(eight["norms"], one["norms"], rtol=1e-5)
 
@@ -118,7 +121,7 @@ def test_a_state_is_exact_on_any_devices_that_read_it(results: dict) -> None:
 
 
 def test_a_device_holds_its_part_of_the_state_only(runs: list[dict]) -> None:
-    held = {mesh: run["held"] for mesh, run in zip(MESHES, runs, strict=False)}
+    held = {mesh: run["held"] for mesh, run in zip(MESHES, runs, strict=True)}
     assert held[8, 1] == 1
     # Give or take the few that do not divide.
     assert held[8, 4] == pytest.approx(1 / 4, rel=0.05)
