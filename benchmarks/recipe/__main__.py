@@ -23,6 +23,7 @@ from benchmarks.recipe.lab import FULL, SMOKE, Lab, side_by_side
 from benchmarks.recipe.variants import (
     DEFAULT,
     EQUAL_TIME,
+    LONG,
     NOISE_BIASED,
     REAL_SHARE,
     ROUNDS,
@@ -35,15 +36,16 @@ from benchmarks.recipe.variants import (
 from benchmarks.recipe.write_up import write_up
 from jaxreflow.errors import JaxReflowError
 
-Part = Literal["core", "screen", "confirm", "rounds"]
+Part = Literal["core", "long", "screen", "confirm", "rounds"]
 
 
 @dataclasses.dataclass(frozen=True)
 class RecipeConfig:
     """The experiments behind docs/results.md."""
 
-    parts: tuple[Part, ...] = ("core", "screen", "confirm", "rounds")
-    """core: the tables of the default and the baselines; screen: one change at a time; confirm: three seeds; rounds: k = 2, 3."""
+    parts: tuple[Part, ...] = ("core", "long", "screen", "confirm", "rounds")
+    """core: the tables of the default and the baselines; long: a student of three times as many updates in them; screen: one
+    change at a time; confirm: three seeds; rounds: k = 2, 3."""
     root: Path = Path("runs/metaworld")
     """Where data, runs and logs lie."""
     out: Path = Path("docs")
@@ -62,6 +64,8 @@ def run(config: RecipeConfig) -> None:
     lab.prepare()
     if "core" in config.parts:
         _core(lab)
+    if "long" in config.parts:
+        _long(lab)
     for part, chains in _short_runs(config.confirmed).items():
         if part in config.parts:
             side_by_side(config.jobs, [functools.partial(_train_short, lab, chain) for chain in chains])
@@ -73,8 +77,15 @@ def _core(lab: Lab) -> None:
         lab.train(variant)
     lab.evaluate(DEFAULT, num_steps=(10, 4, 2, 1), repeats=100)  # With latencies: this is also the example of a report.
     lab.evaluate(NOISE_BIASED)
-    lab.measure_sides([DEFAULT, NOISE_BIASED])
+    lab.measure_sides("sides.json", [DEFAULT, NOISE_BIASED])
     lab.close_loop([DEFAULT, NOISE_BIASED])
+
+
+def _long(lab: Lab) -> None:
+    lab.train(LONG)
+    lab.evaluate(LONG)
+    lab.measure_sides("sides_long.json", [LONG])
+    lab.close_loop([LONG])
 
 
 def _short_runs(confirmed: tuple[str, ...]) -> dict[Part, list[tuple[Variant, ...]]]:

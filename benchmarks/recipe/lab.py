@@ -95,8 +95,8 @@ class Lab:
             "--dataset.features",
             self.root / "features",
             *(() if variant.config == "metaworld_biased" else ("--no-report",)),
-            *updates,
             *variant.flags,
+            *updates,
             "--output-dir",
             self.root / "students" / variant.name,
         )
@@ -121,15 +121,15 @@ class Lab:
         """Measures what the screening compares, with fewer draws."""
         self.evaluate(variant, num_steps=(2, 1), draws=self.scale.screening_draws)
 
-    def measure_sides(self, variants: Sequence[Variant]) -> None:
-        """Counts chunks of early wall frames that take neither side."""
+    def measure_sides(self, name: str, variants: Sequence[Variant]) -> None:
+        """Counts chunks of early wall frames that take neither side, into the file `name`."""
         policies = (self.teacher, *(self.student(variant.name) for variant in variants))
         self._run(
             "sides",
-            self.results / "sides.json",
+            self.results / name,
             *("-m", "benchmarks.recipe.sides", "--policy", *map(str, policies)),
             *("--dataset", str(self.root / "held_out"), "--draws", str(self.scale.draws)),
-            *("--out", str(self.results / "sides.json")),
+            *("--out", str(self.results / name)),
         )
 
     def close_loop(self, variants: Sequence[Variant]) -> None:

@@ -82,6 +82,10 @@ def length(updates: int) -> tuple[str, ...]:
     return ("--steps", str(updates), "--optimizer.decay-steps", str(updates))
 
 
+# Three times as long as the default, with the loss that won the screening.
+LONG = Variant("long", "length", "48,000 updates, pseudo-Huber", ("--objective", "pseudo-huber", *length(48_000)))
+
+
 def shortened(variant: Variant, updates: int) -> Variant:
     """The variant as it is trained to be compared with others; the students that it learns from are as short."""
     teacher = short_name(variant.teacher) if variant.teacher else None

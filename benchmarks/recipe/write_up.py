@@ -16,6 +16,7 @@ from benchmarks.recipe.lab import TASKS, Lab
 from benchmarks.recipe.variants import (
     DEFAULT,
     EQUAL_TIME,
+    LONG,
     NOISE_BIASED,
     REAL_SHARE,
     ROUNDS,
@@ -29,8 +30,18 @@ from jaxreflow.sim.paired import wilson
 from jaxreflow.sim.results import Result, comparison_table, pooled, read_results
 
 Report = dict[str, Any]
-_NAMES = {"teacher": "teacher", "default": "student", "noise_biased": "noise-biased fine-tune"}
-_COLOURS = {"teacher": "#2b5c8a", "student": "#c1521f", "noise-biased fine-tune": "#7a7a7a"}
+_NAMES = {
+    "teacher": "teacher",
+    "default": "student",
+    "long": "longer student",
+    "noise_biased": "noise-biased fine-tune",
+}
+_COLOURS = {
+    "teacher": "#2b5c8a",
+    "student": "#c1521f",
+    "longer student": "#8a2b5c",
+    "noise-biased fine-tune": "#7a7a7a",
+}
 
 
 def write_up(out: Path, lab: Lab) -> None:
@@ -67,7 +78,7 @@ def _filled(text: str, name: str, table: str) -> str:
 
 def fidelity_table(lab: Lab) -> str | None:
     """Teacher, student and baseline at few steps against the teacher at ten."""
-    reports = {name: _report(lab, name) for name in (DEFAULT.name, NOISE_BIASED.name)}
+    reports = {name: _report(lab, name) for name in (DEFAULT.name, LONG.name, NOISE_BIASED.name)}
     default = reports[DEFAULT.name]
     if default is None:
         return None
@@ -196,8 +207,8 @@ def _distribution(report: Report, role: str, steps: int) -> list[str]:
 
 
 def _neither(lab: Lab, name: str, steps: int) -> str:
-    path = lab.results / "sides.json"
-    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    files = [path for path in (lab.results / "sides.json", lab.results / "sides_long.json") if path.exists()]
+    records = [record for path in files for record in json.loads(path.read_text(encoding="utf-8"))]
     found = [r["neither"] for r in records if (_variant(r["policy"]), r["num_steps"]) == (name, steps)]
     return f"{found[0]:.3f}" if found else ""
 
