@@ -13,7 +13,7 @@ import numpy as np
 from jaxreflow.config import DEFAULT_VLM, ModelConfig, PolicyConfig
 from jaxreflow.errors import CheckpointError, JaxReflowError, ProcessorError
 from jaxreflow.normalization import ACTION, STATE, check_normalizer
-from jaxreflow.pretrained import CONFIG, WEIGHTS, load_processors
+from jaxreflow.pretrained import CONFIG, WEIGHTS, load_processors, read_config_fields
 from jaxreflow.processors import POSTPROCESSOR, PREPROCESSOR, Processors, parse_processors, read_processor_files
 from jaxreflow.statistics import BUFFER_PREFIXES
 from jaxreflow.tensorfile import TensorFile
@@ -24,7 +24,7 @@ from .archive import PICKLES
 from .dtypes import own_dtypes, rounded_before, rounded_by_lerobot
 from .inspection import group_keys
 from .positions import change_in_actions, set_ups, sides
-from .repair import ARTEFACTS, COMPILED, lacks_vlm_weights, read_config
+from .repair import ARTEFACTS, COMPILED, lacks_vlm_weights
 
 # Policies up to this size are measured without being asked: some seconds.
 _SMALL = 20_000_000
@@ -91,7 +91,7 @@ def _pickles(directory: Path) -> Iterator[Finding]:
 def _config(directory: Path) -> tuple[PolicyConfig | None, list[Finding]]:
     findings = []
     try:
-        fields = read_config(directory / CONFIG)
+        fields = read_config_fields(directory / CONFIG)
     except CheckpointError as error:
         return None, [_from_error(error)]
     if artefacts := [name for name in ARTEFACTS if name in fields]:

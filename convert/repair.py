@@ -17,7 +17,7 @@ from jaxreflow.config import DEFAULT_VLM, ModelConfig, PolicyConfig
 from jaxreflow.config_fields import POLICY_FIELDS
 from jaxreflow.errors import CheckpointError, ConfigError, JaxReflowError, ProcessorError
 from jaxreflow.jsonfile import parse_json
-from jaxreflow.pretrained import CONFIG, WEIGHTS, load_processors, read_policy_config
+from jaxreflow.pretrained import CONFIG, WEIGHTS, load_processors, read_config_fields, read_policy_config
 from jaxreflow.processors import POSTPROCESSOR, PREPROCESSOR, read_processor_files
 from jaxreflow.statistics import BUFFER_PREFIXES
 from jaxreflow.tensorfile import DTYPES, TensorFile
@@ -42,7 +42,7 @@ def repair(directory: Path, *, vlm: Path | None = None) -> list[str]:
     Raises:
         CheckpointError: a file cannot be written; it is then as it was.
     """
-    fields = _readable(read_config, directory / CONFIG)
+    fields = _readable(read_config_fields, directory / CONFIG)
     done = [] if fields is None else _repair_config(directory / CONFIG, fields)
     file = _readable(TensorFile, directory / WEIGHTS)
     if file is None:
@@ -63,17 +63,6 @@ def _readable(read: Callable[[Path], T], path: Path) -> T | None:
         return read(path)
     except CheckpointError:  # `examine` says why
         return None
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A config.json as it stands; CheckpointError if it is missing or no JSON object."""
-    try:
-        fields = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error}); copy the checkpoint again") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(fields).__name__}")
-    return fields
 
 
 def lacks_vlm_weights(fields: dict[str, Any]) -> bool:

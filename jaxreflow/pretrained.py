@@ -132,10 +132,11 @@ def find_checkpoint(path: str | Path, revision: str | None = None) -> Path:
 
 def read_policy_config(directory: Path) -> PolicyConfig:
     """The folder's `config.json`; CheckpointError if it cannot be read, ConfigError if it cannot be honoured."""
-    return PolicyConfig.from_json(_read_fields(directory / CONFIG))
+    return PolicyConfig.from_json(read_config_fields(directory / CONFIG))
 
 
-def _read_fields(path: Path) -> dict[str, Any]:
+def read_config_fields(path: Path) -> dict[str, Any]:
+    """A config.json as it stands; CheckpointError if it is missing or no JSON object."""
     try:
         fields = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -249,7 +250,7 @@ def save_pretrained(
     out = as_path(out)
     fields = student_policy(checkpoint.policy, num_steps).to_json()
     # The source's order of fields, so that a comparison shows what changed and nothing else.
-    order = _read_fields(checkpoint.directory / CONFIG)
+    order = read_config_fields(checkpoint.directory / CONFIG)
     with new_directory(out) as folder:
         write_json(folder / CONFIG, {key: fields[key] for key in {**order, **fields} if key in fields})
         write_params(folder / WEIGHTS, checkpoint.tensors, params, checkpoint.config)
