@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Int32
 
 from jaxreflow import aloha
 from jaxreflow.config import PolicyConfig
-from jaxreflow.errors import ProcessorError
+from jaxreflow.errors import ConfigError, ProcessorError
 from jaxreflow.normalization import ACTION, STATE
 from jaxreflow.processors import Processors
 from jaxreflow.types import Observation
@@ -116,6 +116,29 @@ def prepare_observation(observation: Mapping[str, Any], transforms: Transforms) 
         "state": np.pad(state, ((0, 0), (0, policy.max_state_dim - state.shape[-1]))),
     }
     return Observation(**fields)
+
+
+def example_observation(
+    transforms: Transforms, batch_size: int = 1, image_sizes: Mapping[str, tuple[int, int]] | None = None
+) -> dict[str, Any]:
+    """A batch of black uint8 images and zero states under the names that observations have.
+
+    `image_sizes` has the (height, width) of each camera that is there; the default is all, as `input_features` has them.
+
+    Raises:
+        ConfigError: the batch size or an image's is not positive, or there is no such camera.
+    """
+    policy = transforms.policy
+    names = {target: source for source, target in transforms.processors.rename_map.items()}
+    cameras = {names.get(key, key): policy.input_features[key].shape[-2:] for key in policy.camera_keys}
+    if batch_size < 1:
+        raise ConfigError(f"`batch_size` must be at least 1, found {batch_size}")
+    sizes = cameras if image_sizes is None else image_sizes
+    for key, size in sizes.items():
+        if key not in cameras or len(size) != 2 or min(size) < 1:
+            raise ConfigError(f"`{key}`: expected (height, width) of one of {list(cameras)}, found {tuple(size)}")
+    images = {key: np.zeros((batch_size, *size, 3), np.uint8) for key, size in sizes.items()}
+    return {**images, names.get(STATE, STATE): np.zeros((batch_size, policy.state_dim), np.float32), TASK: "task"}
 
 
 def _present_cameras(observation: Mapping[str, Any], policy: PolicyConfig) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float, Float32
 from jaxreflow import flow, model
 from jaxreflow.config import ModelConfig
 from jaxreflow.errors import ConfigError, ProcessorError
-from jaxreflow.observation import Transforms
+from jaxreflow.observation import Transforms, example_observation
 from jaxreflow.pretrained import Checkpoint, load_checkpoint, save_pretrained
 from jaxreflow.types import Observation, Params
 from jaxreflow.weights import stored_in_compute_dtype
@@ -34,6 +35,11 @@ def sample_chunks(
         return model.velocity(params, memory, x_t, t, config=config)
 
     return flow.euler(velocity, noise, num_steps)
+
+
+def _form(leaves: list[Any], structure: Hashable, num_steps: int) -> Hashable:
+    """All that a compiled sampler depends on besides the policy."""
+    return num_steps, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 class SmolVLAPolicy:
@@ -84,6 +90,42 @@ class SmolVLAPolicy:
         self._params = jax.tree.map(jnp.asarray, params)
         # What sampling reads, so that no call rounds all weights anew; in float32 the same arrays.
         self._stored = stored_in_compute_dtype(self._params, self.checkpoint.config)
+        # Compiled for the places of the arrays that were there before.
+        self._compiled: dict[Hashable, jax.stages.Compiled] = {}
+
+    def compile(
+        self,
+        num_steps: int | None = None,
+        batch_size: int = 1,
+        image_sizes: Mapping[str, tuple[int, int]] | None = None,
+    ) -> float:
+        """Compiles the sampler ahead of time and runs it once, so that no action has to wait for it; returns the seconds.
+
+        `num_steps` defaults to the config's. `image_sizes` has the (height, width) of every camera that will be given,
+        by its name in observations; the default is all cameras as `input_features` has them. It holds for uint8 images.
+        Observations of other forms compile when they first come. May be called for several forms; assigning `params`
+        forgets them all.
+
+        Raises:
+            ConfigError: `num_steps`, `batch_size` or an image's size is not positive, or there is no such camera.
+        """
+        start = time.perf_counter()
+        steps = self._num_steps(num_steps)
+        example = example_observation(self.transforms, batch_size, image_sizes)
+        prepared = self.transforms.prepare(example)
+        # As leaves: JAX describes a program's arguments in their own classes, and Observation holds nothing but arrays.
+        leaves, structure = jax.tree.flatten(prepared)
+
+        def sample(params: Params, leaves: list[Array], noise: Array) -> Array:
+            observation = jax.tree.unflatten(structure, leaves)
+            return sample_chunks(params, observation, noise, config=self.checkpoint.config, num_steps=steps)
+
+        noise = jax.ShapeDtypeStruct((batch_size, 1, self.config.chunk_size, self.config.max_action_dim), jnp.float32)
+        compiled = jax.jit(sample).lower(self._stored, leaves, noise).compile()
+        self._compiled[_form(leaves, structure, steps)] = compiled
+        # What draws the noise compiles with it; the key is one that is drawn from, too, and the counter stays.
+        self.predict_action_chunk(example, num_steps=steps, key=jax.random.fold_in(self._key, self._draws))
+        return time.perf_counter() - start
 
     def predict_action_chunk(
         self, observation: Mapping[str, Any], noise: Any = None, num_steps: int | None = None, key: Array | None = None
@@ -97,9 +139,7 @@ class SmolVLAPolicy:
             ProcessorError: the observation or the noise has the wrong form.
             ConfigError: `num_steps` is not positive.
         """
-        steps = self.config.num_steps if num_steps is None else num_steps
-        if steps < 1:
-            raise ConfigError(f"`num_steps` must be at least 1, found {steps}")
+        steps = self._num_steps(num_steps)
         prepared = self.transforms.prepare(observation)
         shape = (len(prepared.state), self.config.chunk_size, self.config.max_action_dim)
         if noise is None:
@@ -110,7 +150,12 @@ class SmolVLAPolicy:
                 f"{list(np.shape(noise))}"
             )
         one_noise = jnp.asarray(noise, jnp.float32)[:, None]
-        chunks = sample_chunks(self._stored, prepared, one_noise, config=self.checkpoint.config, num_steps=steps)
+        leaves, structure = jax.tree.flatten(prepared)
+        compiled = self._compiled.get(_form(leaves, structure, steps))
+        if compiled is not None:
+            chunks = compiled(self._stored, leaves, one_noise)
+        else:
+            chunks = sample_chunks(self._stored, prepared, one_noise, config=self.checkpoint.config, num_steps=steps)
         return self.transforms.unnormalize_action(np.asarray(chunks)[:, 0])
 
     def select_action(
@@ -132,6 +177,12 @@ class SmolVLAPolicy:
     def save_pretrained(self, out: str | Path) -> None:
         """Writes the policy as a folder that LeRobot and `from_pretrained` read; see `pretrained.save_pretrained`."""
         save_pretrained(out, self.checkpoint, self.params)
+
+    def _num_steps(self, num_steps: int | None) -> int:
+        steps = self.config.num_steps if num_steps is None else num_steps
+        if steps < 1:
+            raise ConfigError(f"`num_steps` must be at least 1, found {steps}")
+        return steps
 
     def _next_key(self) -> Array:
         self._draws += 1
