@@ -164,7 +164,7 @@ def _present_cameras(observation: Mapping[str, Any], policy: PolicyConfig) -> li
 def _image(key: str, value: Any) -> np.ndarray:
     """uint8 or float32 `[B, H, W, 3]`."""
     image = _array(key, value)
-    if image.ndim not in (3, 4, 5):
+    if image.ndim not in (3, 4, 5) or 0 in image.shape:
         raise ProcessorError(f"`{key}`: expected an image, with or without batch, found shape {list(image.shape)}")
     image = image[:, -1] if image.ndim == 5 else image[None] if image.ndim == 3 else image
     if image.dtype == np.uint8:
@@ -193,7 +193,7 @@ def _state(observation: Mapping[str, Any], policy: PolicyConfig) -> np.ndarray:
     state = _array(STATE, observation[STATE])
     if not (np.issubdtype(state.dtype, np.floating) or np.issubdtype(state.dtype, np.integer)):
         raise ProcessorError(f"`{STATE}`: expected numbers, found {state.dtype}")
-    if state.ndim not in (1, 2, 3) or state.shape[-1] != policy.state_dim:
+    if state.ndim not in (1, 2, 3) or state.shape[-1] != policy.state_dim or 0 in state.shape[:-1]:
         raise ProcessorError(
             f"`{STATE}`: expected [{policy.state_dim}] or [batch, {policy.state_dim}], found {list(state.shape)}: the "
             "policy was made "

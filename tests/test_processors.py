@@ -349,6 +349,7 @@ def test_cameras_keep_the_configs_order_masks_and_names():
         ({"observation.state": None}, "`observation.state` is missing"),
         ({"observation.state": [1, 2, 3]}, r"`observation.state`: expected \[2\].*\[3\]"),
         ({"observation.state": [np.nan, 2]}, r"not finite in dimension\(s\) \[0\]"),
+        ({"observation.state": np.zeros((1, 0, 2))}, r"`observation.state`: expected \[2\].*\[1, 0, 2\]"),
         ({"observation.state": ["a", "b"]}, "expected numbers"),
         ({"task": None}, "`task` is missing"),
         ({"task": ["a", "b"]}, "list of 1 strings"),
@@ -358,6 +359,7 @@ def test_cameras_keep_the_configs_order_masks_and_names():
         ({"observation.images.top": np.full((3, 4, 6), np.nan)}, r"\[0, 1\]"),
         ({"observation.images.top": np.zeros((4, 6, 3), np.int64)}, "uint8 or float"),
         ({"observation.images.top": np.zeros((4, 6), np.uint8)}, "found shape"),
+        ({"observation.images.top": np.zeros((0, 6, 3), np.uint8)}, r"found shape \[0, 6, 3\]"),
         ({"observation.images.top": np.zeros((2, 4, 6, 3), np.uint8)}, "expected a batch of 1"),
         ({"observation.images.top": None, "observation.images.wrist": None}, "at least one"),
         (
