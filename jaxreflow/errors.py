@@ -31,3 +31,7 @@ class SimulationError(JaxReflowError):
 
 class StorageError(JaxReflowError, OSError):
     """A folder in an object store is missing, or cannot be read or written."""
+
+
+class ServeError(JaxReflowError):
+    """A policy server cannot start or be reached, or a message is not of the kind that it speaks."""

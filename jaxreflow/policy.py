@@ -90,7 +90,7 @@ class SmolVLAPolicy:
         self._params = jax.tree.map(jnp.asarray, params)
         # What sampling reads, so that no call rounds all weights anew; in float32 the same arrays.
         self._stored = stored_in_compute_dtype(self._params, self.checkpoint.config)
-        # Compiled for the places of the arrays that were there before.
+        # A compiled program takes its arrays from where they were when it was compiled.
         self._compiled: dict[Hashable, jax.stages.Compiled] = {}
 
     def compile(

@@ -21,6 +21,10 @@ ALLOWED = {
     "jsonfile": set(),
     "hub": set(),
     "storage": {"errors"},
+    # What runs on a robot knows no JAX.
+    "messages": {"errors"},
+    "client": {"errors", "messages"},
+    "server": {"errors", "messages"},
     "config": {"errors", "config_fields"},
     "types": {"errors", "config"},
     "sharding": BASE,

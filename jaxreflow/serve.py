@@ -1,0 +1,228 @@
+"""Serves a policy to robots, over the websocket protocol of openpi's client (`pip install openpi-client`).
+
+python -m jaxreflow.serve --policy DIR_OR_HUB_ID
+
+An observation has LeRobot's names: `observation.state` [D], each camera uint8 [H, W, 3], and `task` (or openpi's `prompt`). The
+answer has `actions`, float32 [chunk, action dim], in the dataset's units. The program is compiled, and its latency measured, before
+the first connection is accepted; `python -m jaxreflow.client` asks for some chunks and measures the round trip. SIGTERM and Ctrl-C
+finish the requests under way. docs/serve.md has the protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from jaxreflow.compilation import use_compilation_cache
+from jaxreflow.errors import ConfigError, JaxReflowError, ProcessorError
+from jaxreflow.messages import check_installed
+from jaxreflow.observation import TASK, example_observation
+from jaxreflow.policy import SmolVLAPolicy
+from jaxreflow.server import PolicyServer, bind, format_latency
+from jaxreflow.supervision import STOP_SIGNALS
+
+PROMPT, NOISE = "prompt", "noise"
+# Every other form of the pictures is another program, which takes a while to compile and memory to keep.
+MOST_FORMS, LONGEST_SIDE = 8, 8192
+# By name: run as a program, this module is __main__.
+_log = logging.getLogger("jaxreflow.serve")
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeConfig:
+    """A policy, and where to serve it."""
+
+    policy: str
+    """Policy in LeRobot's layout: directory or hub name."""
+    revision: str | None = None
+    """Of a policy from the hub: a commit, tag or branch (default: main)."""
+    num_steps: int | None = None
+    """Euler steps (default: as config.json says)."""
+    host: str = "127.0.0.1"
+    """Address to listen on. There is no password: any other than this machine's is open to its whole network."""
+    port: int = 8000
+    """Port to listen on; 0: one that is free."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the pictures that will come, of every camera (default: as the policy's input_features say)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype."""
+    seed: int = 0
+    """Of the noise; every client has its own, by the order of their connections."""
+    vlm: str | None = None
+    """Directory of the VLM's config and tokenizer (default: the policy's vlm/ folder, else its vlm_model_name)."""
+    repeats: int = 20
+    """Chunks whose latency is measured before the first connection is accepted."""
+    max_request: int = 64
+    """Largest request, in MiB."""
+    debug: bool = False
+    """Show tracebacks, also to clients."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port must be from 0 to 65535, found {self.port}")
+        for name in ("repeats", "max_request"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
+
+
+class Answers:
+    """A policy's answers to requests: one observation in, one chunk `[chunk, action_dim]` in dataset units out."""
+
+    def __init__(self, policy: SmolVLAPolicy, *, num_steps: int, seed: int) -> None:
+        self._policy, self._num_steps = policy, num_steps
+        self._key = jax.random.key(seed)
+        self._forms: set[tuple[Any, ...]] = set()
+
+    def __call__(self, request: dict[str, Any], client: int, number: int) -> np.ndarray:
+        """The noise of a client's request `number` is of the key fold_in(fold_in(key(seed), client), number).
+
+        Raises:
+            ProcessorError: the observation has the wrong form, or more forms came than are kept.
+        """
+        form = self._form(request)
+        if form not in self._forms and len(self._forms) == MOST_FORMS:
+            raise ProcessorError(
+                f"observation: pictures of {MOST_FORMS} different forms came before; send them in one size, found {form}"
+            )
+        if form not in self._forms and self._forms:
+            _log.warning("client %d sends pictures of another form, which may compile: %a", client, form)
+        noise = request.get(NOISE)
+        if noise is not None:
+            if not isinstance(noise, np.ndarray):
+                raise ProcessorError(f"`{NOISE}`: expected an array, found {type(noise).__name__}")
+            noise = noise[None]
+        observation = request if TASK in request else {**request, TASK: request.get(PROMPT)}
+        key = jax.random.fold_in(jax.random.fold_in(self._key, client), number)
+        actions = self._policy.predict_action_chunk(observation, noise, self._num_steps, key)[0]
+        if not np.all(np.isfinite(actions)):
+            raise ProcessorError(
+                "the policy's actions for this observation are not finite; check its values and the noise's"
+            )
+        self._forms.add(form)
+        return actions
+
+    def _form(self, request: dict[str, Any]) -> tuple[Any, ...]:
+        """Shapes and types of the pictures, of which a program is compiled."""
+        policy = self._policy
+        names = policy.transforms.processors.rename_map
+        form = []
+        for name, image in sorted(request.items()):
+            if names.get(name, name) not in policy.config.visual_keys:
+                continue
+            found = list(image.shape) if isinstance(image, np.ndarray) else type(image).__name__
+            if not isinstance(image, np.ndarray) or (image.ndim > 3 and len(image) != 1):
+                raise ProcessorError(
+                    f"`{name}`: expected one picture as an array, found {found}; send one observation at a time"
+                )
+            if image.ndim < 3 or not all(1 <= size <= LONGEST_SIDE for size in image.shape):
+                raise ProcessorError(
+                    f"`{name}`: expected a picture of at most {LONGEST_SIDE} x {LONGEST_SIDE}, found {found}"
+                )
+            form.append((name, image.shape, image.dtype.str))
+        return tuple(form)
+
+
+def serve(config: ServeConfig) -> str:
+    """Serves until SIGTERM or SIGINT; returns a summary.
+
+    Raises:
+        CheckpointError, ConfigError, ProcessorError: the policy cannot be read.
+        ServeError: nothing can listen at the address, or packages are missing.
+    """
+    check_installed()
+    with bind(config.host, config.port) as where:
+        if not ipaddress.ip_address(where.getsockname()[0]).is_loopback:
+            _log.warning(
+                "--host %s is more than this machine: there is no password and no encryption, and whoever reaches the port "
+                "can use the policy; on a network that is not yours alone, serve on 127.0.0.1 through an SSH tunnel",
+                config.host,
+            )
+        answers, metadata = prepare(config)
+        server = PolicyServer(answers, metadata, max_bytes=config.max_request << 20, debug=config.debug)
+        asyncio.run(_until_signal(server, where))
+    return server.summary()
+
+
+def prepare(config: ServeConfig) -> tuple[Answers, dict[str, Any]]:
+    """Loads and compiles the policy and logs its latency; also what clients are told of it."""
+    policy = SmolVLAPolicy.from_pretrained(config.policy, vlm=config.vlm, dtype=config.dtype, revision=config.revision)
+    steps = policy.config.num_steps if config.num_steps is None else config.num_steps
+    example = _one(example_observation(policy.transforms))
+    sizes = {name: config.image_size or value.shape[:2] for name, value in example.items() if np.ndim(value) == 3}
+    seconds = policy.compile(steps, image_sizes=sizes)
+    example = _one(example_observation(policy.transforms, image_sizes=sizes))
+    answers = Answers(policy, num_steps=steps, seed=config.seed)
+    times = []
+    for number in range(config.repeats):
+        start = time.perf_counter()
+        answers(example, 0, number)
+        times.append(1e3 * (time.perf_counter() - start))
+    device, chunk = jax.devices()[0], (policy.config.chunk_size, policy.config.action_dim)
+    _log.info("%s: %d Euler step(s), chunks of %d x %d, compiled in %.1f s", config.policy, steps, *chunk, seconds)
+    _log.info(
+        "%s on %s (%s), %d black pictures", format_latency(times), device.platform, device.device_kind, len(times)
+    )
+    metadata = {
+        "server": f"jaxreflow {version('jaxreflow')}",
+        "observation": {name: list(value.shape) for name, value in example.items() if isinstance(value, np.ndarray)},
+        "chunk_size": policy.config.chunk_size,
+        "action_dim": policy.config.action_dim,
+        "n_action_steps": policy.config.n_action_steps,
+        "num_steps": steps,
+        NOISE: [policy.config.chunk_size, policy.config.max_action_dim],
+        "seed": config.seed,
+    }
+    return answers, metadata
+
+
+def _one(observation: dict[str, Any]) -> dict[str, Any]:
+    return {name: value[0] if isinstance(value, np.ndarray) else value for name, value in observation.items()}
+
+
+async def _until_signal(server: PolicyServer, where: socket.socket) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def hear() -> None:
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+            # A second signal ends the process at once, whatever the policy's thread is at.
+            signal.signal(number, signal.SIG_DFL)
+        stop.set()
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, hear)
+    await server.run(where, stop)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0 after a signal, 1 after an error."""
+    config = None
+    try:
+        config = tyro.cli(ServeConfig, args=argv, prog="python -m jaxreflow.serve", description=__doc__)
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+        logging.getLogger("jaxreflow").setLevel(logging.INFO)
+        use_compilation_cache()
+        print(serve(config))
+    except JaxReflowError as error:
+        if config is not None and config.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
