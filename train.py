@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import logging
-import math
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,7 +31,7 @@ from jaxreflow.demo import DemoConfig, write_demo_report
 from jaxreflow.errors import ConfigError, JaxReflowError
 from jaxreflow.evaluate import REPORT_HTML, evaluate_run
 from jaxreflow.evaluation.frames import early_positions
-from jaxreflow.evaluation.monitor import make_error_step
+from jaxreflow.evaluation.monitor import action_units, make_error_step, root_errors
 from jaxreflow.evaluation.table import format_report
 from jaxreflow.loop import Cadence, fit, mean_scores
 from jaxreflow.metrics import MetricsLog
@@ -187,18 +186,8 @@ def run(config: RunConfig) -> None:
     batches = training_batches(data, config, first)
     claim_directory(config, run_dir)
 
-    error_step = (
-        make_error_step(
-            checkpoint,
-            weights.frozen,
-            weights.teacher,
-            mesh,
-            reference_steps=config.reference_steps(checkpoint.policy.num_steps),
-            seed=config.seed,
-        )
-        if isinstance(config, ReflowConfig)
-        else None
-    )
+    units = action_units(data.transforms, data.action_names)
+    error_step = make_error_step(config, checkpoint, weights, mesh, units)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         if not data.held_out:
@@ -207,11 +196,9 @@ def run(config: RunConfig) -> None:
         exported = exported_params(config, state, mesh)
 
         def scores(batch: Batch, index: int) -> dict[str, tuple[Array, Array]]:
-            errors = error_step(exported, batch, index) if error_step else {}
-            return {"held_out_loss": eval_step(exported, batch, index), **errors}
+            return {"held_out_loss": eval_step(exported, batch, index), **error_step(exported, batch, index)}
 
-        means = mean_scores(scores, held_out_batches(data, config), mesh)
-        return {name: math.sqrt(mean) if name.endswith("_error") else mean for name, mean in means.items()}
+        return root_errors(mean_scores(scores, held_out_batches(data, config), mesh))
 
     def save(step: int, state: TrainState) -> None:
         settings = dataclasses.asdict(config)

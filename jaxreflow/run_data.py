@@ -33,6 +33,12 @@ class RunData:
     held_out_episodes: tuple[int, ...]
     transforms: Transforms
 
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """The dataset's names of the action dims, or their numbers."""
+        key = dataset_key(ACTION, self.transforms.processors.rename_map)
+        return self.train.dataset.features[key].dim_names
+
 
 def open_dataset(config: DatasetConfig) -> LeRobotDataset:
     """The dataset that the flags name; DatasetError or ConfigError otherwise."""

@@ -31,7 +31,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def losses(run: Path) -> dict[tuple[int, str], float]:
     """Everything logged that is no time."""
-    names = ("loss", "grad_norm", "held_out_loss", "student@1_error")
+    names = ("loss", "grad_norm", "held_out_loss", "student@1_error", "student@2_error/dz")
     return {(r["step"], name): r[name] for r in read_metrics(run) for name in names if name in r}
 
 

@@ -86,6 +86,7 @@ def test_new_policy_has_the_datasets_features_and_is_trained_as_asked(teacher_ru
     moved = {key for key in before.keys if not np.array_equal(before.read(key), after.read(key))}
     assert any(".text_model.layers.0." in key for key in moved)
     assert not any(".vision_model." in key or "lm_head" in key for key in moved)
+    assert {"held_out_loss", "policy@10_error", "policy@10_error/dx"} < set(list(read_metrics(teacher_run))[-1])
 
 
 def test_new_policy_is_stored_in_the_dtypes_of_lerobots_modules(teacher: Path) -> None:
@@ -296,7 +297,8 @@ def test_a_run_ends_with_a_report_beside_the_weights(
     assert report["about"]["held_out"]
     assert report["measures"]["consistency"]["ratio"] > 0
     records = list(read_metrics(run))
-    assert {"held_out_loss", "student@1_error", "student@2_error"} <= set(records[-1])
+    dims = {f"student@{steps}_error/{dim}" for steps in (1, 2) for dim in ("dx", "dy", "dz", "grab")}
+    assert {"step", "held_out_loss", "student@1_error", "student@2_error"} | dims == set(records[-1])
     # The same measure on other frames and noises, and of weights that are not yet rounded to their stored dtypes.
     found = next(r for r in report["measures"]["fidelity"] if (r["name"], r["num_steps"]) == ("student", 1))
     assert 1 / 3 < records[-1]["student@1_error"] / found["error"]["value"] < 3

@@ -39,6 +39,19 @@ class FeatureSpec:
     shape: tuple[int, ...]
     names: Any
 
+    @property
+    def dim_names(self) -> tuple[str, ...]:
+        """Names of a vector's entries; their numbers where the dataset does not name each of them differently."""
+        names = self.names
+        if isinstance(names, dict):  # {"motors": ["hip", "knee"]}, or {"hip": 0, "knee": 1}
+            names = [name for key, value in names.items() for name in (value if isinstance(value, list) else [key])]
+        count = self.shape[0]
+        if isinstance(names, list) and all(isinstance(name, str) and name for name in names):
+            named = tuple(names)
+            if len(named) == len(set(named)) == count:
+                return named
+        return tuple(str(number) for number in range(count))
+
 
 @dataclass(frozen=True)
 class Episode:
