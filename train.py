@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import logging
 import shlex
 import sys
@@ -23,6 +24,7 @@ from jaxtyping import Array
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jaxreflow import distributed
+from jaxreflow.camera_views import CAMERAS, camera_views, write_views
 from jaxreflow.checkpoint import CheckpointStore, newest_policy
 from jaxreflow.compilation import use_compilation_cache
 from jaxreflow.data.features import check_vision_frozen
@@ -34,9 +36,11 @@ from jaxreflow.evaluation.frames import early_positions
 from jaxreflow.evaluation.monitor import action_units, make_error_step, root_errors
 from jaxreflow.evaluation.table import format_report
 from jaxreflow.loop import Cadence, fit, mean_scores
-from jaxreflow.metrics import MetricsLog
+from jaxreflow.metrics import MetricsLog, last_logged
 from jaxreflow.new_policy import create_policy
 from jaxreflow.pretrained import Checkpoint, load_checkpoint, save_pretrained
+from jaxreflow.profiling import ProfileWindow
+from jaxreflow.provenance import provenance, write_provenance
 from jaxreflow.run_config import FREE_FIELDS, FinetuneConfig, PolicySource, ReflowConfig, RunConfig, TeacherSource
 from jaxreflow.run_data import (
     RunData,
@@ -58,6 +62,7 @@ from jaxreflow.run_directory import (
 from jaxreflow.sharding import check_batch_size, make_mesh
 from jaxreflow.storage import AnyPath, as_path, is_taken
 from jaxreflow.supervision import Interrupted, StopRequest, Watchdog
+from jaxreflow.trackers import Tracking, check_tracker, open_tracker
 from jaxreflow.training import TrainState, shares_context
 from jaxreflow.types import Batch
 from jaxreflow.update import Weights, exported_params, make_update, split_weights
@@ -155,6 +160,7 @@ def run(config: RunConfig) -> None:
     distributed.check_connected()
     mesh = make_mesh(config.fsdp)
     check_batch_size(config.batch_size, config.accumulate, mesh)
+    check_tracker(config.tracker)
     run_dir = check_directory(config)
     log.info("devices: %d x %s, processes: %d", mesh.size, jax.devices()[0].device_kind, jax.process_count())
 
@@ -216,14 +222,16 @@ def run(config: RunConfig) -> None:
     with (
         contextlib.closing(store),
         contextlib.closing(batches),
-        MetricsLog(run_dir, start=first, steps=config.steps) as metrics,
+        open_tracker(config.tracker, run_dir, start=first, logged=last_logged(run_dir)) as tracking,
+        MetricsLog(run_dir, start=first, steps=config.steps, tracking=tracking) as metrics,
+        ProfileWindow(run_dir, config.profile_window, start=first) as profile,
         StopRequest() as stop,
         Watchdog(config.step_timeout) as watchdog,
     ):
         state = fit(
             state,
-            train_step,
-            batches,
+            profile.watch(train_step),
+            log_start(config, checkpoint, batches, first, run_dir, tracking),
             mesh,
             cadence,
             metrics,
@@ -316,6 +324,33 @@ def log_data(dataset: LeRobotDataset, data: RunData) -> None:
     """Says what is trained on and what is held out."""
     held_out = ", ".join(map(str, data.held_out_episodes)) or "none"
     log.info("dataset: %d frames in %d episodes, held out: %s", dataset.num_frames, len(dataset.episodes), held_out)
+
+
+def log_start(
+    config: RunConfig,
+    checkpoint: Checkpoint,
+    batches: Iterator[Batch],
+    first: int,
+    run_dir: AnyPath,
+    tracking: Tracking,
+) -> Iterator[Batch]:
+    """Writes down what the run is made of, and, at its beginning, what its cameras show; the same batches."""
+    if not distributed.is_first():
+        return batches
+    record = provenance(config, first)
+    write_provenance(run_dir, record)
+    tracking.facts(first, "provenance", record)
+    if first:
+        return batches
+    batch = next(batches)
+    views = camera_views(batch.observation.images, config=checkpoint.config)
+    write_views(views, run_dir)
+    for key, view in views.items():
+        tracking.image(0, f"{CAMERAS}/{key}", view)
+    log.info(
+        "cameras as the network gets them: %s", run_dir / CAMERAS if views else "none, their image tokens are cached"
+    )
+    return itertools.chain([batch], batches)
 
 
 def log_parameters(config: RunConfig, checkpoint: Checkpoint, weights: Weights) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from jaxreflow.compilation import CompileWatch
 from jaxreflow.errors import TrainingError
-from jaxreflow.metrics import MetricsLog, Stopwatch
+from jaxreflow.metrics import MetricsLog, Stopwatch, memory
 from jaxreflow.sharding import shard_batch
 from jaxreflow.training import Metrics, TrainState
 from jaxreflow.types import Batch
@@ -115,7 +115,7 @@ def fit(
                 unread = None
             if logging_now:
                 skipped = {"skipped": float(judge.skipped)} if judge.skipped else {}
-                log.write(step, {**values, **skipped, **watch.read(batch_size)})
+                log.write(step, {**values, **skipped, **watch.read(batch_size), **memory()})
             if last or (step % cadence.eval_every == 0 and not stopping):
                 heard()
                 with compiling.part("the evaluation after update", step):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,11 +12,13 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeAlias
 
+import jax
 from tqdm import tqdm
 
 from jaxreflow.distributed import is_first
 from jaxreflow.errors import TrainingError
 from jaxreflow.storage import AnyPath, append_text
+from jaxreflow.trackers import Tracking
 
 Record: TypeAlias = dict[str, int | float]
 """A line of the log: `step`, and scalars by name."""
@@ -25,14 +28,16 @@ _log = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Appends records to `metrics.jsonl` and shows them; other processes than the first only keep time.
+    """Appends records to `metrics.jsonl`, sends them to the run's tracker, and shows them; other processes than the first only
+    keep time.
 
     Records from after `start` are cut off first: a resumed run writes them again.
     """
 
-    def __init__(self, run_dir: AnyPath, *, start: int, steps: int) -> None:
+    def __init__(self, run_dir: AnyPath, *, start: int, steps: int, tracking: Tracking | None = None) -> None:
         self._path = run_dir / METRICS_FILE
         self._steps = steps
+        self._tracking = tracking or Tracking(None)
         self._primary = is_first()
         self._bar = tqdm(
             total=steps,
@@ -51,7 +56,8 @@ class MetricsLog:
             return
         line = _to_lines([{"step": step, **record}])
         self._write(lambda: append_text(self._path, line))
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in record.items())
+        self._tracking.scalars(step, record)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in record.items() if "_error/" not in name)
         if self._bar.disable:
             _log.info("step %d/%d: %s", step, self._steps, shown)
         else:
@@ -93,6 +99,22 @@ def read_metrics(run_dir: AnyPath, last: int | None = None) -> Iterator[Record]:
             yield record
 
 
+def last_logged(run_dir: AnyPath) -> int:
+    """The last update whose metrics are in the log; 0 without one."""
+    if not (run_dir / METRICS_FILE).is_file():
+        return 0
+    return max((int(record["step"]) for record in read_metrics(run_dir)), default=0)
+
+
+def memory() -> dict[str, float]:
+    """GiB: the most that this process has taken on its first device, where the device counts it, and on the host."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use")
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {**({} if peak is None else {"device_memory": peak / 2**30}), "host_memory": host / 2**30}
+
+
 class Stopwatch:
     """Seconds since the last reading, and the part of them spent waiting for data."""
 
@@ -105,7 +127,8 @@ class Stopwatch:
     def waiting(self) -> Iterator[None]:
         """Times one update's wait for data."""
         start = time.perf_counter()
-        yield
+        with jax.profiler.TraceAnnotation("data_wait"):
+            yield
         self._waited += time.perf_counter() - start
         self._steps += 1
 

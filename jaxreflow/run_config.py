@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
@@ -240,6 +241,10 @@ class RunConfig:
     """Updates between evaluations on held-out episodes."""
     eval_batches: int = 8
     """Batches per evaluation."""
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where metrics, cameras and settings go besides RUN/metrics.jsonl: event files in RUN/tensorboard, or Weights & Biases."""
+    profile: str | None = None
+    """START,N: trace N updates from update START on into RUN/profile, for XProf."""
     num_workers: int = 0
     """Processes that read data; 0: a thread."""
     seed: int = 0
@@ -266,6 +271,12 @@ class RunConfig:
                 "hold all frames of its own, and one thread is enough to read them from memory"
             )
         _check_choice("--time-law", self.time_law, TIME_LAWS)
+        _check_window(self.profile, self.steps)
+
+    @property
+    def profile_window(self) -> tuple[int, int] | None:
+        """First and number of the updates that are traced, if any."""
+        return _parse_window(self.profile) if self.profile else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,6 +354,24 @@ class ReflowConfig(RunConfig):
 def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ConfigError(f"{flag} must be one of {', '.join(choices)}, found {value!r}")
+
+
+def _parse_window(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+),(\d+)", text)
+    if not match:
+        raise ConfigError(f"--profile: expected START,N, such as 100,5, found {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def _check_window(profile: str | None, steps: int) -> None:
+    if profile is None:
+        return
+    first, count = _parse_window(profile)
+    if first < 1 or count < 1 or first + count - 1 > steps:
+        raise ConfigError(
+            f"--profile {profile}: expected START,N, at least one update of 1 to {steps} (--steps), found updates {first} to "
+            f"{first + count - 1}"
+        )
 
 
 def _parse_map(text: str) -> dict[str, str]:

@@ -43,6 +43,8 @@ MAY_CHANGE = frozenset(
         "distributed",
         "step_timeout",
         "skip_nonfinite",
+        "tracker",
+        "profile",
         "dataset.skip_bad",
         "vlm",
         "dataset.root",

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import train
 from jaxreflow import SmolVLAPolicy
@@ -15,6 +16,7 @@ from jaxreflow.checkpoint import CheckpointStore, last_step
 from jaxreflow.compilation import COMPILE_EVENT
 from jaxreflow.metrics import read_metrics
 from jaxreflow.tensorfile import TensorFile
+from tests.event_files import shown_scalars
 from tests.tiny_policy import DATASET, make_vlm
 
 DATA = ["--dataset.root", str(DATASET), "--dataset.episodes", "0", "1", "2", "3", "--dataset.holdout", "0.25"]
@@ -63,12 +65,13 @@ def reflow(teacher: Path, run: Path, *flags: str) -> int:
 
 @pytest.fixture(scope="module")
 def student_run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four updates of `reflow`, saved after two and four."""
+    """Four updates of `reflow`, saved after two and four; the last two are traced."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "use_compilation_cache", lambda: None)
         patch.setenv("HF_TOKEN", TOKEN)
         run = tmp_path_factory.mktemp("reflow") / "run"
-        assert reflow(teacher, run, "--steps", "4", "--noises", "2", "--teacher-steps", "2") == 0
+        looked_at = ["--tracker", "tensorboard", "--profile", "3,2"]
+        assert reflow(teacher, run, "--steps", "4", "--noises", "2", "--teacher-steps", "2", *looked_at) == 0
         return run
 
 
@@ -105,6 +108,31 @@ def test_no_file_of_a_run_holds_the_users_token(student_run: Path) -> None:
     assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
 
 
+def assert_tracked(run: Path) -> None:
+    """TensorBoard shows every metric of the log, once."""
+    logged = [(r["step"], name, value) for r in read_metrics(run) for name, value in r.items() if name != "step"]
+    points = shown_scalars(run / "tensorboard")
+    found = [(step, name, value) for name, pairs in points.items() for step, value in pairs]
+    assert [point[:2] for point in sorted(found)] == [point[:2] for point in sorted(logged)]
+    np.testing.assert_allclose([point[2] for point in sorted(found)], [point[2] for point in sorted(logged)], rtol=1e-6)
+
+
+def test_a_run_can_be_looked_at(student_run: Path) -> None:
+    """Its metrics in the tracker, its cameras at the policy's size, where it comes from, and a trace of the model's parts."""
+    assert_tracked(student_run)
+    (picture,) = (student_run / "cameras").iterdir()
+    assert picture.name == "observation.image.png"
+    with Image.open(picture) as image:
+        assert image.size == (4 * 32, 32)
+    (record,) = (json.loads(line) for line in (student_run / "provenance.jsonl").read_text().splitlines())
+    assert (record["start"], record["processes"], record["versions"]["jax"]) == (0, 1, jax.__version__)
+    assert record["settings"]["teacher_steps"] == 2
+    (trace,) = (student_run / "profile").rglob("*.xplane.pb")
+    names = trace.read_bytes()
+    for name in (b"jit_train_step", b"embed_images", b"jvp(velocity)", b"update", b"data_wait"):
+        assert name in names, name
+
+
 def test_student_is_exported_in_the_teachers_form(teacher: Path, student_run: Path) -> None:
     student = student_run / "checkpoints" / "last" / "pretrained_model"
     assert last_step(student_run / "checkpoints") == 4
@@ -134,12 +162,13 @@ def test_resumed_run_is_bit_identical(student_run: Path, tmp_path: Path) -> None
     (checkpoints / "last").unlink()
     (checkpoints / "last").symlink_to("000002")
     assert train.main(["reflow", "--output-dir", str(run), "--resume", "--dataset.cache-frames", "0.5"]) == 0
-    clock = {"samples/s", "data_wait", "step_time"}
+    clock = {"samples/s", "data_wait", "step_time", "host_memory"}
     found, expected = (
         [{name: value for name, value in record.items() if name not in clock} for record in read_metrics(path)]
         for path in (run, student_run)
     )
     assert found == expected
+    assert_tracked(run)
     weights = (Path("checkpoints") / "last" / "pretrained_model" / "model.safetensors").as_posix()
     assert (run / weights).read_bytes() == (student_run / weights).read_bytes()
 

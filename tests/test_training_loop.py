@@ -69,7 +69,7 @@ def test_cadence_and_metrics(tmp_path: Path) -> None:
     assert [(r["step"], "held_out_loss" in r) for r in records] == [
         (2, False), (4, False), (4, True), (6, False), (6, True)
     ]  # fmt: skip
-    assert set(records[0]) == {"step", "loss", "step_time", "data_wait", "samples/s"}
+    assert set(records[0]) == {"step", "loss", "step_time", "data_wait", "samples/s", "host_memory"}
     assert 0 <= records[0]["data_wait"] <= records[0]["step_time"]
     np.testing.assert_allclose(records[0]["samples/s"], 2 / records[0]["step_time"])
 
