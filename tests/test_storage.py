@@ -20,6 +20,7 @@ from jaxreflow.metrics import MetricsLog, read_metrics
 from jaxreflow.pretrained import find_checkpoint, new_directory
 from jaxreflow.run_config import DatasetConfig, ReflowConfig
 from jaxreflow.storage import as_path, check_path, list_files, local_copy, remove_folder, upload
+from tests.event_files import shown_scalars
 from tests.fake_gcs import fake_gcs
 from tests.lerobot_fixtures import write_v21
 from tests.test_checkpoint import make_state
@@ -188,9 +189,15 @@ def test_run(google: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     upload(DATASET, as_path(data))
     vlm = make_vlm(tmp_path / "vlm")
     flags = [*ARCHITECTURE, "--policy.vlm", str(vlm), "--dataset.root", data, "--dataset.holdout", "0", "--steps", "1"]
-    flags += ["--batch-size", "2", "--output-dir", run]
+    flags += ["--batch-size", "2", "--output-dir", run, "--tracker", "tensorboard", "--profile", "1,1"]
     assert train.main(["finetune", *flags]) == 0
-    assert [record["step"] for record in read_metrics(as_path(run))] == [1]
+    (record,) = read_metrics(as_path(run))
+    assert record.pop("step") == 1
+    points = shown_scalars(local_copy(f"{run}/tensorboard"))
+    assert points == {name: [(1, pytest.approx(value))] for name, value in record.items()}
+    names = list_files(as_path(run))
+    assert {"cameras/observation.image.png", "provenance.jsonl"} <= set(names)
+    assert any(name.startswith("profile/") and name.endswith(".xplane.pb") for name in names)
     student = find_checkpoint(f"{run}/checkpoints/000001/pretrained_model")
     assert json.loads((student / "train_config.json").read_text())["dataset"]["root"] == data
     assert train.main(["finetune", *flags]) == 1
