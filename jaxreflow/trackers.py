@@ -179,7 +179,7 @@ class _WandB:
     """A run of Weights & Biases whose id is kept in RUN/wandb/run_id; its settings are the environment's, such as WANDB_MODE."""
 
     def __init__(self, run_dir: AnyPath, logged: int) -> None:
-        # Off are: reports of its own errors, the console, the program's source and arguments, the machine's user and packages.
+        # Off are W&B's reports of its own errors and, below, what it would add of the program and the machine by itself.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
@@ -198,6 +198,7 @@ class _WandB:
             dir=str(_local_folder(run_dir, self._open)),
             settings=wandb.Settings(
                 console="off",
+                host="",
                 disable_code=True,
                 disable_git=True,
                 x_disable_meta=True,

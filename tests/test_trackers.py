@@ -12,7 +12,7 @@ from jaxreflow import trackers
 from jaxreflow.errors import ConfigError, TrainingError
 from jaxreflow.metrics import MetricsLog, last_logged, read_metrics
 from jaxreflow.trackers import check_tracker, open_tracker
-from tests.event_files import read_events, shown, shown_scalars, wait_for_wandb, wandb_config, wandb_history
+from tests.event_files import read_events, read_wandb, shown, shown_scalars, wait_for_wandb, wandb_config, wandb_history
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
 FACTS = {"commit": "0123", "settings": {"steps": 6, "names": ["a", "b"]}}
@@ -98,6 +98,7 @@ def test_an_offline_wandb_run_holds_what_was_logged_and_no_secret(
     assert len(written) > 5
     for secret in (TOKEN, WANDB_KEY):
         assert not [path for path in written if secret.encode() in path.read_bytes()]
+    assert not any(record.run.host for file in (first, second) for record in read_wandb(file))
     assert "requirements.txt" not in {path.name for path in written}
 
 
