@@ -1,66 +1,54 @@
-"""Trains a policy: `python train.py NAME [flags]` runs configs/NAME.py with its settings overridden by the flags.
+"""Trains a policy: `python train.py NAME [OPTIONS]` runs configs/NAME.py with its settings overridden by the options.
 
-python train.py reflow   --teacher.path DIR_OR_HUB_ID --dataset.root DIR --output-dir RUN
-python train.py finetune --policy.path  DIR_OR_HUB_ID --dataset.root DIR --output-dir RUN
-python train.py reflow   --output-dir RUN --resume
+    python train.py reflow   --teacher.path DIR_OR_HUB_ID --dataset.root DIR --output-dir RUN
+    python train.py finetune --policy.path  DIR_OR_HUB_ID --dataset.root DIR --output-dir RUN
+    python train.py reflow   --output-dir RUN --resume
+    python train.py reflow   --teacher.path DIR_OR_HUB_ID --dataset.root DIR --dry-run
+
+LeRobot's spellings of these options are understood, too (docs/command_line.md).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import itertools
 import logging
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import jax
-import tyro
 from jaxtyping import Array
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jaxreflow import distributed
 from jaxreflow.camera_views import CAMERAS, camera_views, write_views
 from jaxreflow.checkpoint import CheckpointStore, newest_policy
+from jaxreflow.command_line import choose, first_sentence, without_debug
 from jaxreflow.compilation import use_compilation_cache
+from jaxreflow.console import console_log
 from jaxreflow.data.features import check_vision_frozen
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.demo import DemoConfig, write_demo_report
-from jaxreflow.errors import ConfigError, JaxReflowError
+from jaxreflow.dry_run import dry_run
+from jaxreflow.errors import JaxReflowError
 from jaxreflow.evaluate import REPORT_HTML, evaluate_run
 from jaxreflow.evaluation.frames import early_positions
 from jaxreflow.evaluation.monitor import action_units, make_error_step, root_errors
 from jaxreflow.evaluation.table import format_report
 from jaxreflow.loop import Cadence, fit, mean_scores
 from jaxreflow.metrics import MetricsLog, last_logged
-from jaxreflow.new_policy import create_policy
-from jaxreflow.pretrained import Checkpoint, load_checkpoint, save_pretrained
+from jaxreflow.pretrained import Checkpoint, save_pretrained
 from jaxreflow.profiling import ProfileWindow
 from jaxreflow.provenance import provenance, write_provenance
-from jaxreflow.run_config import FREE_FIELDS, FinetuneConfig, PolicySource, ReflowConfig, RunConfig, TeacherSource
-from jaxreflow.run_data import (
-    RunData,
-    held_out_batches,
-    open_dataset,
-    open_run_features,
-    split_data,
-    training_batches,
-)
-from jaxreflow.run_directory import (
-    CONFIG_FILE,
-    check_directory,
-    check_resumable,
-    claim_directory,
-    read_config,
-    restore,
-    run_identity,
-)
+from jaxreflow.run_config import ReflowConfig, RunConfig, TeacherSource
+from jaxreflow.run_data import RunData, held_out_batches, open_dataset, open_run_features, split_data, training_batches
+from jaxreflow.run_directory import CONFIG_FILE, check_directory, claim_directory, restore, run_identity
+from jaxreflow.run_flags import load_config, read_settings
+from jaxreflow.run_policy import open_checkpoint
 from jaxreflow.sharding import check_batch_size, make_mesh
-from jaxreflow.storage import AnyPath, as_path, is_taken
+from jaxreflow.storage import AnyPath, as_path
 from jaxreflow.supervision import Interrupted, StopRequest, Watchdog
 from jaxreflow.trackers import Tracking, check_tracker, open_tracker
 from jaxreflow.training import TrainState, shares_context
@@ -74,30 +62,25 @@ log = logging.getLogger("jaxreflow.train")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one config by name; 0 if it ran to its end, 1 after an error, 2 for wrong usage, 128 + n if signal n stopped it."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in args
-    args = [arg for arg in args if arg != "--debug"]
-    names = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
-    if not args or args[0] not in names:
-        wanted = args[0] if args else "nothing"
-        print(
-            f"usage: train.py {{{','.join(names)}}} [flags], found {wanted}; `train.py NAME --help` lists the flags",
-            file=sys.stderr,
-        )
-        return 0 if args and args[0] in ("-h", "--help") else 2
+    args, debug = without_debug(argv)
+    files = {path.stem: path for path in sorted(CONFIGS.glob("*.py")) if path.stem != "__init__"}
+    sentences = {name: first_sentence(path) for name, path in files.items()}
+    name, flags = choose(args, sentences, prog="train.py", about=__doc__ or "")
     try:
         with console_log():
-            config = parse(args[0], args[1:])
+            config = read_settings(files[name], flags)
             distributed.connect(config.distributed)
             with distributed.failing_together():
-                if isinstance(config, DemoConfig):
+                if config.dry_run:
+                    dry_run(config)
+                elif isinstance(config, DemoConfig):
                     run_demo(config)
                 else:
                     run(config)
                     report(config)
     except Interrupted as stop:
         if distributed.is_first():
-            again = shlex.join([args[0], "--output-dir", str(config.output_dir), "--resume"])
+            again = shlex.join([name, "--output-dir", str(config.output_dir), "--resume"])
             print(f"{stop}; go on with: train.py {again}", file=sys.stderr)
         return 128 + stop.signal
     except JaxReflowError as error:
@@ -106,51 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-@contextlib.contextmanager
-def console_log() -> Iterator[None]:
-    """Shows the package's log lines, above the progress bar if there is one."""
-    logger, handler = logging.getLogger("jaxreflow"), logging.StreamHandler()
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        with logging_redirect_tqdm([logger]):
-            yield
-    finally:
-        logger.removeHandler(handler)
-        logger.level, logger.propagate = before
-
-
-def load_config(name: str) -> ModuleType:
-    """The module configs/NAME.py, by its file: the folder is no package of an installed jaxreflow."""
-    spec = importlib.util.spec_from_file_location(f"configs.{name}", CONFIGS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def parse(name: str, args: Sequence[str]) -> RunConfig:
-    """The settings in configs/NAME.py under the flags; a resumed run's own settings under the flags."""
-    module = load_config(name)
-
-    def flags(default: RunConfig) -> RunConfig:
-        return tyro.cli(
-            type(default), default=default, args=list(args), prog=f"train.py {name}", description=module.__doc__
-        )
-
-    config = flags(module.config)
-    if not config.output_dir:
-        raise ConfigError("--output-dir is missing: the directory in which the run is to be kept")
-    if config.resume:
-        saved = read_config(type(config), as_path(config.output_dir) / CONFIG_FILE)
-        config = flags(saved)
-        check_resumable(saved, config)
-    return config
 
 
 def run(config: RunConfig) -> None:
@@ -267,7 +205,8 @@ def run_demo(config: DemoConfig) -> None:
     if config.from_scratch:
         teacher_dir = run_dir.with_name(run_dir.name + "_teacher")
         resume = (teacher_dir / CONFIG_FILE).exists()
-        run(dataclasses.replace(load_config("demo_teacher").config, output_dir=str(teacher_dir), resume=resume))
+        own = load_config(CONFIGS / "demo_teacher.py").config
+        run(dataclasses.replace(own, output_dir=str(teacher_dir), resume=resume))
         teacher = str(teacher_dir / "checkpoints" / "last" / "pretrained_model")
         config = dataclasses.replace(config, teacher=TeacherSource(path=teacher))
     run(config)
@@ -276,48 +215,6 @@ def run_demo(config: DemoConfig) -> None:
     log.info(
         "student: %s (docs/lerobot.md says how LeRobot loads it)", run_dir / "checkpoints" / "last" / "pretrained_model"
     )
-
-
-def open_checkpoint(config: RunConfig, dataset: LeRobotDataset, run_dir: AnyPath) -> Checkpoint:
-    """The policy that the run starts from; a new one is first written into the run's directory."""
-    source: TeacherSource | PolicySource
-    if isinstance(config, ReflowConfig):
-        source, flag = config.teacher, "--teacher.path"
-    else:
-        assert isinstance(config, FinetuneConfig)
-        source, flag = config.policy, "--policy.path (or --policy.new)"
-    path = source.path
-    if isinstance(source, PolicySource) and source.new:
-        initial = run_dir / "initial_policy"
-        path = str(initial)
-        if distributed.is_first() and not is_taken(initial):
-            new = dataclasses.replace(source, vlm=source.vlm or config.vlm)
-            create_policy(initial, new, dataset, rename_map=config.rename_map, seed=config.seed)
-        distributed.wait_for_all("the new policy")
-    if not path:
-        raise ConfigError(f"{flag} is missing: the directory or hub name of a policy in LeRobot's layout")
-    checkpoint = load_checkpoint(
-        path,
-        revision=source.revision,
-        vlm=config.vlm,
-        dtype=config.dtype,
-        vision_positions=config.vision_positions,
-        stats_from=config.stats_from,
-        dataset_stats=dataset.stats,
-        rename_map=config.rename_map or None,
-    )
-    if isinstance(config, FinetuneConfig) and not config.policy.new:
-        changed = config.policy.apply(checkpoint.policy)
-        fixed = [
-            n for n, value in vars(changed).items() if n not in FREE_FIELDS and value != getattr(checkpoint.policy, n)
-        ]
-        if fixed:
-            raise ConfigError(
-                f"--policy.{fixed[0].replace('_', '-')} differs from {path}'s, whose weights were made for its own; "
-                "leave it out, or make a new policy with --policy.new"
-            )
-        checkpoint = dataclasses.replace(checkpoint, policy=changed)
-    return checkpoint
 
 
 def log_data(dataset: LeRobotDataset, data: RunData) -> None:

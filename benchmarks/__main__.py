@@ -1,14 +1,19 @@
-"""Measures what jaxreflow does on this machine: `python -m benchmarks NAME --help`."""
+"""Measures what jaxreflow does on this machine.
+
+    python -m benchmarks reflow-step --batch 1 --noises 4
+
+Commands, results and limits: docs/benchmarks.md.
+"""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
-import tyro
+from jaxreflow.command_line import choose, first_sentence, parse, run
 
-from jaxreflow.errors import JaxReflowError
-
+HERE = Path(__file__).parent
 # Each is a module with a `run` and its flags; only the chosen one is imported.
 BENCHMARKS = {
     "reflow-step": "ReflowStepConfig",
@@ -24,22 +29,15 @@ BENCHMARKS = {
 
 def main() -> int:
     """Runs one benchmark; 0 if all went well, 1 after an error, 2 for wrong usage."""
-    name, *flags = sys.argv[1:] or [""]
-    if name not in BENCHMARKS:
-        print(
-            f"usage: python -m benchmarks {{{','.join(BENCHMARKS)}}} [flags], found {name or 'nothing'}",
-            file=sys.stderr,
-        )
-        return 0 if name in ("-h", "--help") else 2
+    return run(_main, None)
+
+
+def _main(args: list[str]) -> int:
+    sentences = {name: first_sentence(HERE / f"{name.replace('-', '_')}.py") for name in BENCHMARKS}
+    name, flags = choose(args, sentences, prog="python -m benchmarks", about=__doc__ or "")
     module = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
-    config = tyro.cli(
-        getattr(module, BENCHMARKS[name]), args=flags, prog=f"python -m benchmarks {name}", description=module.__doc__
-    )
-    try:
-        module.run(config)
-    except JaxReflowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    prog = f"python -m benchmarks {name}"
+    module.run(parse(getattr(module, BENCHMARKS[name]), flags, prog=prog, about=f"{module.__doc__}\n\n    {prog}"))
     return 0
 
 

@@ -1,9 +1,11 @@
 """Converts and checks SmolVLA checkpoints.
 
-python -m convert inspect DIR              components, parameters, dtypes, config, statistics
-python -m convert from-lerobot DIR OUT     LeRobot's layout -> Orbax
-python -m convert to-lerobot RUN OUT       an Orbax folder or a training run -> LeRobot's layout
-python -m convert doctor DIR [--fix]       what is wrong with a checkpoint, and repairs
+    python -m convert inspect DIR              components, parameters, dtypes, config, statistics
+    python -m convert from-lerobot DIR OUT     LeRobot's layout -> Orbax
+    python -m convert to-lerobot RUN OUT       an Orbax folder or a training run -> LeRobot's layout
+    python -m convert doctor DIR --fix         what is wrong with a checkpoint, and repairs
+
+DIR is a policy's folder or hub name, OUT a new folder.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import jax
 import tyro
 from tyro.conf import Positional
 
-from jaxreflow.errors import CheckpointError, JaxReflowError
+from jaxreflow.command_line import choose, command_doc, parse, run
+from jaxreflow.errors import CheckpointError
 
 from . import archive, run_export
 from .doctor import examine, format_findings
@@ -34,8 +37,8 @@ Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 Out = Annotated[Path, tyro.conf.arg(metavar="OUT")]
 _VLM_HELP = "Folder of the VLM's config and tokenizer (default: the checkpoint's)."
 _REVISION_HELP = "Of a policy from the hub: a commit, tag or branch (default: main)."
-Revision = Annotated[str | None, tyro.conf.arg(metavar="REVISION", help=_REVISION_HELP)]
-VLMDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help=_VLM_HELP)]
+Revision = Annotated[str | None, tyro.conf.arg(metavar="REVISION", help=_REVISION_HELP, help_behavior_hint="")]
+VLMDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help=_VLM_HELP, help_behavior_hint="")]
 
 
 def inspect(
@@ -46,6 +49,8 @@ def inspect(
     shapes: bool = False,
 ) -> int:
     """Shows what a checkpoint holds; reads no weights.
+
+        python -m convert inspect DIR
 
     Args:
         checkpoint: A policy in LeRobot's layout: folder or hub name.
@@ -61,6 +66,8 @@ def from_lerobot(
     checkpoint: Positional[Checkpoint], out: Positional[Out], revision: Revision = None, vlm: VLMDir = None
 ) -> int:
     """Converts a checkpoint to an Orbax tree, with all that is needed to go back.
+
+        python -m convert from-lerobot DIR OUT
 
     Args:
         checkpoint: A policy in LeRobot's layout: folder or hub name.
@@ -83,6 +90,8 @@ def to_lerobot(
     vlm: VLMDir = None,
 ) -> int:
     """Writes a checkpoint that LeRobot loads.
+
+        python -m convert to-lerobot RUN OUT --ema
 
     Args:
         run: What `from-lerobot` made, or a training run's folder.
@@ -118,6 +127,8 @@ def doctor(
 ) -> int:
     """Lists what is wrong with a checkpoint; 1 if anything is.
 
+        python -m convert doctor DIR --fix
+
     Args:
         checkpoint: A policy in LeRobot's layout: a folder.
         fix: Repair config.json, tensor names and dtypes, and missing processor files; originals are kept as *.bak.
@@ -149,13 +160,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("absl").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-        try:
-            return tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, args=argv, prog="convert", description="Converts and checks SmolVLA checkpoints."
-            )
-        except JaxReflowError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        return run(_main, argv)
+
+
+def _main(args: list[str]) -> int:
+    abouts = {name: command_doc(command) for name, command in COMMANDS.items()}
+    sentences = {name: about.split("\n\n")[0] for name, about in abouts.items()}
+    name, rest = choose(args, sentences, prog="python -m convert", about=__doc__ or "")
+    return parse(COMMANDS[name], rest, prog=f"python -m convert {name}", about=abouts[name])
 
 
 def _dumps(content: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Is the student the teacher? Compares a distilled policy with its teacher on held-out episodes and says what to deploy.
 
-python -m jaxreflow.evaluate --teacher DIR --student RUN/checkpoints/last/pretrained_model --dataset.root DATASET --out REPORT
-python -m jaxreflow.evaluate --teacher DIR --dataset.root DATASET --out REPORT     # without a student: do you need to distil?
+    python -m jaxreflow.evaluate --teacher DIR --student RUN/checkpoints/last/pretrained_model --dataset.root DATASET --out REPORT
+    python -m jaxreflow.evaluate --teacher DIR --dataset.root DATASET --out REPORT     # without a student: do you need to distil?
 
 Writes report.json and report.html, a page of its own without links, into REPORT, and prints the table and the verdict. What is
 measured is the student in its folder, in the dtypes that it is stored in. A student that a run of train.py made brings the run's
@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 
 from jaxreflow.checkpoint import newest_policy
+from jaxreflow.command_line import parse, run
 from jaxreflow.compilation import use_compilation_cache
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.loader import TrainingSource
-from jaxreflow.errors import ConfigError, DatasetError, JaxReflowError
+from jaxreflow.errors import ConfigError, DatasetError
 from jaxreflow.evaluation.checks import Thresholds
 from jaxreflow.evaluation.consistency import find_run, last_update
 from jaxreflow.evaluation.frames import ALL, EARLY, frame_sets, pick
@@ -309,13 +309,13 @@ def _write(out: AnyPath, evaluation: Evaluation) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 if the report was written, 1 after an error. A failed check is a result, not an error."""
-    try:
-        config = tyro.cli(EvaluateConfig, args=argv, prog="python -m jaxreflow.evaluate", description=__doc__)
-        use_compilation_cache()
-        report = evaluate(config).report
-    except JaxReflowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run(_main, argv)
+
+
+def _main(args: list[str]) -> int:
+    config = parse(EvaluateConfig, args, prog="python -m jaxreflow.evaluate", about=__doc__ or "")
+    use_compilation_cache()
+    report = evaluate(config).report
     print(format_report(report))
     print(f"\n{as_path(config.out) / REPORT_HTML}")
     return 0

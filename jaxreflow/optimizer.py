@@ -54,6 +54,12 @@ class OptimizerConfig:
             raise ConfigError(f"optimizer `betas` must lie in [0, 1), found {self.betas}")
 
 
+def fitted_lengths(config: OptimizerConfig, steps: int) -> tuple[int, int]:
+    """Updates of warm-up, and the update at which the cosine ends, in a run of `steps` updates."""
+    warmup, decay = config.warmup_steps, config.decay_steps
+    return (int(warmup * (steps / decay)), steps) if steps < decay else (warmup, decay)
+
+
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate by number of updates done, for a run of `steps` updates.
 
@@ -61,9 +67,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     counts from the run's first update, not from the warm-up's end. A run shorter than `decay_steps` shrinks both to its
     length, as LeRobot does.
     """
-    warmup, decay = config.warmup_steps, config.decay_steps
-    if steps < decay:
-        warmup, decay = int(warmup * (steps / decay)), steps
+    warmup, decay = fitted_lengths(config, steps)
 
     def schedule(count: Int[Array, ""] | int) -> Array:
         step = jnp.asarray(count, jnp.float32)

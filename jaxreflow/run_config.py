@@ -95,29 +95,53 @@ class PolicySource:
     vlm: str | None = None
     """For a new policy, directory of the VLM: config, tokenizer, and weights (random if it holds none)."""
     normalization_mapping: RenameMap | None = None
+    """MEAN_STD, MIN_MAX or IDENTITY of STATE, ACTION and VISUAL."""
     chunk_size: int | None = None
+    """Actions predicted at once."""
     n_action_steps: int | None = None
+    """Actions of a chunk that are executed."""
     max_state_dim: int | None = None
+    """Width to which states are padded."""
     max_action_dim: int | None = None
+    """Width to which actions are padded."""
     resize_imgs_with_padding: tuple[int, int] | Literal["none"] | None = None
+    """Width and height to which images are resized and padded."""
     empty_cameras: int | None = None
+    """Absent cameras that masked images stand in for."""
     adapt_to_pi_aloha: bool | None = None
+    """Aloha's joints in pi's space."""
     tokenizer_max_length: int | None = None
+    """Tokens of an instruction."""
     pad_language_to: Literal["longest", "max_length"] | None = None
+    """Length to which instructions are padded."""
     num_steps: int | None = None
+    """Euler steps of the sampler."""
     freeze_vision_encoder: bool | None = None
+    """Leave the vision tower as it is."""
     train_expert_only: bool | None = None
+    """Leave the whole VLM as it is."""
     train_state_proj: bool | None = None
+    """Train the state's projection."""
     vlm_model_name: str | None = None
+    """Hub name of the VLM that LeRobot loads."""
     add_image_special_tokens: bool | None = None
+    """Tokens around the image tokens."""
     attention_mode: Literal["cross_attn", "self_attn"] | None = None
+    """How the expert looks at the VLM."""
     prefix_length: int | None = None
+    """Length to which the prefix is padded; -1: none."""
     num_expert_layers: int | None = None
+    """Layers of the expert; -1: as many as of the VLM."""
     num_vlm_layers: int | None = None
+    """First layers of the VLM that run."""
     self_attn_every_n_layers: int | None = None
+    """Under cross_attn, one layer of so many has self-attention."""
     expert_width_multiplier: float | None = None
+    """Width of the expert relative to the VLM's."""
     min_period: float | None = None
+    """Shortest period of the time embedding."""
     max_period: float | None = None
+    """Longest period of the time embedding."""
 
     def __post_init__(self) -> None:
         check_path("--policy.path", self.path)
@@ -150,8 +174,11 @@ class OptimizerFlags:
     lr: float | None = None
     """Peak learning rate."""
     betas: tuple[float, float] | None = None
+    """Decay of AdamW's first and second moment."""
     eps: float | None = None
+    """Added to the root of the second moment."""
     weight_decay: float | None = None
+    """Decoupled weight decay."""
     clip_norm: float | None = None
     """Largest global norm of the gradient."""
     warmup_steps: int | None = None
@@ -189,6 +216,8 @@ class RunConfig:
     """Directory of this run, which may be gs://; must not hold another."""
     resume: bool = False
     """Continue the run in --output-dir exactly; settings come from there."""
+    dry_run: bool = False
+    """Say what the run would do, on what and in how much memory; train and write nothing."""
     dataset: DatasetConfig = DatasetConfig()
     rename_map: RenameMap = dataclasses.field(default_factory=dict)
     """Dataset names to policy names, such as '{"observation.images.front": "observation.images.camera1"}'."""

@@ -27,6 +27,7 @@ MAY_CHANGE = frozenset(
     [
         "output_dir",
         "resume",
+        "dry_run",
         "steps",
         "save_every",
         "keep",

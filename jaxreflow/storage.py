@@ -20,8 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from etils import epath
-from tqdm import tqdm
 
+from jaxreflow.console import progress
 from jaxreflow.errors import ConfigError, StorageError
 
 AnyPath: TypeAlias = Path | epath.Path
@@ -91,11 +91,11 @@ def local_copy(path: str | AnyPath, wanted: Callable[[str], bool] = lambda _: Tr
     for name in list_files(folder).keys() - files.keys():
         (folder / name).unlink(missing_ok=True)
     stale = [name for name, file in files.items() if wanted(name) and not _is_same(folder / name, file)]
-    with tqdm(total=len(stale), desc=f"fetching {path}", unit="file", disable=None if stale else True) as progress:
+    with progress(f"fetching {path}", len(stale), unit="file") as advance:
         for start in range(0, len(stale), _FETCHED_TOGETHER):
             names = stale[start : start + _FETCHED_TOGETHER]
             _fetch(as_path(path), {name: files[name] for name in names}, folder)
-            progress.update(len(names))
+            advance(len(names))
     return folder
 
 

@@ -96,11 +96,21 @@ def loss_and_draw(config: RunConfig, checkpoint: Checkpoint, trainable: Params) 
     return make_loss(config, checkpoint, trainable), draw
 
 
-def make_update(
-    config: RunConfig, checkpoint: Checkpoint, weights: Weights, mesh: Mesh
-) -> tuple[TrainState, Callable[..., tuple[TrainState, Metrics]], Callable[..., tuple[Array, Array]]]:
-    """The first state, and the jitted `update(state, batch)` and `measure(exported, batch, index)` of the loss."""
-    loss_fn, draw = loss_and_draw(config, checkpoint, weights.start)
+class Programs(NamedTuple):
+    """A run's functions before any array is made.
+
+    `init(start) -> state` is jitted by whoever places the state; jitted are `update(state, frozen, teacher, batch, key) ->
+    (state, metrics)` and `measure(exported, frozen, teacher, batch, key)` of the loss.
+    """
+
+    init: Callable[[Params], TrainState]
+    update: Any
+    measure: Any
+
+
+def make_programs(config: RunConfig, checkpoint: Checkpoint, trainable: Params, mesh: Mesh) -> Programs:
+    """The run's functions; of `trainable` only the structure counts."""
+    loss_fn, draw = loss_and_draw(config, checkpoint, trainable)
     settings = config.optimizer.resolve(checkpoint.policy)
     optimizer = make_optimizer(settings, config.steps)
     update = make_train_step(
@@ -113,18 +123,28 @@ def make_update(
         ema_decay=config.ema_decay,
         reduce_dtype=config.reduce_dtype,
     )
-    measure = make_eval_step(loss_fn, draw, mesh)
+    return Programs(
+        lambda start: init_state(start, optimizer, ema=config.ema_decay > 0),
+        update,
+        make_eval_step(loss_fn, draw, mesh),
+    )
+
+
+def make_update(
+    config: RunConfig, checkpoint: Checkpoint, weights: Weights, mesh: Mesh
+) -> tuple[TrainState, Callable[..., tuple[TrainState, Metrics]], Callable[..., tuple[Array, Array]]]:
+    """The first state, and the jitted `update(state, batch)` and `measure(exported, batch, index)` of the loss."""
+    programs = make_programs(config, checkpoint, weights.start, mesh)
     # Evaluations draw the same noise and time every time, and none that training draws.
     key, eval_key = make_replicated(lambda: tuple(jax.random.split(jax.random.key(config.seed))), mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return update(state, weights.frozen, weights.teacher, batch, key)
+        return programs.update(state, weights.frozen, weights.teacher, batch, key)
 
     def eval_step(exported: Params, batch: Batch, index: int) -> tuple[Array, Array]:
-        return measure(exported, weights.frozen, weights.teacher, batch, jax.random.fold_in(eval_key, index))
+        return programs.measure(exported, weights.frozen, weights.teacher, batch, jax.random.fold_in(eval_key, index))
 
-    init = sharded_copy(weights.start, mesh, lambda start: init_state(start, optimizer, ema=config.ema_decay > 0))
-    return init, train_step, eval_step
+    return sharded_copy(weights.start, mesh, programs.init), train_step, eval_step
 
 
 def exported_params(config: RunConfig, state: TrainState, mesh: Mesh) -> Params:

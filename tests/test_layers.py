@@ -12,7 +12,8 @@ CONVERT = sorted((ROOT / "convert").glob("*.py"))
 EVERYTHING = [*PACKAGE, *CONVERT, *sorted((ROOT / "configs").glob("*.py")), ROOT / "train.py"]
 
 # What a module may import of the package. A directory stands for all in it.
-BASE = {"errors", "config_fields", "config", "types", "jsonfile", "hub", "storage"}
+COMMANDS = {"command_line", "option_types", "console"}
+BASE = {"errors", "config_fields", "config", "types", "jsonfile", "hub", "storage", *COMMANDS}
 VISION = {"data", "model", "weights", "observation", "pretrained", "run_config", "sharding"}
 FORMATS = {"aloha", "normalization", "processors", "statistics", "vlm"}
 ALLOWED = {
@@ -20,7 +21,10 @@ ALLOWED = {
     "config_fields": set(),
     "jsonfile": set(),
     "hub": set(),
-    "storage": {"errors"},
+    "storage": {"errors", "console"},
+    "console": set(),
+    "option_types": set(),
+    "command_line": {"errors", "console", "option_types"},
     # What runs on a robot knows no JAX.
     "messages": {"errors"},
     "client": {"errors", "messages"},

@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from benchmarks.recipe.lab import FULL, SMOKE, Lab, side_by_side
 from benchmarks.recipe.variants import (
     DEFAULT,
@@ -34,7 +32,8 @@ from benchmarks.recipe.variants import (
     shortened,
 )
 from benchmarks.recipe.write_up import write_up
-from jaxreflow.errors import JaxReflowError
+from jaxreflow.command_line import parse
+from jaxreflow.command_line import run as run_command
 
 Part = Literal["core", "long", "screen", "confirm", "rounds"]
 
@@ -108,11 +107,11 @@ def _train_short(lab: Lab, variants: Sequence[Variant]) -> None:
 
 def main() -> int:
     """0 if all was made, 1 after an error."""
-    try:
-        run(tyro.cli(RecipeConfig, prog="python -m benchmarks.recipe", description=__doc__))
-    except JaxReflowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command(_main, None)
+
+
+def _main(args: list[str]) -> int:
+    run(parse(RecipeConfig, args, prog="python -m benchmarks.recipe", about=__doc__ or ""))
     return 0
 
 

@@ -14,13 +14,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import tyro
 from jaxtyping import Float
 
 from benchmarks.recipe.lab import EARLY_TASK
+from jaxreflow.command_line import parse, run
 from jaxreflow.compilation import use_compilation_cache
 from jaxreflow.data.lerobot import load_dataset
-from jaxreflow.errors import JaxReflowError
 from jaxreflow.evaluation.distribution import draw_chunks
 from jaxreflow.evaluation.frames import early_positions, pick
 from jaxreflow.evaluation.sampling import Candidate, Trial, make_subject
@@ -93,15 +92,15 @@ def measure(config: SidesConfig) -> list[dict[str, object]]:
 
 def main() -> int:
     """0 if the file was written, 1 after an error."""
-    try:
-        config = tyro.cli(SidesConfig, prog="python -m benchmarks.recipe.sides", description=__doc__)
-        use_compilation_cache()
-        records = measure(config)
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    except JaxReflowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run(_main, None)
+
+
+def _main(args: list[str]) -> int:
+    config = parse(SidesConfig, args, prog="python -m benchmarks.recipe.sides", about=__doc__ or "")
+    use_compilation_cache()
+    records = measure(config)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    config.out.write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     for record in records:
         print(record)
     return 0

@@ -1,7 +1,7 @@
 """Computes the image tokens of a whole dataset once, for runs that train neither the vision tower nor the connector.
 
-python -m jaxreflow.data.features DATASET --policy DIR_OR_HUB_ID --out CACHE
-python train.py reflow ... --dataset.features CACHE
+    python -m jaxreflow.data.features DATASET --policy DIR_OR_HUB_ID --out CACHE
+    python train.py reflow ... --dataset.features CACHE
 
 The cache belongs to all that its tokens depend on, and is refused elsewhere: the weights of tower and connector (their
 bytes), the vision config, the size of images, position ids, image normalisation, cameras and `--rename-map`, and the dataset: the
@@ -28,9 +28,10 @@ import tyro
 from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array
-from tqdm import tqdm
 
+from jaxreflow.command_line import parse, run
 from jaxreflow.config import ModelConfig
+from jaxreflow.console import progress
 from jaxreflow.data.feature_cache import (
     SHARD_FRAMES,
     FeatureCache,
@@ -42,7 +43,7 @@ from jaxreflow.data.feature_cache import (
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.shards import write_shard
 from jaxreflow.data.transforms import match_cameras
-from jaxreflow.errors import ConfigError, DatasetError, JaxReflowError
+from jaxreflow.errors import ConfigError, DatasetError
 from jaxreflow.model import embed_images
 from jaxreflow.observation import Transforms
 from jaxreflow.pretrained import Checkpoint, load_checkpoint
@@ -128,10 +129,10 @@ def compute_features(config: FeaturesConfig, *, shard_frames: int = SHARD_FRAMES
     claim_folder(out, manifest)
     missing = manifest.missing(out)
     done = manifest.frames - sum(len(held) for _, held in missing)
-    run = functools.partial(_flat_tokens(checkpoint.config), params)
-    with tqdm(total=manifest.frames, initial=done, desc="image tokens", unit="frame", disable=None) as progress:
+    tokens = functools.partial(_flat_tokens(checkpoint.config), params)
+    with progress("image tokens", manifest.frames, unit="frame", done=done) as advance:
         for path, held in missing:
-            write_shard(path, _records(run, batch, held, config.batch_size, mesh, progress), len(held))
+            write_shard(path, _records(tokens, batch, held, config.batch_size, mesh, advance), len(held))
     return FeatureCache(out, manifest)
 
 
@@ -153,7 +154,7 @@ def _records(
     frames: range,
     batch_size: int,
     mesh: Mesh,
-    progress: tqdm[Any],
+    advance: Callable[[int], object],
 ) -> Iterator[bytes]:
     """The records of these frames; a batch is decoded while the devices compute the one before."""
     pending: list[tuple[Array, int]] = []
@@ -161,7 +162,7 @@ def _records(
     def finish() -> Iterator[bytes]:
         tokens, count = pending.pop(0)
         yield from (row.tobytes() for row in np.asarray(tokens)[:count])
-        progress.update(count)
+        advance(count)
 
     for start in range(0, len(frames), batch_size):
         chosen = frames[start : start + batch_size]
@@ -294,11 +295,12 @@ def check_vision_frozen(trained: Params) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 if the cache is complete, 1 after an error."""
-    try:
-        cache = compute_features(tyro.cli(FeaturesConfig, args=argv, description=__doc__))
-    except JaxReflowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run(_main, argv)
+
+
+def _main(args: list[str]) -> int:
+    config = parse(FeaturesConfig, args, prog="python -m jaxreflow.data.features", about=__doc__ or "")
+    cache = compute_features(config)
     manifest = cache.manifest
     print(f"{cache.root}: {manifest.frames} frames x {manifest.frame_bytes:,} bytes, for {', '.join(manifest.cameras)}")
     return 0

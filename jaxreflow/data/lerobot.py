@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
-from tqdm import tqdm
 
+from jaxreflow.console import progress
 from jaxreflow.data.columns import read_columns
 from jaxreflow.data.metadata import Episode, FeatureSpec, Metadata, Stats, read_metadata
 from jaxreflow.data.packed_frames import FOLDER, PackedFrames
@@ -170,12 +170,12 @@ class LeRobotDataset:
                 "machine has it, or leave that out and decode them when they are needed, with --num-workers"
             )
         held = {key: np.empty((self.num_frames, *sample.shape), np.uint8) for key, sample in samples.items()}
-        with tqdm(total=self.num_frames * len(cameras), desc="decoding frames", unit="frame", disable=None) as progress:
+        with progress("decoding frames", self.num_frames * len(cameras), unit="frame") as advance:
             for key, images in held.items():
                 # Row order is file order, so the decoder runs on instead of seeking.
                 for row in range(self.num_frames):
                     images[row] = self._decode(row, key)
-                    progress.update()
+                    advance(1)
         self._cache |= held
 
     def _row(self, frame: int) -> int:

@@ -25,8 +25,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import tyro
 from jaxtyping import UInt8
-from tqdm import tqdm
 
+from jaxreflow.command_line import parse, run
+from jaxreflow.console import progress
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.packed_frames import (
     FOLDER,
@@ -38,7 +39,7 @@ from jaxreflow.data.packed_frames import (
     read_pack_manifest,
 )
 from jaxreflow.data.shards import publish, write_shard
-from jaxreflow.errors import ConfigError, DatasetError, JaxReflowError
+from jaxreflow.errors import ConfigError, DatasetError
 from jaxreflow.model.vision import fitted_size, interpolation_matrix
 from jaxreflow.pretrained import read_policy_config
 from jaxreflow.storage import check_path
@@ -90,9 +91,9 @@ def pack(config: PackConfig, *, shard_frames: int = SHARD_FRAMES) -> LeRobotData
     missing = [(path, held) for path, held in manifest.shards(out / FOLDER) if not path.exists()]
     done = len(frames) - sum(len(held) for _, held in missing)
     write = functools.partial(_write_frames, config.dataset, manifest)
-    with tqdm(total=len(frames), initial=done, desc="packing frames", unit="frame", disable=None) as progress:
+    with progress("packing frames", len(frames), unit="frame", done=done) as advance:
         for count in _in_processes(write, missing, config.num_workers):
-            progress.update(count)
+            advance(count)
     _copy_tables(dataset, out)
     return LeRobotDataset.open(out)
 
@@ -164,11 +165,11 @@ def _copy_tables(dataset: LeRobotDataset, out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 if the packed dataset is complete, 1 after an error."""
-    try:
-        packed = pack(tyro.cli(PackConfig, args=argv, description=__doc__))
-    except JaxReflowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run(_main, argv)
+
+
+def _main(args: list[str]) -> int:
+    packed = pack(parse(PackConfig, args, prog="python -m jaxreflow.data.pack", about=__doc__ or ""))
     size = sum(path.stat().st_size for path in (packed.root / FOLDER).iterdir())
     print(f"{packed.root}: {packed.num_frames} frames, {size:,} bytes, for {', '.join(packed.camera_keys)}")
     return 0

@@ -5,26 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import tyro
-
-from jaxreflow.errors import JaxReflowError
+from jaxreflow.command_line import parse, run
 from jaxreflow.sim import evaluate as evaluation
 from jaxreflow.sim import record as recording
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 if all went well, 1 after an error, 2 for wrong usage."""
-    args = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if args[:1] == ["record"]:
-            prog, about = "python -m jaxreflow.sim record", recording.__doc__
-            recording.record(tyro.cli(recording.RecordConfig, args=args[1:], prog=prog, description=about))
-        else:
-            prog, about = "python -m jaxreflow.sim", evaluation.__doc__
-            print(evaluation.evaluate(tyro.cli(evaluation.SimConfig, args=args, prog=prog, description=about)))
-    except JaxReflowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run(_main, argv)
+
+
+def _main(args: list[str]) -> int:
+    if args[:1] == ["record"]:
+        prog, about = "python -m jaxreflow.sim record", recording.__doc__ or ""
+        recording.record(parse(recording.RecordConfig, args[1:], prog=prog, about=about))
+    else:
+        about = evaluation.__doc__ or ""
+        print(evaluation.evaluate(parse(evaluation.SimConfig, args, prog="python -m jaxreflow.sim", about=about)))
     return 0
 
 

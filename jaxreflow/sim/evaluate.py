@@ -4,7 +4,7 @@
         --env metaworld:wall-detour,handle-press-v3 --episodes 100 --out results.jsonl --video VIDEOS
 
 The first policy is the one that the others are compared with. Results are appended to --out as they come; what is there is not run
-again.
+again. `python -m jaxreflow.sim record` records demonstrations.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
+from jaxreflow.console import progress
 from jaxreflow.errors import ConfigError
 from jaxreflow.policy import SmolVLAPolicy
 from jaxreflow.sim.environment import EnvOptions, parse_env
@@ -135,7 +134,8 @@ def _run(config: SimConfig, cells: Sequence[Result], policies: dict[str, SmolVLA
         task = config.instruction or envs.get_attr("task_description")[0]
         for cell in cells:
             policy = policies[cell.policy]
-            with tqdm(total=cell.episodes, desc=f"{cell.task} {cell.label} n={cell.n_action_steps}") as bar:
+            label = f"{cell.task} {cell.label} n={cell.n_action_steps}"
+            with progress(label, cell.episodes, unit="episode") as advance:
                 outcomes = rollout(
                     envs,
                     functools.partial(policy.predict_action_chunk, num_steps=cell.num_steps),
@@ -143,7 +143,7 @@ def _run(config: SimConfig, cells: Sequence[Result], policies: dict[str, SmolVLA
                     range(cell.seed, cell.seed + cell.episodes),
                     noise_shape=(policy.config.chunk_size, policy.config.max_action_dim),
                     n_action_steps=cell.n_action_steps,
-                    progress=bar.update,
+                    progress=advance,
                 )
             success, steps = outcomes.success.astype(int), outcomes.steps
             yield dataclasses.replace(cell, success=tuple(success.tolist()), steps=tuple(steps.tolist()))

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from jaxreflow.console import progress
 from jaxreflow.data.writer import DatasetFeatures, DatasetWriter
 from jaxreflow.errors import ConfigError, SimulationError
 from jaxreflow.pretrained import new_directory
@@ -82,8 +82,11 @@ def record(config: RecordConfig) -> None:
         pool,
     ):
         for task, count in zip(tasks, counts, strict=True):
-            for episode in tqdm(_demonstrations(pool, task, count, config), desc=task, total=count):
-                writer.add_episode(episode["task"], {key: episode[key] for key in FEATURES}, {CAMERA: episode[CAMERA]})
+            with progress(task, count, unit="episode") as advance:
+                for episode in _demonstrations(pool, task, count, config):
+                    vectors = {key: episode[key] for key in FEATURES}
+                    writer.add_episode(episode["task"], vectors, {CAMERA: episode[CAMERA]})
+                    advance(1)
 
 
 def _demonstrations(pool: ProcessPoolExecutor, task: str, count: int, config: RecordConfig) -> Iterator[dict[str, Any]]:
