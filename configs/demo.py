@@ -1,10 +1,11 @@
 """The main job in miniature: reflow of a tiny SmolVLA on real Meta-World demonstrations, then a report.
 
-    make demo
-    python train.py demo --output-dir runs/demo [--from-scratch]
+    python train.py demo --output-dir runs/demo
+    python train.py demo --output-dir runs/scratch --from-scratch
 
-Teacher and dataset lie in the repository. Expected after 1,000 updates: a student whose one-step chunks are less than half as
-far from the ten-step teacher as the teacher's own one-step chunks; table and pictures in runs/demo/report.
+`make demo` runs the first. Teacher and dataset lie in the repository. Expected after 1,000 updates: a student whose one-step
+chunks are less than half as far from the ten-step teacher as the teacher's own one-step chunks; table and pictures in
+runs/demo/report.
 """
 
 import os

@@ -38,6 +38,7 @@ Out = Annotated[Path, tyro.conf.arg(metavar="OUT")]
 _VLM_HELP = "Folder of the VLM's config and tokenizer (default: the checkpoint's)."
 _REVISION_HELP = "Of a policy from the hub: a commit, tag or branch (default: main)."
 Revision = Annotated[str | None, tyro.conf.arg(metavar="REVISION", help=_REVISION_HELP, help_behavior_hint="")]
+Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 VLMDir = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help=_VLM_HELP, help_behavior_hint="")]
 
 
@@ -45,8 +46,8 @@ def inspect(
     checkpoint: Positional[Checkpoint],
     revision: Revision = None,
     vlm: VLMDir = None,
-    json: bool = False,
-    shapes: bool = False,
+    json: Switch = False,
+    shapes: Switch = False,
 ) -> int:
     """Shows what a checkpoint holds; reads no weights.
 
@@ -83,9 +84,9 @@ def from_lerobot(
 def to_lerobot(
     run: Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]],
     out: Positional[Out],
-    step: int | None = None,
-    ema: bool = False,
-    teacher: str | None = None,
+    step: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None,
+    ema: Switch = False,
+    teacher: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None,
     teacher_revision: Revision = None,
     vlm: VLMDir = None,
 ) -> int:
@@ -120,10 +121,10 @@ def to_lerobot(
 
 def doctor(
     checkpoint: Positional[Folder],
-    fix: bool = False,
-    measure: bool = False,
+    fix: Switch = False,
+    measure: Switch = False,
     vlm: VLMDir = None,
-    json: bool = False,
+    json: Switch = False,
 ) -> int:
     """Lists what is wrong with a checkpoint; 1 if anything is.
 

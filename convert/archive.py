@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxreflow.config import ModelConfig
+from jaxreflow.console import Advance, progress
 from jaxreflow.errors import CheckpointError
 from jaxreflow.jsonfile import parse_json
 from jaxreflow.pretrained import WEIGHTS, find_checkpoint, new_directory, read_policy_config, write_json
@@ -55,9 +56,10 @@ def from_lerobot(source: str | Path, out: Path, *, revision: str | None = None, 
     pickles = [path for path in others if path.suffix in PICKLES]
     with new_directory(out) as folder:
         entries = table(config)
-        save_tree(folder / PARAMS, {entry.path: _leaf(file, entry) for entry in entries})
         used = {entry.key for entry in entries}
-        save_tree(folder / UNUSED, {(key,): _tensor(file, key) for key in file.keys if key not in used})
+        with progress("tensors", len(file.keys), unit="tensor") as advance:
+            save_tree(folder / PARAMS, {entry.path: _leaf(file, entry, advance) for entry in entries})
+            save_tree(folder / UNUSED, {(key,): _tensor(file, key, advance) for key in file.keys if key not in used})
         (folder / HEADER).write_bytes(file.header)
         for path in others:
             if path not in pickles:
@@ -77,13 +79,18 @@ def _files(directory: Path) -> Iterator[Path]:
         yield from (Path(folder) / name for name in sorted(names) if not name.startswith("."))
 
 
-def _leaf(file: TensorFile, entry: Entry) -> LazyLeaf:
+def _leaf(file: TensorFile, entry: Entry, advance: Advance) -> LazyLeaf:
     """A parameter in its stored dtype."""
-    return LazyLeaf(entry.shape, file.dtype(entry.key), lambda: entry.from_torch(file.read(entry.key)))
+    tensor = _tensor(file, entry.key, advance)
+    return LazyLeaf(entry.shape, tensor.dtype, lambda: entry.from_torch(tensor.read()))
 
 
-def _tensor(file: TensorFile, key: str) -> LazyLeaf:
-    return LazyLeaf(file.shape(key), file.dtype(key), lambda: file.read(key))
+def _tensor(file: TensorFile, key: str, advance: Advance) -> LazyLeaf:
+    def read() -> np.ndarray:
+        advance(1)
+        return file.read(key)
+
+    return LazyLeaf(file.shape(key), file.dtype(key), read)
 
 
 def to_lerobot(archive: Path, out: Path) -> bool:
@@ -98,13 +105,17 @@ def to_lerobot(archive: Path, out: Path) -> bool:
     with new_directory(out) as folder:
         if (archive / FILES).is_dir():
             shutil.copytree(archive / FILES, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
-        with (folder / WEIGHTS).open("w+b") as target:
+        with (
+            (folder / WEIGHTS).open("w+b") as target,
+            progress("tensors", len(layout.tensors), unit="tensor") as advance,
+        ):
             target.write(layout.prefix)
             for key, tensor in _tensors(archive, manifest["parameters"]):
                 stored = layout.place(key, tensor, archive)
                 target.seek(stored.offset)
                 np.ascontiguousarray(tensor.astype(stored.dtype, copy=False)).tofile(target)
                 unread.discard(key)
+                advance(1)
             if unread:
                 raise CheckpointError(f"{archive}: no values for {', '.join(sorted(unread))}; convert anew")
             target.flush()

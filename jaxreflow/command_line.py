@@ -169,16 +169,15 @@ def _split(words: Sequence[str]) -> Flag:
 
 
 def _spelled(flag: Flag, options: Mapping[str, Any]) -> list[str]:
-    switches = {_inverse(name): name for name, kind in options.items() if kind is bool}
-    if flag.name not in {*options, *switches, "--help"}:
-        nearest = max([*options, *switches], key=lambda option: _likeness(flag.name, option))
+    switches = [name for name, kind in options.items() if kind is bool]
+    opposite = {name: _inverse(name) for name in switches} | {_inverse(name): name for name in switches}
+    if flag.name not in {*options, *opposite, "--help"}:
+        nearest = max([*options, *opposite], key=lambda option: _likeness(flag.name, option))
         proposal = f"; did you mean {nearest}?" if _likeness(flag.name, nearest) >= _ALIKE else ""
         raise ConfigError(f"{flag.name}: there is no such option{proposal}")
-    kind = options.get(flag.name)
-    if kind is bool and flag.values and flag.values[0].lower() in BOOLEANS:
-        name = flag.name if BOOLEANS[flag.values[0].lower()] else _inverse(flag.name)
-        return [name, *flag.values[1:]]
-    if len(flag.values) == 1 and flag.values[0].startswith("[") and _takes_several(kind):
+    if flag.name in opposite and flag.values and flag.values[0].lower() in BOOLEANS:
+        return [flag.name if BOOLEANS[flag.values[0].lower()] else opposite[flag.name], *flag.values[1:]]
+    if len(flag.values) == 1 and flag.values[0].startswith("[") and _takes_several(options.get(flag.name)):
         return [flag.name, *(word.strip() for word in flag.values[0].strip("[]").split(",") if word.strip())]
     return [flag.name, *flag.values]
 

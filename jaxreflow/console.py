@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -14,6 +15,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 # Away from a terminal: no line before this many seconds, and then one for every such share of the task, or after so long.
 LINE_AFTER_S, LINE_SHARE, LINE_AT_LEAST_S = 10.0, 0.1, 60.0
 _log = logging.getLogger(__name__)
+
+Advance: TypeAlias = Callable[[int], object]
+"""Called with the number of units that have been done since the last call."""
 
 
 @contextlib.contextmanager
@@ -33,7 +37,7 @@ def console_log() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress(task: str, total: int, *, unit: str, done: int = 0) -> Iterator[Callable[[int], object]]:
+def progress(task: str, total: int, *, unit: str, done: int = 0) -> Iterator[Advance]:
     """Yields `advance(n)`: n more units of a task are done. A bar on a terminal, a log line now and then elsewhere.
 
     Nothing is shown where the package's log is not: in programs that use the package, and in all processes of a run but the first.
@@ -41,7 +45,7 @@ def progress(task: str, total: int, *, unit: str, done: int = 0) -> Iterator[Cal
     if not _log.isEnabledFor(logging.INFO) or done >= total:
         yield lambda _: None
     elif sys.stderr.isatty():
-        with tqdm(total=total, initial=done, desc=task, unit=unit, dynamic_ncols=True) as bar:
+        with tqdm(total=total, initial=done, desc=task, unit=unit, dynamic_ncols=True, leave=False) as bar:
             yield bar.update
     else:
         yield _Lines(task, total, done).advance

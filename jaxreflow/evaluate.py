@@ -313,7 +313,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(args: list[str]) -> int:
-    config = parse(EvaluateConfig, args, prog="python -m jaxreflow.evaluate", about=__doc__ or "")
+    sections = {"measurement": [field.name for field in dataclasses.fields(Settings)]}
+    prog, about = "python -m jaxreflow.evaluate", __doc__ or ""
+    config = parse(EvaluateConfig, args, prog=prog, about=about, sections=sections)
     use_compilation_cache()
     report = evaluate(config).report
     print(format_report(report))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -41,6 +42,7 @@ from jaxreflow.vlm import VLM_FOLDER, VLMFiles, has_weights, load_tokenizer, loa
 from jaxreflow.weights import check_tensors, read_params, write_params
 
 CONFIG, WEIGHTS, TRAIN_CONFIG = "config.json", "model.safetensors", "train_config.json"
+_log = logging.getLogger(__name__)
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 
 
@@ -121,6 +123,7 @@ def find_checkpoint(path: str | Path, revision: str | None = None) -> Path:
     name = str(path)
     if name.count("/") != 1 or not HUB_NAME.fullmatch(name):
         raise CheckpointError(f"{name}: no such folder, and no hub name (OWNER/NAME) either")
+    _log.info("fetching %s from the hub, unless it is here already", name)
     try:
         return download(name, revision=revision, allow_patterns=HUB_FILES)
     except HubError as error:

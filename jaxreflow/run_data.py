@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxreflow.config import PolicyConfig
+from jaxreflow.console import progress
 from jaxreflow.data.feature_cache import FeatureCache
 from jaxreflow.data.features import open_features
 from jaxreflow.data.lerobot import LeRobotDataset, holdout_split, load_dataset
@@ -148,8 +149,10 @@ def held_out_batches(data: RunData, config: RunConfig) -> Iterator[Batch]:
     positions = np.linspace(0, frames - 1, batches * config.batch_size).round().astype(int)
     local = config.batch_size // jax.process_count()
     positions = positions.reshape(batches, jax.process_count(), local)[:, jax.process_index()]
-    for example, _ in iterate_once(data.held_out, local, positions.reshape(-1).tolist()):
-        yield normalized_batch(example, data.transforms)
+    with progress("held-out episodes", batches, unit="batch") as advance:
+        for example, _ in iterate_once(data.held_out, local, positions.reshape(-1).tolist()):
+            yield normalized_batch(example, data.transforms)
+            advance(1)
 
 
 def normalized_batch(example: Example, transforms: Transforms) -> Batch:

@@ -22,6 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxreflow.config import ModelConfig, PolicyConfig
+from jaxreflow.console import progress
 from jaxreflow.errors import CheckpointError
 from jaxreflow.model import init_params
 from jaxreflow.statistics import BUFFER_PREFIXES
@@ -207,10 +208,11 @@ def write_params(out: Path, file: TensorFile, params: Params, config: ModelConfi
 
     One tensor is in memory at a time. An unchanged tree gives the same file.
     """
-    with out.open("wb") as target:
+    with out.open("wb") as target, progress(f"writing {out.name}", len(file.keys), unit="tensor") as advance:
         target.write(struct.pack("<Q", len(file.header)) + file.header)
         for _, tensor in updated_tensors(file, params, config):
             tensor.tofile(target)
+            advance(1)
         target.flush()
         os.fsync(target.fileno())
 

@@ -72,7 +72,7 @@ def measure(config: SidesConfig) -> list[dict[str, object]]:
     settings = Settings(num_steps=config.num_steps, draws=config.draws, batch_size=1)
     trial = Trial((teacher, *students), reference, source, transforms, settings)
     shares: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
-    for part in trial.batches(pick(early_positions(source, EARLY_TASK, 3), config.frames), 1):
+    for part in trial.batches(pick(early_positions(source, EARLY_TASK, 3), config.frames), 1, task="sides"):
         start = float(dataset.frame(int(source.frames[part.positions[0]]), ())["observation.state"][0])
         for candidate in trial.policies:
             drawn = draw_chunks(candidate, part.memories, config.draws, trial.action_dim, config.seed)

@@ -1,7 +1,7 @@
 """Computes the image tokens of a whole dataset once, for runs that train neither the vision tower nor the connector.
 
     python -m jaxreflow.data.features DATASET --policy DIR_OR_HUB_ID --out CACHE
-    python train.py reflow ... --dataset.features CACHE
+    python train.py reflow --teacher.path DIR_OR_HUB_ID --dataset.root DATASET --dataset.features CACHE --output-dir RUN
 
 The cache belongs to all that its tokens depend on, and is refused elsewhere: the weights of tower and connector (their
 bytes), the vision config, the size of images, position ids, image normalisation, cameras and `--rename-map`, and the dataset: the
@@ -19,7 +19,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from jaxtyping import Array
 
 from jaxreflow.command_line import parse, run
 from jaxreflow.config import ModelConfig
-from jaxreflow.console import progress
+from jaxreflow.console import Advance, progress
 from jaxreflow.data.feature_cache import (
     SHARD_FRAMES,
     FeatureCache,
@@ -61,7 +61,7 @@ Images = dict[str, np.ndarray]
 class FeaturesConfig:
     """Computes the image tokens of all frames of a dataset and keeps them on disk."""
 
-    dataset: tyro.conf.Positional[str]
+    dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
     """Directory of the LeRobotDataset."""
     policy: str
     """The policy whose vision tower and connector compute the tokens: directory or hub name."""
@@ -154,7 +154,7 @@ def _records(
     frames: range,
     batch_size: int,
     mesh: Mesh,
-    advance: Callable[[int], object],
+    advance: Advance,
 ) -> Iterator[bytes]:
     """The records of these frames; a batch is decoded while the devices compute the one before."""
     pending: list[tuple[Array, int]] = []

@@ -5,6 +5,7 @@ Frames are named by their global index, the one that the whole dataset counts, w
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from jaxreflow.storage import is_remote, local_copy
 
 # LeRobot's own tolerance between a frame's timestamp and the time at which the video shows it.
 TOLERANCE_S = 1e-4
+_log = logging.getLogger(__name__)
 _INDEX_COLUMNS = ("frame_index", "timestamp", "task_index")
 
 
@@ -250,6 +252,7 @@ def load_dataset(
         return LeRobotDataset.open(root, episodes=episodes)
     if repo_id is None:
         raise ConfigError("no dataset: expected --dataset.root DIR or --dataset.repo-id ID, found neither")
+    _log.info("fetching %s from the hub, unless it is here already", repo_id)
     try:
         folder = download(repo_id, revision=revision, repo_type="dataset", local_dir=root)
     except HubError as error:

@@ -2,7 +2,7 @@
 
     python -m jaxreflow.data.pack DATASET OUT
     python -m jaxreflow.data.pack DATASET OUT --encoding jpeg --policy DIR --num-workers 8
-    python train.py reflow --dataset.root OUT ...
+    python train.py reflow --teacher.path DIR --dataset.root OUT --output-dir RUN
 
 OUT is a dataset of its own: metadata and columns as in DATASET, and `frames/` in the place of videos and embedded images. LeRobot
 does not read it. Raw frames are the decoded ones to the bit; with `--policy` frames larger than what the policy looks at are
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -52,9 +53,9 @@ SHARD_FRAMES = 1024
 class PackConfig:
     """Packs a LeRobotDataset."""
 
-    dataset: tyro.conf.Positional[str]
+    dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")]
     """Directory of the LeRobotDataset."""
-    out: tyro.conf.Positional[str]
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Directory of the packed one; an unfinished one is continued."""
     encoding: Encoding = "raw"
     """raw (exact), or jpeg (rounded, and a fifth of the bytes at 96 x 96)."""

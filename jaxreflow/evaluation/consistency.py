@@ -75,7 +75,8 @@ def measure_consistency(
     total, count = 0.0, 0.0
     # Whole batches only: a filled-up one would weigh its last frame more.
     size = min(trial.settings.batch_size, len(positions))
-    for i, part in enumerate(trial.batches(positions[: len(positions) // size * size])):
+    whole = positions[: len(positions) // size * size]
+    for i, part in enumerate(trial.batches(whole, task="training loss")):
         noise, t = draw(jax.random.fold_in(key, i), size)
         part_sum, part_count = measure(trainable, frozen, teacher_params, part.batch, noise, t)
         total, count = total + float(part_sum), count + float(part_count)

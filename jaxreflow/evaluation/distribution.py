@@ -85,7 +85,7 @@ def measure_distributions(trial: Trial, positions: Sequence[int]) -> list[Distri
     real, draws, seed, reference = trial.action_dim, trial.settings.draws, trial.settings.seed, trial.reference
     compared = (reference, *(c for c in trial.policies if c.label != reference.label))
     measured: dict[str, list[tuple[float, float, float]]] = {}
-    for i, part in enumerate(trial.batches(positions, 1)):
+    for i, part in enumerate(trial.batches(positions, 1, task="distributions")):
         seeds = (seed + 1_000 + 2 * i, seed + 1_001 + 2 * i)
         goal = draw_chunks(reference, part.memories, draws, real, seeds[0])
         scale, width = own_distance(goal), spread(goal)

@@ -103,7 +103,7 @@ def measure_fidelity(trial: Trial, frames: str, positions: Sequence[int]) -> lis
     order = {position: int(n) for position, n in zip(positions, number, strict=True)}
     shape = (config.chunk_size, config.max_action_dim)
     sums = {c.label: _Sums(int(number.max()) + 1, shape, trial.action_dim) for c in trial.policies}
-    for part in trial.batches(positions):
+    for part in trial.batches(positions, task=f"errors on {frames} frames"):
         noise = noise_for(part, settings.noises, config, settings.seed)
         goal = chunks(reference, part.memories, noise)[: part.valid]
         episode = np.array([order[position] for position in part.positions.tolist()])

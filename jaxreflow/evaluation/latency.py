@@ -61,7 +61,7 @@ def _latency(part: str, num_steps: int | None, times: np.ndarray) -> Latency:
 def measure_latency(trial: Trial) -> tuple[list[Latency], list[Rate]]:
     """Latencies of a policy's parts at every step count; teacher and student have the same architecture, so one tells both."""
     settings, subject = trial.settings, trial.subjects[-1]
-    frame = next(trial.batches([0], 1))
+    frame = next(trial.batches([0], 1, task="latency"))
     memory, config = frame.memories[subject.name], subject.config
     observation = frame.batch.observation
     noise = flow.sample_noise(jax.random.key(settings.seed), (1, 1, config.chunk_size, config.max_action_dim))

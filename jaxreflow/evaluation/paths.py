@@ -56,7 +56,7 @@ def sample_examples(trial: Trial, policies: Sequence[Candidate], positions: Sequ
     """Paths and chunks of these policies, the reference among them, from the same noises at each of these frames."""
     config, real, source = trial.config, trial.action_dim, trial.source
     examples = []
-    for part in trial.batches(positions, 1):
+    for part in trial.batches(positions, 1, task="example paths"):
         key = jax.random.key(trial.settings.seed + 4)
         noise = flow.sample_noise(key, (1, NOISES, config.chunk_size, config.max_action_dim))
         states = {}

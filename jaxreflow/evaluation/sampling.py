@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxreflow import flow, model
 from jaxreflow.config import ModelConfig
+from jaxreflow.console import progress
 from jaxreflow.data.loader import TrainingSource, iterate_once
 from jaxreflow.evaluation.settings import Settings
 from jaxreflow.observation import Transforms
@@ -172,13 +173,15 @@ class Trial:
         """Number of real action dims; the first ones."""
         return self.transforms.policy.action_dim
 
-    def batches(self, positions: Sequence[int], batch_size: int | None = None) -> Iterator[FrameBatch]:
-        """The frames at these positions of the source in batches, memorised by all subjects."""
+    def batches(self, positions: Sequence[int], batch_size: int | None = None, *, task: str) -> Iterator[FrameBatch]:
+        """The frames at these positions of the source in batches, memorised by all subjects; shows how far `task` is."""
         size = min(batch_size or self.settings.batch_size, len(positions))
-        for i, (example, valid) in enumerate(iterate_once(self.source, size, list(positions))):
-            batch = normalized_batch(example, self.transforms)
-            chosen = np.asarray(positions[i * size : i * size + valid])
-            yield FrameBatch(chosen, batch, memorise(self.subjects, batch.observation))
+        with progress(task, len(positions), unit="frame") as advance:
+            for i, (example, valid) in enumerate(iterate_once(self.source, size, list(positions))):
+                batch = normalized_batch(example, self.transforms)
+                chosen = np.asarray(positions[i * size : i * size + valid])
+                yield FrameBatch(chosen, batch, memorise(self.subjects, batch.observation))
+                advance(valid)
 
 
 def noise_for(frames: FrameBatch, noises: int, config: ModelConfig, seed: int) -> Float[Array, "B M C A"]:

@@ -48,7 +48,7 @@ def measure_jumps(trial: Trial) -> list[Jump]:
         # First and second frames are in one list: even places are the first.
         positions = [position for pair in pairs for position in pair]
         seen: dict[str, list[np.ndarray]] = {candidate.label: [] for candidate in trial.policies}
-        for part in trial.batches(positions):
+        for part in trial.batches(positions, task=f"seams after {n} actions"):
             noise = noise_for(part, 1, config, settings.seed + 1)
             for candidate in trial.policies:
                 sampled = chunks(candidate, part.memories, noise)[: part.valid, 0]

@@ -89,7 +89,7 @@ def measure_fields(trial: Trial, positions: Sequence[int]) -> list[Field]:
     target = np.zeros(dims)
     deviation = {s.name: np.zeros((PATH_STEPS, dims)) for s in subjects}
     chord = {s.name: np.zeros(dims) for s in subjects}
-    for part in trial.batches(positions):
+    for part in trial.batches(positions, task="velocity fields"):
         noise = noise_for(part, 1, config, trial.settings.seed + 2)
         memory = part.memories[reference.subject.name]
         endpoint = sample(reference.subject.params, memory, noise, config=config, num_steps=reference.num_steps)

@@ -1,6 +1,6 @@
 """Success of policies in closed loop, on the same episodes with the same noise.
 
-    python -m jaxreflow.sim --policy TEACHER STUDENT STUDENT --num-steps 10 1 2 --n-action-steps 10 50
+    python -m jaxreflow.sim --policy TEACHER STUDENT STUDENT --num-steps 10 1 2 --n-action-steps 10 50 \\
         --env metaworld:wall-detour,handle-press-v3 --episodes 100 --out results.jsonl --video VIDEOS
 
 The first policy is the one that the others are compared with. Results are appended to --out as they come; what is there is not run

@@ -1,0 +1,270 @@
+"""Options as they are typed: spellings, booleans, lists, proposals, help."""
+
+import dataclasses
+import importlib
+import sys
+from types import ModuleType
+
+import pytest
+import tyro
+
+import train
+from jaxreflow.command_line import Flag, choose, parse, wrapped
+from jaxreflow.errors import ConfigError
+from jaxreflow.lerobot_flags import INSTEAD, RENAMED, to_ours
+from jaxreflow.option_types import field_docs
+from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.run_flags import SECTIONS, read_settings
+
+DATA = ["--dataset.root", "DATA"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """Some more."""
+
+    skip_bad: bool = False
+    """Go on."""
+    episodes: tuple[int, ...] | None = None
+    size: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A command."""
+
+    place: tyro.conf.Positional[str] = "here"
+    save_every: int = 1
+    """Updates between
+    checkpoints."""
+    resume: bool = False
+    freeze: bool | None = None
+    inner: Inner = Inner()
+
+
+def read(*args: str) -> Example:
+    return parse(Example, args, prog="example", about="An example.")
+
+
+@pytest.mark.parametrize(
+    "words", [["--save-every", "3"], ["--save_every", "3"], ["--save_every=3"], ["--save-every=3"]]
+)
+def test_dashes_underscores_and_equals_signs_are_alike(words):
+    assert read(*words) == Example(save_every=3)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--resume"], Example(resume=True)),
+        (["--resume=true"], Example(resume=True)),
+        (["--resume", "True"], Example(resume=True)),
+        (["--resume=false"], Example()),
+        (["--no-resume"], Example()),
+        (["--no_resume=false"], Example(resume=True)),
+        (["--resume", "there"], Example(place="there", resume=True)),
+        (["--inner.skip_bad=true"], Example(inner=Inner(skip_bad=True))),
+        (["--inner.skip-bad", "--inner.no-skip-bad"], Example()),
+        (["--freeze=true"], Example(freeze=True)),
+        (["--freeze", "False"], Example(freeze=False)),
+        (["--freeze=none"], Example()),
+    ],
+)
+def test_booleans(words, expected):
+    assert read(*words) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--inner.episodes", "1", "2"], Inner(episodes=(1, 2))),
+        (["--inner.episodes=[1, 2]"], Inner(episodes=(1, 2))),
+        (["--inner.episodes=[]"], Inner(episodes=())),
+        (["--inner.episodes", "none"], Inner()),
+        (["--inner.size=[512,256]"], Inner(size=(512, 256))),
+        (["--inner.size", "null"], Inner()),
+    ],
+)
+def test_lists(words, expected):
+    assert read(*words).inner == expected
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--sav-every", "--save-every"),
+        ("--save_evry=3", "--save-every"),
+        ("--resum", "--resume"),
+        ("--no-resum", "--no-resume"),
+        ("--skip-bad", "--inner.skip-bad"),
+        ("--other.episodes", "--inner.episodes"),
+    ],
+)
+def test_the_nearest_option_is_proposed(typed, meant, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        read(typed)
+    assert f"there is no such option; did you mean {meant}?\n" in capsys.readouterr().err
+
+
+def test_nothing_is_proposed_where_nothing_is_near(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        read("--xyzzy")
+    error = capsys.readouterr().err
+    assert "--xyzzy: there is no such option\n`example --help`" in error
+    assert "Traceback" not in error
+
+
+def test_commands_are_chosen_by_name(capsys):
+    commands = {"reflow": "Distils.", "finetune": "Trains."}
+    assert choose(["reflow", "--steps", "3"], commands, prog="p", about="") == ("reflow", ["--steps", "3"])
+    for words, error in ((["reflw"], "found reflw; did you mean reflow?"), ([], "found nothing")):
+        with pytest.raises(SystemExit, match="2"):
+            choose(words, commands, prog="p", about="")
+        assert error in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        choose(["--help"], commands, prog="p", about="Programs.")
+    assert "  reflow    Distils." in capsys.readouterr().out
+
+
+def test_prose_is_wrapped_and_commands_are_not(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    command = "python -m somewhere " + "--and --many --options " * 3
+    lines = wrapped(f"A sentence of more than forty letters, all told.\n\n    {command}\n\nThe end.").splitlines()
+    assert lines == ["A sentence of more than forty letters,", "all told.", "", f"    {command}", "", "The end."]
+
+
+def test_docs_of_fields_are_those_of_the_class_and_its_bases():
+    assert field_docs(Example) == {"save_every": "Updates between checkpoints."}
+    docs = field_docs(ReflowConfig)
+    assert docs["steps"] == "Updates."
+    assert docs["teacher_steps"].startswith("Steps of the teacher's solver")
+
+
+def test_every_option_of_a_run_stands_in_one_box():
+    named = [name for names in SECTIONS.values() for name in names]
+    assert len(named) == len(set(named))
+    assert set(named) <= {field.name for cls in (ReflowConfig, FinetuneConfig) for field in dataclasses.fields(cls)}
+
+
+# ---- help
+
+
+def program(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+HELP = [
+    *[("train", path.stem) for path in sorted(train.CONFIGS.glob("*.py"))],
+    *[("convert.__main__", name) for name in ("inspect", "from-lerobot", "to-lerobot", "doctor")],
+    ("jaxreflow.evaluate", ""),
+    ("jaxreflow.sim.__main__", ""),
+    ("jaxreflow.sim.__main__", "record"),
+    ("jaxreflow.data.features", ""),
+    ("jaxreflow.data.pack", ""),
+]
+
+
+@pytest.mark.parametrize(("module", "command", "columns"), [*((*each, 80) for each in HELP), ("train", "reflow", 120)])
+def test_help_opens_with_a_sentence_and_an_example(module, command, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit, match="0"):
+        program(module).main([*command.split(), "--help"])
+    about, _, options = capsys.readouterr().out.partition("usage: ")
+    sentence, example = about.split("\n\n")[:2]
+    assert len(sentence) > 20
+    assert example.startswith("    python ")
+    assert "(default: none)" not in options
+    assert max(map(len, options.splitlines())) <= columns
+
+
+@pytest.mark.parametrize(
+    "words", [[], *([name] for name in ("reflow-step", "sample", "loader", "convert", "startup", "pod"))]
+)
+def test_help_of_the_benchmarks(words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *words, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        program("benchmarks.__main__").main()
+    assert "    python -m benchmarks " in capsys.readouterr().out
+
+
+# ---- LeRobot's spellings
+
+
+def settings(name: str, *words: str) -> RunConfig:
+    return read_settings(train.CONFIGS / f"{name}.py", [*DATA, "--output_dir=RUN", *words])
+
+
+def test_a_command_line_of_lerobots_is_understood():
+    found = settings(
+        "reflow",
+        *("--policy.path=lerobot/smolvla_base", "--dataset.repo_id=me/data", "--batch_size=64", "--steps=20000"),
+        *("--save_freq=500", "--log_freq=20", "--eval_freq=100", "--resume=false", "--num_workers=4", "--seed=7"),
+        *("--policy.optimizer_lr=3e-4", "--policy.scheduler_warmup_steps=10", "--policy.push_to_hub=false"),
+        *("--wandb.enable=false", "--policy.type=smolvla", "--dataset.episodes=[0,1]"),
+        '--rename_map={"observation.images.front": "observation.images.camera1"}',
+    )
+    assert isinstance(found, ReflowConfig)
+    assert (found.teacher.path, found.dataset.repo_id, found.batch_size) == ("lerobot/smolvla_base", "me/data", 64)
+    assert (found.save_every, found.log_every, found.eval_every) == (500, 20, 100)
+    assert (found.num_workers, found.seed, found.output_dir, found.resume) == (4, 7, "RUN", False)
+    assert (found.optimizer.lr, found.optimizer.warmup_steps, found.dataset.episodes) == (3e-4, 10, (0, 1))
+    assert found.rename_map == {"observation.images.front": "observation.images.camera1"}
+
+
+def test_in_finetune_lerobots_policy_is_the_one_to_train():
+    found = settings(
+        "finetune", "--policy.pretrained_path=P", "--policy.train_expert_only=false", "--policy.num_steps=5"
+    )
+    assert isinstance(found, FinetuneConfig)
+    assert (found.policy.path, found.policy.train_expert_only, found.policy.num_steps) == ("P", False, 5)
+    new = settings("finetune", "--policy.type=smolvla", "--policy.resize_imgs_with_padding=[96,96]")
+    assert isinstance(new, FinetuneConfig)
+    assert (new.policy.new, new.policy.resize_imgs_with_padding) == (True, (96, 96))
+
+
+def test_every_other_name_means_the_option_that_it_is_mapped_to():
+    flags = [Flag(name, ("1",)) for name in RENAMED]
+    assert [flag.name for flag in to_ours(flags, {})] == list(RENAMED.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--wandb.enable", "true"], [Flag("--tracker", ("wandb",))]),
+        (["--wandb.enable", "false"], []),
+        (["--policy.repo-id", "me/it"], [Flag("--push-to-hub", ("me/it",))]),
+        (["--policy.repo-id", "me/it", "--policy.push-to-hub", "true"], [Flag("--push-to-hub", ("me/it",))]),
+        (["--policy.repo-id", "me/it", "--policy.push-to-hub", "false"], []),
+    ],
+)
+def test_options_that_depend_on_values(words, expected):
+    flags = [Flag(name, (value,)) for name, value in zip(words[::2], words[1::2], strict=True)]
+    assert to_ours(flags, {}) == expected
+
+
+@pytest.mark.parametrize("name", INSTEAD)
+def test_an_option_without_a_meaning_here_says_what_to_do_instead(name):
+    typed = name + "something" if name.endswith((".", "-")) else name
+    with pytest.raises(ConfigError, match="is an option of LeRobot's that has no place here") as caught:
+        to_ours([Flag(typed, ("1",))], {})
+    assert INSTEAD[name] in str(caught.value)
+
+
+def test_what_is_wrong_or_missing_ends_with_exit_code_2(capsys):
+    wrong = {
+        ("--policy.chunk_size=10",): "a student has its teacher's architecture",
+        ("--policy.device=cuda",): "JAX_PLATFORMS",
+        ("--policy.type=act",): "expected smolvla, found act",
+        ("--teacher.pth=P",): "did you mean --teacher.path?",
+        (): "--teacher.path is missing",
+    }
+    for words, message in wrong.items():
+        with pytest.raises(SystemExit, match="2"):
+            settings("reflow", *words)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        read_settings(train.CONFIGS / "reflow.py", ["--teacher.path=P"])
+    assert "--output-dir is missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        read_settings(train.CONFIGS / "reflow.py", ["--teacher.path=P", "--dry-run"])
+    assert "--dataset.root is missing" in capsys.readouterr().err
