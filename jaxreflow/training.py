@@ -34,6 +34,9 @@ from jaxreflow.weights import merge_params
 LossFunction: TypeAlias = Callable[[Params, Params, Params, Batch, Array, Array], tuple[Array, Array]]
 Metrics: TypeAlias = dict[str, Array]
 Draw: TypeAlias = Callable[[Array, int], tuple[Array, Array]]
+# The loss that an update minimises, and its draws: a run's own, which may need more of them than noise and t.
+TrainLoss: TypeAlias = Callable[..., tuple[Array, Array]]
+TrainDraw: TypeAlias = Callable[[Array, int], tuple[Any, ...]]
 
 # What `observe` reads: where none of it is trained, teacher and student share the context.
 CONTEXT_PARAMS = ("vision_model", "connector", "text_model")
@@ -180,10 +183,10 @@ def shares_context(trainable: Params) -> bool:
 
 
 def make_train_step(
-    loss_fn: LossFunction,
+    loss_fn: TrainLoss,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    draw: Draw,
+    draw: TrainDraw,
     mesh: Mesh,
     *,
     accumulation: int = 1,
@@ -202,8 +205,8 @@ def make_train_step(
     def train_step(
         state: TrainState, frozen: Params, teacher: Params, batch: Batch, key: Array
     ) -> tuple[TrainState, Metrics]:
-        noise, t = draw(jax.random.fold_in(key, state.step), batch.index.shape[0])
-        loss, gradients = mean_gradients(state.trainable, frozen, teacher, (batch, noise, t))
+        drawn = draw(jax.random.fold_in(key, state.step), batch.index.shape[0])
+        loss, gradients = mean_gradients(state.trainable, frozen, teacher, (batch, *drawn))
         norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
@@ -233,9 +236,9 @@ def make_eval_step(
 
 
 def _mean_gradients(
-    loss_fn: LossFunction, mesh: Mesh, accumulation: int, reduce_dtype: str
+    loss_fn: TrainLoss, mesh: Mesh, accumulation: int, reduce_dtype: str
 ) -> Callable[..., tuple[Float[Array, ""], Params]]:
-    """`(trainable, frozen, teacher, (batch, noise, t)) -> (loss, gradient)` over all parts of all devices' examples.
+    """`(trainable, frozen, teacher, (batch, noise, t, ...)) -> (loss, gradient)` over all parts of all devices' examples.
 
     Sums are added up and divided once, so unequal counts weigh as they should. Every part takes its examples from all
     devices, so none moves; gradients are summed over devices once, after the last part.
