@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from jaxreflow.augmentation import ImageTransformsConfig
 from jaxreflow.config import PolicyConfig
 from jaxreflow.errors import ConfigError
 from jaxreflow.flow import OBJECTIVES, REDUCTIONS, SOLVERS, TIME_LAWS
@@ -48,6 +49,7 @@ class DatasetConfig:
     """Cache of image tokens made by `python -m jaxreflow.data.features`: no video is decoded, no vision tower runs."""
     skip_bad: bool = False
     """Put another frame in the place of one that cannot be decoded, and say so, instead of stopping."""
+    image_transforms: ImageTransformsConfig = dataclasses.field(default_factory=ImageTransformsConfig)
 
     def __post_init__(self) -> None:
         if self.revision and not self.repo_id:
@@ -63,6 +65,11 @@ class DatasetConfig:
             )
         if self.features and self.cache_frames:
             raise ConfigError("--dataset.features and --dataset.cache-frames exclude each other: give one of them")
+        if self.features and self.image_transforms.enable:
+            raise ConfigError(
+                "--dataset.image-transforms.enable changes images, of which --dataset.features holds the tokens, made "
+                "before: leave one of the two out"
+            )
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"--dataset.holdout must lie in [0, 1), found {self.holdout}")
         if not 0 <= self.cache_frames < math.inf:

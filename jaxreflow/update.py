@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxreflow import flow
+from jaxreflow.augmentation import augment, draw_changes
+from jaxreflow.errors import ConfigError
 from jaxreflow.optimizer import make_optimizer, make_schedule
 from jaxreflow.pretrained import Checkpoint
 from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
@@ -18,6 +21,8 @@ from jaxreflow.training import (
     Draw,
     LossFunction,
     Metrics,
+    TrainDraw,
+    TrainLoss,
     TrainState,
     finetune_loss,
     init_state,
@@ -96,6 +101,32 @@ def loss_and_draw(config: RunConfig, checkpoint: Checkpoint, trainable: Params) 
     return make_loss(config, checkpoint, trainable), draw
 
 
+def _augmented(
+    loss_fn: TrainLoss, draw: TrainDraw, config: RunConfig, checkpoint: Checkpoint
+) -> tuple[TrainLoss, TrainDraw]:
+    """The loss on changed images, the same for teacher and student, and draws with what is changed."""
+    cameras, settings = checkpoint.config.visual_keys, config.dataset.image_transforms
+    for camera in cameras:
+        mode = checkpoint.processors.normalizer.mode(camera)
+        if mode != "IDENTITY":
+            raise ConfigError(
+                f"--dataset.image-transforms.enable: expected images in [0, 1], but the policy normalises {camera} ({mode}); "
+                "leave it out"
+            )
+
+    def augmented_draw(key: Array, batch_size: int) -> tuple[Any, ...]:
+        # Noise and times take the first two keys: with and without augmentation they are the same.
+        changes = draw_changes(jax.random.fold_in(key, 2), batch_size, cameras, settings)
+        return (*draw(key, batch_size), changes)
+
+    def loss(*inputs: Any) -> tuple[Array, Array]:
+        trainable, frozen, teacher, batch, noise, t, changes = inputs
+        batch = dataclasses.replace(batch, observation=augment(batch.observation, changes))
+        return loss_fn(trainable, frozen, teacher, batch, noise, t)
+
+    return loss, augmented_draw
+
+
 class Programs(NamedTuple):
     """A run's functions before any array is made.
 
@@ -111,13 +142,17 @@ class Programs(NamedTuple):
 def make_programs(config: RunConfig, checkpoint: Checkpoint, trainable: Params, mesh: Mesh) -> Programs:
     """The run's functions; of `trainable` only the structure counts."""
     loss_fn, draw = loss_and_draw(config, checkpoint, trainable)
+    train_loss: TrainLoss = loss_fn
+    train_draw: TrainDraw = draw
+    if config.dataset.image_transforms.enable:
+        train_loss, train_draw = _augmented(train_loss, train_draw, config, checkpoint)
     settings = config.optimizer.resolve(checkpoint.policy)
     optimizer = make_optimizer(settings, config.steps)
     update = make_train_step(
-        loss_fn,
+        train_loss,
         optimizer,
         make_schedule(settings, config.steps),
-        draw,
+        train_draw,
         mesh,
         accumulation=config.accumulate,
         ema_decay=config.ema_decay,
