@@ -137,7 +137,7 @@ def run(config: RunConfig) -> None:
         if not data.held_out:
             return {}
 
-        exported = exported_params(config, state, mesh)
+        exported = exported_params(config, state, weights, mesh)
 
         def scores(batch: Batch, index: int) -> dict[str, tuple[Array, Array]]:
             return {"held_out_loss": eval_step(exported, batch, index), **error_step(exported, batch, index)}
@@ -147,7 +147,7 @@ def run(config: RunConfig) -> None:
     def save(step: int, state: TrainState) -> None:
         settings = dataclasses.asdict(config)
         meta = {**identity, "step": step, "examples": step * config.batch_size, "seed": config.seed, "config": settings}
-        exported = jax.device_get(exported_params(config, state, mesh))
+        exported = jax.device_get(exported_params(config, state, weights, mesh))
         store.save(
             step,
             state,
@@ -255,6 +255,9 @@ def log_parameters(config: RunConfig, checkpoint: Checkpoint, weights: Weights) 
     total = count_parameters(expected_tensors(checkpoint.config))
     trained = sum(leaf.size for leaf in jax.tree.leaves(weights.start))
     log.info("policy: %s parameters, %s trainable (%.2f %%)", f"{total:,}", f"{trained:,}", 100 * trained / total)
+    if config.lora.rank:
+        kernels = len(jax.tree.leaves(weights.base))
+        log.info("LoRA: adapters of rank %d for %d linear layers, exported merged", config.lora.rank, kernels)
     if isinstance(config, ReflowConfig):
         log.info("student = teacher, loaded once: %s", checkpoint.directory)
         if not shares_context(weights.start):

@@ -1,18 +1,26 @@
-"""A training run's checkpoint -> LeRobot's layout: its training state on the weights that the run started from."""
+"""A training run's checkpoint -> LeRobot's layout: its training state on the weights that the run started from.
+
+Of a run with LoRA, the state holds adapters, which are merged.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from jaxreflow.checkpoint import POLICY_DIR, STATE_DIR, CheckpointStore, last_step
-from jaxreflow.errors import CheckpointError
+from jaxreflow.errors import CheckpointError, ConfigError
 from jaxreflow.jsonfile import parse_json
+from jaxreflow.lora import LoraConfig, adapted_kernels, adapter_shapes, merge_adapters
 from jaxreflow.pretrained import TRAIN_CONFIG, WEIGHTS, Checkpoint, find_checkpoint, load_checkpoint, save_pretrained
 from jaxreflow.tensorfile import TensorFile
+from jaxreflow.types import Params
 from jaxreflow.weights import table
 
 from .orbax import TreeReader
@@ -56,12 +64,16 @@ def export_run(
         )
     checkpoint = load_checkpoint(folder / POLICY_DIR, vlm=vlm or settings.get("vlm"))
     checkpoint = dataclasses.replace(checkpoint, tensors=start)
-    reader = _open_state(folder / STATE_DIR / "state", "ema" if ema else "trainable", checkpoint)
+    lora = _read_lora(folder, settings, checkpoint)
+    reader = _open_state(folder / STATE_DIR / "state", "ema" if ema else "trainable", checkpoint, lora)
+    params = unflatten_dict({leaf: reader.read(leaf) for leaf in reader.shapes})
+    if lora.rank:
+        params = merge_adapters(_read_kernels(checkpoint, lora), params, scale=lora.scale)
     train_config = _read_settings(folder / POLICY_DIR / TRAIN_CONFIG, settings)
     save_pretrained(
         out,
         checkpoint,
-        unflatten_dict({leaf: reader.read(leaf) for leaf in reader.shapes}),
+        jax.device_get(params),
         train_config={**train_config, "export": "ema" if ema else "raw"},
     )
     return step
@@ -86,14 +98,40 @@ def _find_start(path: str, revision: str | None) -> Path:
         ) from error
 
 
-def _open_state(path: Path, name: str, checkpoint: Checkpoint) -> TreeReader:
+def _read_lora(folder: Path, settings: dict[str, Any], checkpoint: Checkpoint) -> LoraConfig:
+    """The run's adapters; a run from before there were any has none."""
+    try:
+        fields = settings.get("lora", {})
+        lora = LoraConfig(**{**fields, "targets": tuple(fields["targets"])} if fields else {})
+        adapted_kernels(lora, checkpoint.config)
+        return lora
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder}: the run's settings of `lora` cannot be read ({error}); copy it again"
+        ) from error
+
+
+def _read_kernels(checkpoint: Checkpoint, lora: LoraConfig) -> Params:
+    """The kernels that the adapters change, in float32, as the run started from them."""
+    kernels, read = adapted_kernels(lora, checkpoint.config), checkpoint.tensors.read
+    entries = [entry for entry in table(checkpoint.config) if entry.path in kernels]
+    return unflatten_dict({e.path: np.ascontiguousarray(e.from_torch(read(e.key)), np.float32) for e in entries})
+
+
+def _open_state(path: Path, name: str, checkpoint: Checkpoint, lora: LoraConfig) -> TreeReader:
     try:
         reader = TreeReader(path, name)
     except CheckpointError as error:
         hint = "; a run with --ema-decay 0 keeps no moving average: leave --ema out" if name == "ema" else ""
         raise CheckpointError(f"{error}{hint}") from error
     shapes = {entry.path: entry.shape for entry in table(checkpoint.config)}
+    shapes = adapter_shapes(lora, checkpoint.config) if lora.rank else shapes
     foreign = [leaf for leaf, shape in reader.shapes.items() if shapes.get(leaf) != shape]
+    if lora.rank and not foreign and len(reader.shapes) < len(shapes):
+        raise CheckpointError(
+            f"{path}: expected {len(shapes)} adapters, as the run's `lora` settings name, found {len(reader.shapes)}; "
+            "copy the run again"
+        )
     if foreign:
         lines = "\n  ".join(
             f"{'/'.join(leaf)}: expected {list(shapes.get(leaf, ())) or 'nothing'}, found {list(reader.shapes[leaf])}"

@@ -130,9 +130,7 @@ def augment_images(
     def augment_image(image: Array, which: Array, amounts: Array) -> Array:
         if image.dtype == jnp.uint8:
             image = image.astype(jnp.float32) / 255.0
-        return jax.lax.scan(
-            lambda image, i: (_transform(image, i, amounts), None), image.astype(jnp.float32), which
-        )[0]
+        return jax.lax.scan(lambda image, i: (_transform(image, i, amounts), None), image.astype(jnp.float32), which)[0]
 
     # One image after the other: side by side, every image would go through all six and keep one.
     return jax.lax.map(lambda each: augment_image(*each), (images, *changes))
@@ -173,7 +171,9 @@ def adjust_hue(image: Float[Array, "H W 3"], turns: Float[Array, ""]) -> Float[A
     """Every colour turned on the colour wheel; its largest and smallest channel keep their values."""
     largest, smallest = jnp.max(image, axis=-1), jnp.min(image, axis=-1)
     chroma = largest - smallest
-    red, green, blue = jnp.moveaxis((largest[..., None] - image) / jnp.where(chroma == 0, 1.0, chroma)[..., None], -1, 0)
+    red, green, blue = jnp.moveaxis(
+        (largest[..., None] - image) / jnp.where(chroma == 0, 1.0, chroma)[..., None], -1, 0
+    )
     # In sixths of a turn: 0 is red, 2 green, 4 blue.
     hue = jnp.where(green == 0, 2.0 + red - blue, 4.0 + green - red)
     hue = jnp.where(red == 0, blue - green, hue) + 6.0 * turns
@@ -191,7 +191,9 @@ def adjust_sharpness(image: Float[Array, "H W 3"], factor: Float[Array, ""]) -> 
     return jnp.clip(image.at[1:-1, 1:-1].set(inner + (1.0 - factor) * (blurred - inner)), 0.0, 1.0)
 
 
-def affine(image: Float[Array, "H W 3"], degrees: Float[Array, ""], shares: Float[Array, " 2"]) -> Float[Array, "H W 3"]:
+def affine(
+    image: Float[Array, "H W 3"], degrees: Float[Array, ""], shares: Float[Array, " 2"]
+) -> Float[Array, "H W 3"]:
     """Turned clockwise about its centre, then shifted by whole pixels; black where nothing was, nearest pixels elsewhere."""
     height, width, _ = image.shape
     right, down = jnp.round(shares * np.array([width, height], np.float32))

@@ -29,6 +29,7 @@ from jaxreflow.data.features import camera_map, check_vision_frozen
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.packed_frames import FOLDER
 from jaxreflow.errors import ConfigError
+from jaxreflow.lora import adapter_shapes
 from jaxreflow.optimizer import fitted_lengths
 from jaxreflow.pretrained import Checkpoint
 from jaxreflow.processors import read_processor_files
@@ -40,7 +41,7 @@ from jaxreflow.sharding import batch_sharding, check_batch_size, make_mesh, para
 from jaxreflow.statistics import BUFFER_PREFIXES
 from jaxreflow.storage import AnyPath
 from jaxreflow.types import Batch
-from jaxreflow.update import Weights, make_programs, trained_paths
+from jaxreflow.update import Weights, make_programs, trained_paths, unchanged_by
 from jaxreflow.weights import count_parameters, expected_tensors, split_params, stored_in_compute_dtype, table
 
 _log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def describe(config: RunConfig) -> Facts:
             "policy": _policy_lines(config, checkpoint, weights),
             "statistics": [statistics_source(config, checkpoint)],
             "dataset": _dataset_lines(config, dataset, data),
-            "cameras": _camera_lines(checkpoint, dataset),
+            "cameras": _camera_lines(config, checkpoint, dataset),
             "schedule": _schedule_lines(config, checkpoint, len(data.train)),
             "first batch": _batch_lines(batch),
             "memory": _memory_lines(config, checkpoint, weights, batch, mesh),
@@ -119,7 +120,12 @@ def weight_shapes(config: RunConfig, checkpoint: Checkpoint) -> Weights:
     whole = unflatten_dict({e.path: jax.ShapeDtypeStruct(e.shape, np.float32) for e in table(model)})
     start, frozen = split_params(whole, trained_paths(config, checkpoint))
     stored = jax.eval_shape(lambda *trees: [stored_in_compute_dtype(tree, model) for tree in trees], start, frozen)
-    return Weights(start, stored[1], stored[0] if isinstance(config, ReflowConfig) else {})
+    teacher = stored[0] if isinstance(config, ReflowConfig) else {}
+    if not config.lora.rank:
+        return Weights(start, stored[1], teacher)
+    shapes = adapter_shapes(config.lora, model)
+    adapters = unflatten_dict({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
+    return Weights(adapters, stored[1], teacher, start)
 
 
 def statistics_source(config: RunConfig, checkpoint: Checkpoint) -> str:
@@ -161,10 +167,11 @@ def _policy_lines(config: RunConfig, checkpoint: Checkpoint, weights: Weights) -
         parts[path[0]] += math.prod(leaf.shape)
     trained = sum(parts.values())
     new = isinstance(config, FinetuneConfig) and config.policy.new
+    adapters = f"adapters of rank {config.lora.rank}, " if config.lora.rank else ""
     return [
         "new, for the dataset's features" if new else str(checkpoint.directory),
         f"{total:,} parameters, {trained:,} trained ({100 * trained / total:.2f} %), {config.dtype} compute",
-        "trained: " + ", ".join(f"{name} {count:,}" for name, count in parts.most_common()),
+        f"trained: {adapters}" + ", ".join(f"{name} {count:,}" for name, count in parts.most_common()),
     ]
 
 
@@ -194,15 +201,17 @@ def _frame_source(config: RunConfig, dataset: LeRobotDataset) -> str:
     )
 
 
-def _camera_lines(checkpoint: Checkpoint, dataset: LeRobotDataset) -> list[str]:
+def _camera_lines(config: RunConfig, checkpoint: Checkpoint, dataset: LeRobotDataset) -> list[str]:
     policy, matched = checkpoint.policy, camera_map(checkpoint, dataset)
     size = policy.resize_imgs_with_padding
     seen = f"resized and padded to {size[1]} x {size[0]}" if size else "in its own size"
     absent = [name for name in policy.camera_keys if name not in matched]
+    transforms = config.dataset.image_transforms
     return [
         *(f"{name} <- {source} {list(dataset.features[source].shape)}, {seen}" for name, source in matched.items()),
         *(f"{name}: absent from the dataset" for name in absent),
         *([f"empty cameras stand in for at most {policy.empty_cameras}"] if absent else []),
+        *([f"each training image changed by {transforms.num_transforms} transform(s)"] if transforms.enable else []),
     ]
 
 
@@ -238,7 +247,7 @@ def _memory_lines(config: RunConfig, checkpoint: Checkpoint, weights: Weights, b
         return NamedSharding(mesh, parameter_spec(x.shape, mesh.shape["fsdp"]))
 
     state = _placed(jax.eval_shape(programs.init, weights.start), place)
-    frozen, teacher = (_placed(tree, lambda _: whole) for tree in (weights.frozen, weights.teacher))
+    frozen, teacher = (_placed(tree, lambda _: whole) for tree in (unchanged_by(weights), weights.teacher))
     key = _placed(jax.eval_shape(lambda: jax.random.key(0)), lambda _: whole)
     examples = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((len(x) * jax.process_count(), *x.shape[1:]), x.dtype, sharding=split), batch

@@ -15,6 +15,7 @@ from jaxreflow.augmentation import ImageTransformsConfig
 from jaxreflow.config import PolicyConfig
 from jaxreflow.errors import ConfigError
 from jaxreflow.flow import OBJECTIVES, REDUCTIONS, SOLVERS, TIME_LAWS
+from jaxreflow.lora import LoraConfig
 from jaxreflow.optimizer import OptimizerConfig
 from jaxreflow.storage import check_path, is_remote
 
@@ -255,6 +256,7 @@ class RunConfig:
     num_steps: int | None = None
     """Euler steps that the exported policy takes (default: as the policy)."""
     optimizer: OptimizerFlags = OptimizerFlags()
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     ema_decay: float = 0.0
     """Decay of the moving average of weights; 0: none."""
     export: Literal["ema", "raw"] = "ema"
@@ -326,6 +328,11 @@ class FinetuneConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_choice("--loss-compat", self.loss_compat, REDUCTIONS)
+        if self.policy.new and self.lora.rank:
+            raise ConfigError(
+                "--policy.new and --lora.rank exclude each other: of a new policy's random weights adapters make none that "
+                "act; leave one of the two out"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,6 +375,11 @@ class ReflowConfig(RunConfig):
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
         _check_choice("--teacher-solver", self.teacher_solver, SOLVERS)
         _check_choice("--objective", self.objective, OBJECTIVES)
+        if self.lora.rank and self.trainable != "expert":
+            raise ConfigError(
+                f"--trainable {self.trainable} and --lora.rank {self.lora.rank} exclude each other: with adapters, "
+                "--lora.targets says what is trained"
+            )
         if not 0 <= self.real_share < 1:
             raise ConfigError(f"--real-share must lie in [0, 1), found {self.real_share}")
         if abs(self.real_share * self.noises - self.real_noises) > 1e-6:

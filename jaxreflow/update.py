@@ -13,6 +13,7 @@ from jaxtyping import Array
 from jaxreflow import flow
 from jaxreflow.augmentation import augment, draw_changes
 from jaxreflow.errors import ConfigError
+from jaxreflow.lora import adapted_kernels, init_adapters, merge_adapters
 from jaxreflow.optimizer import make_optimizer, make_schedule
 from jaxreflow.pretrained import Checkpoint
 from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
@@ -47,16 +48,20 @@ class Weights(NamedTuple):
     """The trained parameters at their start, the frozen ones, and the teacher's trained ones.
 
     What no update changes is on the devices, in the compute dtype; so are those of the start that the teacher's equal to the
-    bit. The start's others are on the host.
+    bit. The start's others are on the host. With LoRA the start is the adapters, and `base` the kernels that they change: in
+    float32, for what is exported is their sum.
     """
 
     start: Params
     frozen: Params
     teacher: Params
+    base: Params | None = None
 
 
 def trained_paths(config: RunConfig, checkpoint: Checkpoint) -> Callable[[ParamPath], bool]:
-    """Which parameters the run trains, by their paths."""
+    """Which parameters the run changes, by their paths: it trains them, or adapters of them."""
+    if config.lora.rank:
+        return adapted_kernels(config.lora, checkpoint.config).__contains__
     if isinstance(config, ReflowConfig) and config.trainable == "expert":
         return trainable_in_reflow
     return trainable_by_policy(checkpoint.policy, checkpoint.config)
@@ -65,12 +70,16 @@ def trained_paths(config: RunConfig, checkpoint: Checkpoint) -> Callable[[ParamP
 def split_weights(config: RunConfig, checkpoint: Checkpoint, mesh: Mesh) -> Weights:
     """Reads the policy once; a student starts as its teacher and shares the frozen parameters with it."""
     start, frozen = split_params(checkpoint.load_params(), trained_paths(config, checkpoint))
-    frozen = replicate(stored_in_compute_dtype(frozen, checkpoint.config), mesh)
-    if not isinstance(config, ReflowConfig):
-        return Weights(start, frozen, {})
-    teacher = replicate(stored_in_compute_dtype(start, checkpoint.config), mesh)
-    shared = jax.tree.map(lambda own, copy: copy if copy.dtype == own.dtype else own, start, teacher)
-    return Weights(shared, frozen, teacher)
+    frozen, teacher = replicate(stored_in_compute_dtype(frozen, checkpoint.config), mesh), {}
+    if isinstance(config, ReflowConfig):
+        teacher = replicate(stored_in_compute_dtype(start, checkpoint.config), mesh)
+        start = jax.tree.map(lambda own, copy: copy if copy.dtype == own.dtype else own, start, teacher)
+    if not config.lora.rank:
+        return Weights(start, frozen, teacher)
+    # Of the seed's keys the first two are for updates and evaluations.
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    adapters = make_replicated(lambda: init_adapters(key, config.lora, checkpoint.config), mesh)
+    return Weights(adapters, frozen, teacher, replicate(start, mesh))
 
 
 def make_loss(config: RunConfig, checkpoint: Checkpoint, trainable: Params) -> LossFunction:
@@ -101,11 +110,22 @@ def loss_and_draw(config: RunConfig, checkpoint: Checkpoint, trainable: Params) 
     return make_loss(config, checkpoint, trainable), draw
 
 
-def _augmented(
+def _adapted(loss_fn: TrainLoss, scale: float) -> TrainLoss:
+    """The loss as a function of adapters; its frozen parameters are those of `unchanged_by`."""
+
+    def loss(adapters: Params, frozen: Params, *inputs: Any) -> tuple[Array, Array]:
+        return loss_fn(merge_adapters(frozen["base"], adapters, scale=scale), frozen["rest"], *inputs)
+
+    return loss
+
+
+def augmented(
     loss_fn: TrainLoss, draw: TrainDraw, config: RunConfig, checkpoint: Checkpoint
 ) -> tuple[TrainLoss, TrainDraw]:
-    """The loss on changed images, the same for teacher and student, and draws with what is changed."""
+    """The loss on changed images, the same for teacher and student, and draws with what is changed; as they are if that is off."""
     cameras, settings = checkpoint.config.visual_keys, config.dataset.image_transforms
+    if not settings.enable:
+        return loss_fn, draw
     for camera in cameras:
         mode = checkpoint.processors.normalizer.mode(camera)
         if mode != "IDENTITY":
@@ -130,8 +150,9 @@ def _augmented(
 class Programs(NamedTuple):
     """A run's functions before any array is made.
 
-    `init(start) -> state` is jitted by whoever places the state; jitted are `update(state, frozen, teacher, batch, key) ->
-    (state, metrics)` and `measure(exported, frozen, teacher, batch, key)` of the loss.
+    `init(start) -> state` is jitted by whoever places the state; jitted are `update(state, unchanged, teacher, batch, key) ->
+    (state, metrics)`, where `unchanged` is what `unchanged_by` gives, and `measure(exported, frozen, teacher, batch, key)` of the
+    loss.
     """
 
     init: Callable[[Params], TrainState]
@@ -139,13 +160,17 @@ class Programs(NamedTuple):
     measure: Any
 
 
+def unchanged_by(weights: Weights) -> Params:
+    """What an update reads beside its state and the teacher: the frozen parameters, and with LoRA the kernels that it adapts."""
+    return weights.frozen if weights.base is None else {"base": weights.base, "rest": weights.frozen}
+
+
 def make_programs(config: RunConfig, checkpoint: Checkpoint, trainable: Params, mesh: Mesh) -> Programs:
     """The run's functions; of `trainable` only the structure counts."""
     loss_fn, draw = loss_and_draw(config, checkpoint, trainable)
-    train_loss: TrainLoss = loss_fn
-    train_draw: TrainDraw = draw
-    if config.dataset.image_transforms.enable:
-        train_loss, train_draw = _augmented(train_loss, train_draw, config, checkpoint)
+    train_loss, train_draw = augmented(loss_fn, draw, config, checkpoint)
+    if config.lora.rank:
+        train_loss = _adapted(train_loss, config.lora.scale)
     settings = config.optimizer.resolve(checkpoint.policy)
     optimizer = make_optimizer(settings, config.steps)
     update = make_train_step(
@@ -169,12 +194,12 @@ def make_update(
     config: RunConfig, checkpoint: Checkpoint, weights: Weights, mesh: Mesh
 ) -> tuple[TrainState, Callable[..., tuple[TrainState, Metrics]], Callable[..., tuple[Array, Array]]]:
     """The first state, and the jitted `update(state, batch)` and `measure(exported, batch, index)` of the loss."""
-    programs = make_programs(config, checkpoint, weights.start, mesh)
+    programs, unchanged = make_programs(config, checkpoint, weights.start, mesh), unchanged_by(weights)
     # Evaluations draw the same noise and time every time, and none that training draws.
     key, eval_key = make_replicated(lambda: tuple(jax.random.split(jax.random.key(config.seed))), mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return programs.update(state, weights.frozen, weights.teacher, batch, key)
+        return programs.update(state, unchanged, weights.teacher, batch, key)
 
     def eval_step(exported: Params, batch: Batch, index: int) -> tuple[Array, Array]:
         return programs.measure(exported, weights.frozen, weights.teacher, batch, jax.random.fold_in(eval_key, index))
@@ -182,6 +207,9 @@ def make_update(
     return sharded_copy(weights.start, mesh, programs.init), train_step, eval_step
 
 
-def exported_params(config: RunConfig, state: TrainState, mesh: Mesh) -> Params:
-    """The trained parameters that are evaluated and exported, whole on every device."""
-    return gather(state.averaged if config.export == "ema" else state.trainable, mesh)
+def exported_params(config: RunConfig, state: TrainState, weights: Weights, mesh: Mesh) -> Params:
+    """The parameters that the run has changed as they are evaluated and exported, whole on every device."""
+    trained = gather(state.averaged if config.export == "ema" else state.trainable, mesh)
+    if weights.base is None:
+        return trained
+    return merge_adapters(weights.base, trained, scale=config.lora.scale)

@@ -21,7 +21,9 @@ def columns() -> dict[str, np.ndarray]:
     """By title, the frames in one state each, uint8 `[B, H, W, 3]`: as recorded, at each transform's upper end, as drawn."""
     config, dataset = ImageTransformsConfig(), load_dataset(DATASET)
     frames = np.stack([dataset.image(frame, CAMERA) for frame in FRAMES])
-    ends = np.array([*(getattr(config, name)[1] for name in (*TRANSFORMS[:-1], "affine_degrees")), *config.affine_translate])
+    ends = np.array(
+        [*(getattr(config, name)[1] for name in (*TRANSFORMS[:-1], "affine_degrees")), *config.affine_translate]
+    )
 
     def changed(changes: Changes) -> np.ndarray:
         return np.asarray(augment_images(jax.numpy.asarray(frames), changes) * 255).round().astype(np.uint8)
@@ -29,7 +31,8 @@ def columns() -> dict[str, np.ndarray]:
     amounts = np.tile(ends.astype(np.float32), (len(FRAMES), 1))
     sheet = {"as recorded": frames}
     sheet |= {
-        f"{name} {ends[i]:g}": changed(Changes(np.full((len(FRAMES), 1), i), amounts)) for i, name in enumerate(TRANSFORMS)
+        f"{name} {ends[i]:g}": changed(Changes(np.full((len(FRAMES), 1), i), amounts))
+        for i, name in enumerate(TRANSFORMS)
     }
     for i in range(DRAWN):
         drawn = draw_changes(jax.random.key(i), len(FRAMES), [CAMERA], config)

@@ -64,7 +64,9 @@ def test_contrast_is_about_the_mean_grey_of_the_image() -> None:
 @pytest.mark.parametrize(("factor", "middle"), [(0.0, 0.5 * 5 / 13), (1.0, 0.5), (2.0, 0.5 + 0.5 * 8 / 13)])
 def test_sharpness_leaves_the_border(factor: float, middle: float) -> None:
     image = grey_image([0, 0, 0], [0, 0.5, 0], [0, 0, 0])
-    np.testing.assert_allclose(run("sharpness", image, factor), grey_image([0, 0, 0], [0, middle, 0], [0, 0, 0]), atol=1e-6)
+    np.testing.assert_allclose(
+        run("sharpness", image, factor), grey_image([0, 0, 0], [0, middle, 0], [0, 0, 0]), atol=1e-6
+    )
     corner = grey_image([1, 0, 0], [0, 0, 0], [0, 0, 0])
     expected = grey_image([1, 0, 0], [0, (1 - factor) / 13 if factor < 1 else 0, 0], [0, 0, 0])
     np.testing.assert_allclose(run("sharpness", corner, factor), expected, atol=1e-6)
@@ -179,12 +181,16 @@ def test_noise_is_what_it_was_and_evaluations_are_not_augmented(monkeypatch: pyt
 
 def test_images_that_the_policy_normalises_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Normalizer, "mode", lambda self, key: "MEAN_STD")
-    with pytest.raises(ConfigError, match=rf"expected images in \[0, 1\], but the policy normalises {CAMERA} \(MEAN_STD\)"):
+    with pytest.raises(
+        ConfigError, match=rf"expected images in \[0, 1\], but the policy normalises {CAMERA} \(MEAN_STD\)"
+    ):
         make_update(config(True), checkpoint(), weights(), make_mesh())
 
 
 def test_cached_image_tokens_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--dataset.image-transforms.enable changes images, of which --dataset.features"):
+    with pytest.raises(
+        ConfigError, match=r"--dataset.image-transforms.enable changes images, of which --dataset.features"
+    ):
         DatasetConfig(features="cache", image_transforms=ON)
 
 
@@ -197,7 +203,10 @@ def test_cached_image_tokens_are_refused() -> None:
         ({"hue": (-0.6, 0.1)}, "image-transforms.hue must be .* from -0.5 to 0.5, found -0.6 0.1"),
         ({"brightness": (1.2, 0.8)}, "image-transforms.brightness must be .* found 1.2 0.8"),
         ({"sharpness": (0.0, float("inf"))}, "image-transforms.sharpness must be"),
-        ({"affine_translate": (0.1, 1.5)}, "image-transforms.affine-translate must be two shares from 0 to 1, found 0.1 1.5"),
+        (
+            {"affine_translate": (0.1, 1.5)},
+            "image-transforms.affine-translate must be two shares from 0 to 1, found 0.1 1.5",
+        ),
         ({"affine_degrees": (float("nan"), 1.0)}, "image-transforms.affine-degrees must be"),
     ],
 )

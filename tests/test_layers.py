@@ -45,8 +45,8 @@ ALLOWED = {
     "observation": {*BASE, *FORMATS},
     "pretrained": {*BASE, *FORMATS, "tensorfile", "weights", "observation"},
 }
-# `convert` reads and writes checkpoints, and samples to measure what a position id is worth; it never trains.
-CONVERT_MAY = {*BASE, *FORMATS, "model", "flow", "tensorfile", "weights", "pretrained", "policy", "checkpoint"}
+# `convert` reads and writes checkpoints, merges adapters, and samples to measure what a position id is worth; it never trains.
+CONVERT_MAY = {*BASE, *FORMATS, "model", "flow", "tensorfile", "weights", "lora", "pretrained", "policy", "checkpoint"}
 TOP_LEVEL = {"train", "convert", "configs"}
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from jaxreflow.sharding import fsdp_axis, parameter_spec
 # Devices and how many of them the state is split over; the first is the reference.
 MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (8, 4))
 STEPS = 20
+# Adapters on augmented images; the third number is of microbatches.
+ADAPTED = ((1, 1, 1), (8, 4, 2))
 # Where a state is saved and read one after the other.
 EXCHANGES = ((8, 8), (8, 2), (4, 4), (1, 1), (2, 1), (8, 4))
 
@@ -23,11 +26,17 @@ from pathlib import Path
 import jax
 import numpy as np
 from jaxreflow import flow
+from jaxreflow.augmentation import ImageTransformsConfig
 from jaxreflow.checkpoint import CheckpointStore
+from jaxreflow.lora import LoraConfig, init_adapters
 from jaxreflow.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxreflow.run_config import DatasetConfig, FinetuneConfig, OptimizerFlags
 from jaxreflow.sharding import gather, make_mesh, replicate, shard_batch, sharded_copy
 from jaxreflow.training import init_state, make_draw, make_train_step
+from jaxreflow.update import Weights, exported_params, make_update, trained_paths
+from jaxreflow.weights import split_params
 from tests import test_training as tests
+from tests import test_update as small
 
 settings = OptimizerConfig(lr=1e-3, warmup_steps=0)
 optimizer, schedule = make_optimizer(settings, 100), make_schedule(settings, 100)
@@ -50,8 +59,31 @@ def run(name, steps, devices, fsdp):
     norms = [float(abs(x).sum()) for x in jax.tree.leaves(jax.device_get(whole))]
     return {"losses": [float(x) for x in losses], "held": held / total, "norms": norms}
 
-def exchange(folder, meshes):
+def adapted(devices, fsdp, accumulate):
+    mesh = make_mesh(fsdp, jax.devices()[:devices])
+    transforms = DatasetConfig(image_transforms=ImageTransformsConfig(enable=True))
+    flags = OptimizerFlags(lr=1e-2, warmup_steps=0)
+    config = FinetuneConfig(accumulate=accumulate, ema_decay=0.9, dataset=transforms, lora=LoraConfig(rank=4), optimizer=flags)
+    checkpoint = small.checkpoint()
+    params = tests.perturb(jax.jit(tests.init_params, static_argnums=1)(jax.random.key(0), small.CONFIG))
+    base, rest = replicate(split_params(params, trained_paths(config, checkpoint)), mesh)
+    adapters = replicate(init_adapters(jax.random.key(1), config.lora, small.CONFIG), mesh)
+    weights = Weights(adapters, rest, {}, base)
+    state, update, _ = make_update(config, checkpoint, weights, mesh)
+    batch, losses = shard_batch(tests.make_batch(16, small.CONFIG), mesh), []
+    for _ in range(3):
+        state, metrics = update(state, batch)
+        losses.append(float(metrics["loss"]))
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state.trainable))
+    held /= sum(x.nbytes for x in jax.tree.leaves(state.trainable))
+    exported = exported_params(config, state, weights, mesh)
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(exported))
+    changes = jax.tree.map(lambda new, old: float(abs(new - np.asarray(old)).sum()), jax.device_get(exported), base)
+    return {"losses": losses, "held": held, "norms": jax.tree.leaves(changes)}
+
+def exchange(plan):
     '''Numbers of leaves, and of those that differ, when a state was saved on each mesh and read on the next.'''
+    folder, meshes = plan
     state = jax.tree.map(lambda x: x + np.arange(x.size, dtype=x.dtype).reshape(x.shape), fresh_state())
     store = CheckpointStore(Path(folder))
     for number, (devices, fsdp) in enumerate(meshes):
@@ -68,20 +100,21 @@ def fresh_state():
     return jax.device_get(init_state(tests.weights()[0], optimizer, ema=True))
 
 plan = json.loads(sys.argv[1])
-print(json.dumps({"runs": [run(*each) for each in plan["runs"]], "exchange": exchange(*plan["exchange"])}))
+parts = {"runs": lambda each: [run(*x) for x in each], "adapted": lambda each: [adapted(*x) for x in each], "exchange": exchange}
+print(json.dumps({name: parts[name](what) for name, what in plan.items()}))
 """
 
 
-def on_eight_devices(runs: list[tuple], exchanged: Path) -> dict:
+def on_eight_devices(**plan: Any) -> dict:
     """What the program prints.
 
-    `runs`: losses, share of the state that a device holds, norms of the moving average; `exchange`: numbers of leaves, and of
-    those that differ.
+    `runs`: losses, share of the state that a device holds, norms of the moving average; `adapted`: the same of adapters, with the
+    norms of what they change in exported kernels; `exchange`: numbers of leaves, and of those that differ. Each for its part of
+    the plan.
     """
     # Without LLVM's passes: eight devices share few cores here, and compiling is all that takes time.
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     env = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PATH": ""}
-    plan = {"runs": runs, "exchange": [str(exchanged / "run"), EXCHANGES]}
     command = [sys.executable, "-c", PROGRAM, json.dumps(plan)]
     root = Path(__file__).parent.parent
     run = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, check=False)
@@ -91,7 +124,8 @@ def on_eight_devices(runs: list[tuple], exchanged: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    return on_eight_devices([("reflow", STEPS, *mesh) for mesh in MESHES], tmp_path_factory.mktemp("exchange"))
+    exchange = [str(tmp_path_factory.mktemp("exchange") / "run"), EXCHANGES]
+    return on_eight_devices(runs=[("reflow", STEPS, *mesh) for mesh in MESHES], exchange=exchange)
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +141,21 @@ def test_losses_and_parameters_are_those_of_one_device(runs: list[dict], i: int)
 
 
 @pytest.mark.slow
-def test_the_mixed_loss_is_that_of_one_device(tmp_path: Path) -> None:
+def test_the_mixed_loss_is_that_of_one_device() -> None:
     """Noise pairs and real ones."""
-    one, eight = on_eight_devices([("mixed", 1, 1, 1), ("mixed", 1, 8, 1)], tmp_path)["runs"]
+    one, eight = on_eight_devices(runs=[("mixed", 1, 1, 1), ("mixed", 1, 8, 1)])["runs"]
     np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-5)
     np.testing.assert_allclose(eight["norms"], one["norms"], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_adapters_on_augmented_images_are_those_of_one_device() -> None:
+    """And of one microbatch: what is drawn for the images is drawn for the whole batch."""
+    one, eight = on_eight_devices(adapted=ADAPTED)["adapted"]
+    np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-5)
+    assert min(one["norms"]) > 0
+    np.testing.assert_allclose(eight["norms"], one["norms"], rtol=1e-3)
+    assert eight["held"] < 0.5 * one["held"]
 
 
 def test_a_state_is_exact_on_any_devices_that_read_it(results: dict) -> None:

@@ -14,7 +14,7 @@ from jaxreflow.metrics import METRICS_FILE, Record, read_metrics
 from jaxreflow.pretrained import Checkpoint
 from jaxreflow.run_config import ReflowConfig
 from jaxreflow.storage import AnyPath
-from jaxreflow.update import loss_and_draw, trained_paths
+from jaxreflow.update import augmented, loss_and_draw, trained_paths
 from jaxreflow.weights import split_params
 
 
@@ -69,7 +69,7 @@ def measure_consistency(
     chosen = trained_paths(config, checkpoint)
     trainable, frozen = split_params(student.params, chosen)
     teacher_params, _ = split_params(teacher.params, chosen)
-    loss_fn, draw = loss_and_draw(config, checkpoint, trainable)
+    loss_fn, draw = augmented(*loss_and_draw(config, checkpoint, trainable), config, checkpoint)
     measure = jax.jit(loss_fn)
     key = jax.random.key(trial.settings.seed + 3)
     total, count = 0.0, 0.0
@@ -77,8 +77,8 @@ def measure_consistency(
     size = min(trial.settings.batch_size, len(positions))
     whole = positions[: len(positions) // size * size]
     for i, part in enumerate(trial.batches(whole, task="training loss")):
-        noise, t = draw(jax.random.fold_in(key, i), size)
-        part_sum, part_count = measure(trainable, frozen, teacher_params, part.batch, noise, t)
+        drawn = draw(jax.random.fold_in(key, i), size)
+        part_sum, part_count = measure(trainable, frozen, teacher_params, part.batch, *drawn)
         total, count = total + float(part_sum), count + float(part_count)
     loss = total / count
     found = final_train_loss(read_metrics(run), last) if run is not None and (run / METRICS_FILE).is_file() else None

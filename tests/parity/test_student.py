@@ -61,7 +61,8 @@ def test_untrained_tensors_reach_lerobot_bit_exact(case: Cases, tmp_path: Path) 
     assert same == {name for name in before if ".vlm_with_expert.vlm." in name}
 
 
-def test_lerobot_acts_as_a_student_that_train_py_made(measuring: Measuring, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [[], ["--lora.rank", "4", "--lora.alpha", "16"]], ids=["parameters", "adapters"])
+def test_lerobot_acts_as_a_student_that_train_py_made(lora: list[str], measuring: Measuring, tmp_path: Path) -> None:
     teacher = make_checkpoint(tmp_path / "teacher", METAWORLD_TEACHER)
     flags = {
         "--teacher.path": teacher,
@@ -76,7 +77,7 @@ def test_lerobot_acts_as_a_student_that_train_py_made(measuring: Measuring, tmp_
         "--eval-batches": 1,
     }
     episodes = ["--dataset.episodes", "0", "1", "2", "3"]
-    assert train.main(["reflow", *(str(word) for flag in flags.items() for word in flag), *episodes]) == 0
+    assert train.main(["reflow", *(str(word) for flag in flags.items() for word in flag), *episodes, *lora]) == 0
     student = tmp_path / "run" / "checkpoints" / "last" / "pretrained_model"
     config = json.loads((student / "config.json").read_text())
     assert (config["load_vlm_weights"], config["num_steps"]) == (True, 2)
