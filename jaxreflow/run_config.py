@@ -309,12 +309,12 @@ class RunConfig:
                 "hold all frames of its own, and one thread is enough to read them from memory"
             )
         _check_choice("--time-law", self.time_law, TIME_LAWS)
-        _check_window(self.profile, self.steps)
+        _parse_window(self.profile, self.steps)
 
     @property
     def profile_window(self) -> tuple[int, int] | None:
         """First and number of the updates that are traced, if any."""
-        return _parse_window(self.profile) if self.profile else None
+        return _parse_window(self.profile, self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -404,22 +404,19 @@ def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:
         raise ConfigError(f"{flag} must be one of {', '.join(choices)}, found {value!r}")
 
 
-def _parse_window(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+),(\d+)", text)
-    if not match:
-        raise ConfigError(f"--profile: expected START,N, such as 100,5, found {text!r}")
-    return int(match[1]), int(match[2])
-
-
-def _check_window(profile: str | None, steps: int) -> None:
+def _parse_window(profile: str | None, steps: int) -> tuple[int, int] | None:
     if profile is None:
-        return
-    first, count = _parse_window(profile)
+        return None
+    match = re.fullmatch(r"(\d+),(\d+)", profile)
+    if not match:
+        raise ConfigError(f"--profile: expected START,N, such as 100,5, found {profile!r}")
+    first, count = int(match[1]), int(match[2])
     if first < 1 or count < 1 or first + count - 1 > steps:
         raise ConfigError(
             f"--profile {profile}: expected START,N, at least one update of 1 to {steps} (--steps), found updates {first} to "
             f"{first + count - 1}"
         )
+    return first, count
 
 
 def _parse_map(text: str) -> dict[str, str]:

@@ -136,7 +136,11 @@ class _TensorBoard:
 
         self._open = contextlib.ExitStack()
         self._folder = run_dir / "tensorboard"
-        self._local = _local_folder(self._folder, self._open)
+        if isinstance(self._folder, Path):
+            self._local = self._folder
+            make_folder(self._local)
+        else:
+            self._local = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="jaxreflow-tensorboard-")))
         # Two starts within a second would share a name.
         self._file = EventsWriter(str(self._local / "events"), f".{start}")
         self._open.callback(self._file.close)
@@ -188,14 +192,13 @@ class _WandB:
         make_folder(kept.parent)
         if not known:
             kept.write_text(secrets.token_hex(4))
-        self._open = contextlib.ExitStack()
         self._image = wandb.Image
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "jaxreflow"),
             name=run_dir.name,
             id=kept.read_text(),
             resume="allow",
-            dir=str(_local_folder(run_dir, self._open)),
+            dir=str(run_dir) if isinstance(run_dir, Path) else None,
             settings=wandb.Settings(
                 console="off",
                 host="",
@@ -224,12 +227,3 @@ class _WandB:
 
     def close(self, *, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
-        self._open.close()
-
-
-def _local_folder(folder: AnyPath, stack: contextlib.ExitStack) -> Path:
-    """The folder, made if it is local; else one of this machine in its place, until the stack is closed."""
-    if isinstance(folder, Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxreflow-tracker-")))
