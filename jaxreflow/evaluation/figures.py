@@ -96,7 +96,7 @@ def plot_positions(measures: Measures) -> Figure:
             axis.plot(row.per_position, style, color=COLOURS[row.name], label=label, linewidth=1.8)
         axis.set(xlabel="position in the chunk", ylabel=f"relative error to {measures.reference}", ylim=(0, None))
         axis.grid(visible=True)
-        axis.legend(ncols=2)
+        axis.legend(ncols=4, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
         return figure
 
 

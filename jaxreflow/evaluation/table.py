@@ -79,6 +79,22 @@ def fidelity_table(measures: Measures) -> Table:
     return Table(tuple(columns), tuple(rows))
 
 
+def interval_table(measures: Measures) -> Table:
+    """Same-noise errors with their intervals: one line per policy, on each set of frames and on the first executed actions."""
+    sets = list(measures.frames)
+    reference = find(measures.fidelity, measures.reference, ALL)
+    short = min((n for n in reference.executed if int(n) < len(reference.per_position)), key=int, default=None)
+    columns = [f"relative error to {measures.reference}", *(f"{name} frames" for name in sets)]
+    columns += [f"first {short} actions"] if short else []
+    rows = []
+    for label in policy_order(measures):
+        row = find(measures.fidelity, label, ALL)
+        cells = [interval(find(measures.fidelity, label, name).error) for name in sets]
+        cells += [interval(row.executed[short])] if short else []
+        rows.append((label, *cells))
+    return Table(tuple(columns), tuple(rows))
+
+
 def dims_table(measures: Measures, names: Sequence[str]) -> Table:
     """Errors per action dim: relative, and root mean square in the dataset's units."""
     columns = ("policy", *(f"{name}: relative, rms" for name in names))
