@@ -42,6 +42,7 @@ from jaxreflow.metrics import MetricsLog, last_logged
 from jaxreflow.pretrained import Checkpoint, save_pretrained
 from jaxreflow.profiling import ProfileWindow
 from jaxreflow.provenance import provenance, write_provenance
+from jaxreflow.publication import check_push, push_run
 from jaxreflow.run_config import ReflowConfig, RunConfig, TeacherSource
 from jaxreflow.run_data import RunData, held_out_batches, open_dataset, open_run_features, split_data, training_batches
 from jaxreflow.run_directory import CONFIG_FILE, check_directory, claim_directory, restore, run_identity
@@ -71,13 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = read_settings(files[name], flags)
             distributed.connect(config.distributed)
             with distributed.failing_together():
+                check_push(config)
                 if config.dry_run:
                     dry_run(config)
-                elif isinstance(config, DemoConfig):
-                    run_demo(config)
                 else:
-                    run(config)
-                    report(config)
+                    train(config)
     except Interrupted as stop:
         if distributed.is_first():
             again = shlex.join([name, "--output-dir", str(config.output_dir), "--resume"])
@@ -89,6 +88,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def train(config: RunConfig) -> None:
+    """A run and what follows it: the report, and the hub if that is wished."""
+    if isinstance(config, DemoConfig):
+        run_demo(config)
+    else:
+        run(config)
+        report(config)
+    push(config)
 
 
 def run(config: RunConfig) -> None:
@@ -148,11 +157,13 @@ def run(config: RunConfig) -> None:
         settings = dataclasses.asdict(config)
         meta = {**identity, "step": step, "examples": step * config.batch_size, "seed": config.seed, "config": settings}
         exported = jax.device_get(exported_params(config, state, weights, mesh))
+        # What a policy's folder tells of its making, also where the run is not around it.
+        recorded = {**settings, "source": identity["source"], "update": step}
         store.save(
             step,
             state,
             meta,
-            lambda out: save_pretrained(out, checkpoint, exported, num_steps=config.num_steps, train_config=settings),
+            lambda out: save_pretrained(out, checkpoint, exported, num_steps=config.num_steps, train_config=recorded),
         )
 
     # ---- the loop; a checkpoint that it began is finished even if it fails
@@ -196,6 +207,13 @@ def report(config: RunConfig) -> None:
         log.info("comparing the student with its teacher on held-out episodes")
         log.info("\n%s\n", format_report(evaluate_run(config, run_dir).report))
     log.info("report: %s", student / REPORT_HTML)
+
+
+def push(config: RunConfig) -> None:
+    """Publishes a finished run's policy, if that is wished."""
+    if config.push_to_hub and distributed.is_first():
+        log.info("pushing the policy to %s", config.push_to_hub)
+        log.info("pushed: %s", push_run(config))
 
 
 def run_demo(config: DemoConfig) -> None:

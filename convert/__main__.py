@@ -4,6 +4,7 @@
     python -m convert from-lerobot DIR OUT     LeRobot's layout -> Orbax
     python -m convert to-lerobot RUN OUT       an Orbax folder or a training run -> LeRobot's layout
     python -m convert doctor DIR --fix         what is wrong with a checkpoint, and repairs
+    python -m convert push DIR USER/NAME       a policy to the hub, with a model card
 
 DIR is a policy's folder or hub name, OUT a new folder.
 """
@@ -29,6 +30,7 @@ from jaxreflow.errors import CheckpointError
 from . import archive, run_export
 from .doctor import examine, format_findings
 from .inspection import inspect_checkpoint
+from .push import check_sound, describe_files
 from .repair import repair
 from .report import format_inspection
 
@@ -145,11 +147,51 @@ def doctor(
     return int(any(finding.severity != "note" for finding in findings))
 
 
+def push(
+    checkpoint: Positional[Checkpoint],
+    repo: Positional[Annotated[str, tyro.conf.arg(metavar="USER/NAME")]],
+    private: Switch = False,
+    revision: Annotated[str | None, tyro.conf.arg(metavar="BRANCH", help_behavior_hint="")] = None,
+    message: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None,
+    license: Annotated[str | None, tyro.conf.arg(metavar="ID", help_behavior_hint="")] = None,
+    dry_run: Annotated[Path | None, tyro.conf.arg(metavar="OUT", help_behavior_hint="")] = None,
+    force: Switch = False,
+) -> int:
+    """Publishes a policy on the hub in one commit, with a model card and without paths of this machine.
+
+        python -m convert push RUN/checkpoints/last/pretrained_model USER/NAME
+
+    Args:
+        checkpoint: A policy in LeRobot's layout: a folder, which may be gs:// or s3://.
+        repo: The repository, made if it is not there. Files of an older policy there are replaced or removed.
+        private: The repository is private; one that is there and public is refused.
+        revision: Branch, made from main if it is not there (default: main).
+        message: Of the commit.
+        license: For the card, as the hub names it, such as apache-2.0 (default: what the policy's config.json says).
+        dry_run: Write what would be uploaded into this new folder instead, to look at, edit and push from there.
+        force: Publish also what `convert doctor` finds errors in.
+    """
+    # What a card is made from is the whole evaluation, which no other command needs.
+    from jaxreflow import publication
+
+    directory = publication.open_folder(checkpoint)
+    check_sound(directory, force=force)
+    if dry_run is not None:
+        files = publication.prepare(directory, repo, license=license)
+        publication.write(files, dry_run)
+        print(describe_files(dry_run))
+        return 0
+    url = publication.publish(directory, repo, private=private, branch=revision, message=message, license=license)
+    print(f"pushed: {url}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "inspect": inspect,
     "from-lerobot": from_lerobot,
     "to-lerobot": to_lerobot,
     "doctor": doctor,
+    "push": push,
 }
 
 

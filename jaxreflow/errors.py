@@ -35,3 +35,7 @@ class StorageError(JaxReflowError, OSError):
 
 class ServeError(JaxReflowError):
     """A policy server cannot start or be reached, or a message is not of the kind that it speaks."""
+
+
+class PublishError(JaxReflowError):
+    """A policy cannot be published: it would act on no other machine, or the hub refuses."""

@@ -285,6 +285,10 @@ class RunConfig:
     """START,N: trace N updates from update START on into RUN/profile, for XProf."""
     num_workers: int = 0
     """Processes that read data; 0: a thread."""
+    push_to_hub: str | None = None
+    """USER/NAME of a hub repository to which the finished policy is pushed, with a model card; it is made if it is not there."""
+    private: bool = False
+    """With --push-to-hub: the repository is private."""
     seed: int = 0
     """Of everything random."""
 
@@ -301,6 +305,8 @@ class RunConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} must not be negative, found {getattr(self, name)}")
         if self.num_steps is not None and self.num_steps < 1:
             raise ConfigError(f"--num-steps must be at least 1, found {self.num_steps}")
+        if self.private and not self.push_to_hub:
+            raise ConfigError("--private is about --push-to-hub, which is missing: give both or neither")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"--ema-decay must lie in [0, 1), found {self.ema_decay}")
         if self.num_workers and self.dataset.cache_frames:

@@ -46,6 +46,8 @@ MAY_CHANGE = frozenset(
         "skip_nonfinite",
         "tracker",
         "profile",
+        "push_to_hub",
+        "private",
         "dataset.skip_bad",
         "vlm",
         "dataset.root",

@@ -45,8 +45,12 @@ ALLOWED = {
     "observation": {*BASE, *FORMATS},
     "pretrained": {*BASE, *FORMATS, "tensorfile", "weights", "observation"},
 }
-# `convert` reads and writes checkpoints, merges adapters, and samples to measure what a position id is worth; it never trains.
-CONVERT_MAY = {*BASE, *FORMATS, "model", "flow", "tensorfile", "weights", "lora", "pretrained", "policy", "checkpoint"}
+# `convert` reads, writes and publishes checkpoints, merges adapters, and samples to measure what a position id is worth; it never
+# trains.
+CONVERT_MAY = {
+    *(*BASE, *FORMATS, "model", "flow", "tensorfile", "weights", "lora", "pretrained", "policy", "checkpoint"),
+    "publication",
+}
 TOP_LEVEL = {"train", "convert", "configs"}
 
 
