@@ -4,6 +4,7 @@
 #   make lint     ruff and mypy             make lock     pins the newest versions of all dependencies
 #   make slow     tests that take minutes: 20 kills at random moments, and what the benchmarks compute
 #   make fuzz     damaged and hostile checkpoints and datasets, 150 of each kind of file (CASES=N: so many)
+#   make notebooks  the notebooks, each in a fresh kernel, into build/notebooks      make docs   the site, into build/site
 #   make results  the experiments of docs/results.md, from nothing (what is there is not made again)
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +15,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 CHECK_PYTHON := $(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	{ echo "make: $(PYTHON) must be Python 3.11 or newer with venv (Debian: python3-venv); or say make PYTHON=python3.12" >&2; exit 1; }
 
-.PHONY: demo test lint slow fuzz parity results lock clean
+.PHONY: demo test lint slow fuzz parity notebooks docs results lock clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -42,6 +43,14 @@ parity: .venv-parity/ready
 	@echo "parity: jaxreflow against LeRobot 0.4.4 in PyTorch; build/parity.json keeps what was measured"
 	$(PARITY)/python -m pytest tests/parity
 	$(PARITY)/python -m tests.parity.report
+
+notebooks: .venv/ready
+	@echo "notebooks: each in a fresh kernel; an error, or anything on stderr, fails (python notebooks/execute.py --write keeps the outputs)"
+	$(BIN)/python notebooks/execute.py
+
+docs: .venv/ready
+	@echo "docs: the site in build/site; a warning fails"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 results: .venv/ready
 	@echo "results: data, teacher, students, reports and closed loops into runs/metaworld; tables and pictures into docs"
