@@ -19,8 +19,8 @@ HERE = Path(__file__).resolve().parent
 NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
 OUT = HERE.parent / "build" / "notebooks"
 MOST_BYTES = 1_000_000
-# A place on one machine, as a traceback, a warning or a careless print shows it.
-_MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|Users|usr|var|opt)/|[A-Z]:\\\\Users")
+# An absolute path, as a traceback, a warning or a careless print shows it.
+_MACHINE_PATH = re.compile(r"(?<![\w.:/])/\w+/\w|\b[A-Z]:\\\w")
 
 
 def defects(notebook: Any) -> Iterator[str]:
