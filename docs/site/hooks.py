@@ -82,7 +82,8 @@ def _shown_as(place: str) -> str:
 def file_page(place: str) -> str:
     """A page that shows a file; the site's search leaves it out."""
     text = (ROOT / place).read_text(encoding="utf-8").rstrip()
-    return f"---\nsearch: {{exclude: true}}\n---\n# {place}\n\n````{_LANGUAGES.get(PurePosixPath(place).suffix, 'text')}\n{text}\n````\n"
+    language = _LANGUAGES.get(PurePosixPath(place).suffix, "text")
+    return f"---\nsearch: {{exclude: true}}\n---\n# {place}\n\n````{language}\n{text}\n````\n"
 
 
 def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
