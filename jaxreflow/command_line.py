@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 import shutil
 import sys
 import textwrap
@@ -40,11 +41,16 @@ class Flag:
     values: tuple[str, ...] = ()
 
 
-Translation = Callable[[Sequence[Flag], Mapping[str, Any]], list[Flag]]
-"""`(flags, options) -> flags`: another program's options as those of a command, whose types by name are `options`.
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """Another program's options in the place of a command's.
 
-It raises ConfigError, which says what to do, for those that have no meaning there.
-"""
+    `names` are those that only have another name there, with the command's; `translate(flags, options)` gives all flags as the
+    command's, whose types by name are `options`, and raises ConfigError, which says what to do, for those without a meaning.
+    """
+
+    names: Mapping[str, str]
+    translate: Callable[[Sequence[Flag], Mapping[str, Any]], list[Flag]]
 
 
 def run(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
@@ -108,7 +114,7 @@ def parse(
     prog: str,
     about: str,
     default: T | None = None,
-    translate: Translation | None = None,
+    others: Translation | None = None,
     sections: Mapping[str, Sequence[str]] | None = None,
 ) -> T:
     """`target`, a dataclass or function, made with the options in `args`.
@@ -118,7 +124,7 @@ def parse(
     """
     options = _options(target)
     try:
-        words = _words(args, options, translate)
+        words = _words(args, options, others)
     except ConfigError as error:
         usage_error(prog, str(error))
     if {"-h", "--help"} & set(words):
@@ -153,14 +159,14 @@ def _options(target: Any, prefix: str = "") -> dict[str, Any]:
     return options
 
 
-def _words(args: Sequence[str], options: Mapping[str, Any], translate: Translation | None) -> list[str]:
+def _words(args: Sequence[str], options: Mapping[str, Any], others: Translation | None) -> list[str]:
     """The arguments as tyro wants them; ConfigError for an unknown option."""
-    starts = [i for i, word in enumerate(args) if word.startswith("--")]
-    leading = args[: starts[0]] if starts else args
-    flags = [_split(args[i:j]) for i, j in zip(starts, [*starts[1:], len(args)], strict=True)]
-    if translate is not None:
-        flags = translate(flags, options)
-    return [*leading, *(word for flag in flags for word in _spelled(flag, options))]
+    bounds = [*(i for i, word in enumerate(args) if word.startswith("--")), len(args)]
+    leading, flags = args[: bounds[0]], [_split(args[i:j]) for i, j in itertools.pairwise(bounds)]
+    if others is not None:
+        flags = others.translate(flags, options)
+    names = others.names if others is not None else {}
+    return [*leading, *(word for flag in flags for word in _spelled(flag, options, names))]
 
 
 def _split(words: Sequence[str]) -> Flag:
@@ -168,12 +174,12 @@ def _split(words: Sequence[str]) -> Flag:
     return Flag(name.replace("_", "-"), (*([value] if given else []), *words[1:]))
 
 
-def _spelled(flag: Flag, options: Mapping[str, Any]) -> list[str]:
+def _spelled(flag: Flag, options: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     switches = [name for name, kind in options.items() if kind is bool]
     opposite = {name: _inverse(name) for name in switches} | {_inverse(name): name for name in switches}
     if flag.name not in {*options, *opposite, "--help"}:
-        nearest = max([*options, *opposite], key=lambda option: _likeness(flag.name, option))
-        proposal = f"; did you mean {nearest}?" if _likeness(flag.name, nearest) >= _ALIKE else ""
+        nearest = max([*options, *opposite, *names], key=lambda option: _likeness(flag.name, option))
+        proposal = f"; did you mean {names.get(nearest, nearest)}?" if _likeness(flag.name, nearest) >= _ALIKE else ""
         raise ConfigError(f"{flag.name}: there is no such option{proposal}")
     if flag.name in opposite and flag.values and flag.values[0].lower() in BOOLEANS:
         return [flag.name if BOOLEANS[flag.values[0].lower()] else opposite[flag.name], *flag.values[1:]]

@@ -45,7 +45,7 @@ from jaxreflow.update import Weights, make_programs, trained_paths, unchanged_by
 from jaxreflow.weights import count_parameters, expected_tensors, split_params, stored_in_compute_dtype, table
 
 _log = logging.getLogger(__name__)
-_COLUMN = 13
+_COLUMN, _TABLES = 13, ("first batch", "memory")
 Facts = dict[str, list[str]]
 """Lines by title."""
 
@@ -58,12 +58,12 @@ def dry_run(config: RunConfig) -> None:
 
 
 def _paragraph(title: str, lines: list[str]) -> str:
-    """The lines in a column of their own, wrapped to the terminal."""
-    width = max(shutil.get_terminal_size().columns - _COLUMN, 60)
-    wrapped = (
-        textwrap.fill(x, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) for x in lines
-    )
-    return f"{title:{_COLUMN}}" + textwrap.indent("\n".join(wrapped), " " * _COLUMN).lstrip()
+    """The lines in a column of their own; prose is wrapped to the terminal, columns are not."""
+    if title not in _TABLES:
+        width = max(shutil.get_terminal_size().columns - _COLUMN, 60)
+        fill = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False).fill
+        lines = [fill(line) for line in lines]
+    return f"{title:{_COLUMN}}" + textwrap.indent("\n".join(lines), " " * _COLUMN).lstrip()
 
 
 def describe(config: RunConfig) -> Facts:
@@ -135,9 +135,9 @@ def statistics_source(config: RunConfig, checkpoint: Checkpoint) -> str:
     if isinstance(config, FinetuneConfig) and config.policy.new:
         return "the dataset's, which the new policy keeps"
     if read_processor_files(checkpoint.directory):
-        return f"the policy's own, from its processors in {checkpoint.directory}"
+        return "the policy's own, from its processors"
     if any(key.startswith(BUFFER_PREFIXES) for key in checkpoint.tensors.keys):
-        return f"the policy's own, from the normalize_* buffers in {checkpoint.tensors.path}"
+        return "the policy's own, from the normalize_* buffers among its weights"
     return "the dataset's, as the policy brings none"
 
 
@@ -166,10 +166,12 @@ def _policy_lines(config: RunConfig, checkpoint: Checkpoint, weights: Weights) -
     for path, leaf in flatten_dict(weights.start).items():
         parts[path[0]] += math.prod(leaf.shape)
     trained = sum(parts.values())
-    new = isinstance(config, FinetuneConfig) and config.policy.new
+    source = config.teacher if isinstance(config, ReflowConfig) else None
+    if isinstance(config, FinetuneConfig) and not config.policy.new:
+        source = config.policy
     adapters = f"adapters of rank {config.lora.rank}, " if config.lora.rank else ""
     return [
-        "new, for the dataset's features" if new else str(checkpoint.directory),
+        "new, for the dataset's features" if source is None else f"{source.path}",
         f"{total:,} parameters, {trained:,} trained ({100 * trained / total:.2f} %), {config.dtype} compute",
         f"trained: {adapters}" + ", ".join(f"{name} {count:,}" for name, count in parts.most_common()),
     ]
@@ -233,9 +235,12 @@ def _schedule_lines(config: RunConfig, checkpoint: Checkpoint, frames: int) -> l
 
 def _batch_lines(batch: Batch) -> list[str]:
     """Every array of a batch by its name, with dtype and shape in this process."""
-    leaves = [(jax.tree_util.keystr(path), np.asarray(x)) for path, x in jax.tree_util.tree_leaves_with_path(batch)]
+    leaves = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(x))
+        for path, x in jax.tree_util.tree_leaves_with_path(batch)
+    ]
     width = max(len(name) for name, _ in leaves)
-    return [f"{name.lstrip('.'):{width}} {x.dtype} {list(x.shape)}" for name, x in leaves]
+    return [f"{name:{width}} {x.dtype} {list(x.shape)}" for name, x in leaves]
 
 
 def _memory_lines(config: RunConfig, checkpoint: Checkpoint, weights: Weights, batch: Batch, mesh: Mesh) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxreflow.command_line import Flag
+from jaxreflow.command_line import Flag, Translation
 from jaxreflow.errors import ConfigError
 
 RENAMED = {
@@ -127,3 +127,6 @@ def _check(flag: Flag, expected: str, instead: str) -> None:
 
 def _matches(name: str, known: str) -> bool:
     return name.startswith(known) if known.endswith((".", "-")) else name == known
+
+
+LEROBOT = Translation(RENAMED, to_ours)

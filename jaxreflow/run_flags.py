@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from jaxreflow.command_line import parse, usage_error
-from jaxreflow.lerobot_flags import to_ours
+from jaxreflow.lerobot_flags import LEROBOT
 from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.run_directory import CONFIG_FILE, check_resumable, read_config
 from jaxreflow.storage import as_path
@@ -60,7 +60,7 @@ def read_settings(path: Path, args: Sequence[str]) -> RunConfig:
 
     def under(default: RunConfig) -> RunConfig:
         about = _about(module, path.stem)
-        return parse(type(default), args, prog=prog, about=about, default=default, translate=to_ours, sections=SECTIONS)
+        return parse(type(default), args, prog=prog, about=about, default=default, others=LEROBOT, sections=SECTIONS)
 
     config = under(module.config)
     if not config.output_dir and (config.resume or not config.dry_run):

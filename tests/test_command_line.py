@@ -53,6 +53,13 @@ def test_dashes_underscores_and_equals_signs_are_alike(words):
     assert read(*words) == Example(save_every=3)
 
 
+def test_arguments_without_a_name_may_stand_before_and_behind_options():
+    assert read("there") == Example(place="there")
+    assert (
+        read("there", "--save-every", "3") == read("--save-every", "3", "there") == Example(place="there", save_every=3)
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -256,6 +263,7 @@ def test_what_is_wrong_or_missing_ends_with_exit_code_2(capsys):
         ("--policy.device=cuda",): "JAX_PLATFORMS",
         ("--policy.type=act",): "expected smolvla, found act",
         ("--teacher.pth=P",): "did you mean --teacher.path?",
+        ("--sav_freq=3",): "did you mean --save-every?",
         (): "--teacher.path is missing",
     }
     for words, message in wrong.items():

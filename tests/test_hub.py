@@ -63,7 +63,7 @@ def test_errors_name_repository_and_revision_but_no_token():
     [
         (train.main, ["reflow", "--dataset.root", str(DATASET), "--teacher.path", "owner/name", "--teacher.revision", "v2"]),
         (train.main, ["finetune", "--dataset.root", str(DATASET), "--policy.path", "owner/name", "--policy.revision", "v2"]),
-        (train.main, ["reflow", "--dataset.repo-id", "owner/name", "--dataset.revision", "v2"]),
+        (train.main, ["reflow", "--teacher.path", "x", "--dataset.repo-id", "owner/name", "--dataset.revision", "v2"]),
         (evaluate.main, ["--teacher", "owner/name", "--teacher-revision", "v2", "--dataset.root", str(DATASET)]),
         (evaluate.main, ["--teacher", "x", "--student", "owner/name", "--student-revision", "v2"]),
         (evaluate.main, ["--teacher", "x", "--dataset.repo-id", "owner/name", "--dataset.revision", "v2"]),
