@@ -263,6 +263,7 @@ def test_what_is_wrong_or_missing_ends_with_exit_code_2(capsys):
         ("--policy.device=cuda",): "JAX_PLATFORMS",
         ("--policy.type=act",): "expected smolvla, found act",
         ("--teacher.pth=P",): "did you mean --teacher.path?",
+        ("--lr=3",): "did you mean --optimizer.lr?",
         ("--sav_freq=3",): "did you mean --save-every?",
         (): "--teacher.path is missing",
     }
