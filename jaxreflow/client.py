@@ -145,10 +145,11 @@ def example(config: ClientConfig) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 if the server answered, 1 after an error."""
-    import tyro
+    from jaxreflow.command_line import parse
 
+    args = sys.argv[1:] if argv is None else argv
     try:
-        print(example(tyro.cli(ClientConfig, args=argv, prog="python -m jaxreflow.client", description=__doc__)))
+        print(example(parse(ClientConfig, args, prog="python -m jaxreflow.client", about=__doc__ or "")))
     except JaxReflowError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

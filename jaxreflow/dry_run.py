@@ -166,12 +166,14 @@ def _policy_lines(config: RunConfig, checkpoint: Checkpoint, weights: Weights) -
     for path, leaf in flatten_dict(weights.start).items():
         parts[path[0]] += math.prod(leaf.shape)
     trained = sum(parts.values())
-    source = config.teacher if isinstance(config, ReflowConfig) else None
-    if isinstance(config, FinetuneConfig) and not config.policy.new:
-        source = config.policy
+    path = "new, for the dataset's features"
+    if isinstance(config, ReflowConfig):
+        path = str(config.teacher.path)
+    elif isinstance(config, FinetuneConfig) and not config.policy.new:
+        path = str(config.policy.path)
     adapters = f"adapters of rank {config.lora.rank}, " if config.lora.rank else ""
     return [
-        "new, for the dataset's features" if source is None else f"{source.path}",
+        path,
         f"{total:,} parameters, {trained:,} trained ({100 * trained / total:.2f} %), {config.dtype} compute",
         f"trained: {adapters}" + ", ".join(f"{name} {count:,}" for name, count in parts.most_common()),
     ]

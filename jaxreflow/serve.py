@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 
+from jaxreflow.command_line import parse
 from jaxreflow.compilation import use_compilation_cache
 from jaxreflow.errors import ConfigError, JaxReflowError, ProcessorError
 from jaxreflow.messages import check_installed
@@ -209,9 +209,9 @@ async def _until_signal(server: PolicyServer, where: socket.socket) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 after a signal, 1 after an error."""
-    config = None
+    config, args = None, sys.argv[1:] if argv is None else argv
     try:
-        config = tyro.cli(ServeConfig, args=argv, prog="python -m jaxreflow.serve", description=__doc__)
+        config = parse(ServeConfig, args, prog="python -m jaxreflow.serve", about=__doc__ or "")
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
         logging.getLogger("jaxreflow").setLevel(logging.INFO)
         use_compilation_cache()
