@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import train
 from jaxreflow import augmentation, update
 from jaxreflow.augmentation import TRANSFORMS, ImageTransformsConfig, augment_images, draw_changes
 from jaxreflow.errors import ConfigError
@@ -76,10 +77,10 @@ def test_sharpness_leaves_the_border(factor: float, middle: float) -> None:
 def test_affine_turns_clockwise_and_shifts_by_whole_pixels() -> None:
     square = IMAGE[:, :6]
     np.testing.assert_array_equal(run("affine", square, 90.0, (0, 0)), np.rot90(square, -1))
-    shifted = run("affine", IMAGE, 0.0, (0.26, -1 / 6))  # of 8 x 6 pixels: two to the right, one up
-    np.testing.assert_array_equal(shifted[:-1, 2:], IMAGE[1:, :-2])
-    assert not shifted[-1].any()
-    assert not shifted[:, :2].any()
+    shifted = run("affine", IMAGE, 0.0, (3 / 8, -1 / 3))  # of 8 x 6 pixels: three to the right, two up
+    np.testing.assert_array_equal(shifted[:-2, 3:], IMAGE[2:, :-3])
+    assert not shifted[-2:].any()
+    assert not shifted[:, :3].any()
     # Turned first, then shifted.
     both = run("affine", square, 90.0, (0.5, 0))
     np.testing.assert_array_equal(both[:, 3:], np.rot90(square, -1)[:, :3])
@@ -185,6 +186,12 @@ def test_images_that_the_policy_normalises_are_refused(monkeypatch: pytest.Monke
         ConfigError, match=rf"expected images in \[0, 1\], but the policy normalises {CAMERA} \(MEAN_STD\)"
     ):
         make_update(config(True), checkpoint(), weights(), make_mesh())
+
+
+def test_flags_may_be_spelled_as_lerobots() -> None:
+    args = ["--output-dir", "run", "--dataset.image_transforms.enable", "--dataset.image_transforms.hue", "-0.1", "0.2"]
+    found = train.parse("finetune", args).dataset.image_transforms
+    assert found == ImageTransformsConfig(enable=True, hue=(-0.1, 0.2))
 
 
 def test_cached_image_tokens_are_refused() -> None:

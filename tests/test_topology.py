@@ -108,9 +108,9 @@ print(json.dumps({name: parts[name](what) for name, what in plan.items()}))
 def on_eight_devices(**plan: Any) -> dict:
     """What the program prints.
 
-    `runs`: losses, share of the state that a device holds, norms of the moving average; `adapted`: the same of adapters, with the
-    norms of what they change in exported kernels; `exchange`: numbers of leaves, and of those that differ. Each for its part of
-    the plan.
+    `runs`: losses, share of the state that a device holds, norms of the moving average; `adapted`, for numbers of devices, of those
+    that share a state, and of microbatches: losses, share of the adapters that a device holds, norms of what they change in the
+    exported kernels; `exchange`: numbers of leaves, and of those that differ.
     """
     # Without LLVM's passes: eight devices share few cores here, and compiling is all that takes time.
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"

@@ -61,7 +61,9 @@ def test_untrained_tensors_reach_lerobot_bit_exact(case: Cases, tmp_path: Path) 
     assert same == {name for name in before if ".vlm_with_expert.vlm." in name}
 
 
-@pytest.mark.parametrize("lora", [[], ["--lora.rank", "4", "--lora.alpha", "16"]], ids=["parameters", "adapters"])
+@pytest.mark.parametrize(
+    "lora", [[], ["--lora.rank", "4", "--lora.alpha", "16", "--no-report"]], ids=["parameters", "adapters"]
+)
 def test_lerobot_acts_as_a_student_that_train_py_made(lora: list[str], measuring: Measuring, tmp_path: Path) -> None:
     teacher = make_checkpoint(tmp_path / "teacher", METAWORLD_TEACHER)
     flags = {
