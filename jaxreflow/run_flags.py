@@ -35,8 +35,13 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "skip_nonfinite",
     ),
     "optimizer": (),
+    "lora": (),
     "device": ("accumulate", "fsdp", "reduce_dtype", "distributed", "step_timeout"),
-    "record": ("log_every", "eval_every", "eval_batches", "save_every", "keep", "keep_every", "export", "num_steps"),
+    "record": (
+        *("log_every", "eval_every", "eval_batches", "save_every", "keep", "keep_every", "export", "num_steps"),
+        *("tracker", "profile"),
+    ),
+    "hub": ("push_to_hub", "private"),
     "comparison": ("report", "early_task", "eval_frames"),
 }
 

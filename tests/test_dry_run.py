@@ -217,7 +217,8 @@ def test_absent_cameras_are_named() -> None:
     checkpoint = load_checkpoint(TEACHER)
     features = {**checkpoint.policy.input_features, "observation.wrist": Feature("VISUAL", (3, 48, 64))}
     policy = dataclasses.replace(checkpoint.policy, input_features=features, empty_cameras=1)
-    lines = dry_run._camera_lines(dataclasses.replace(checkpoint, policy=policy), load_dataset(DATASET, episodes=[0]))
+    checkpoint, dataset = dataclasses.replace(checkpoint, policy=policy), load_dataset(DATASET, episodes=[0])
+    lines = dry_run._camera_lines(ReflowConfig(), checkpoint, dataset)
     assert lines == [
         "observation.image <- observation.image [96, 96, 3], resized and padded to 96 x 96",
         "observation.wrist: absent from the dataset",

@@ -27,7 +27,7 @@ ALLOWED = {
     "command_line": {"errors", "console", "option_types"},
     # What runs on a robot knows no JAX.
     "messages": {"errors"},
-    "client": {"errors", "messages"},
+    "client": {"errors", "messages", "command_line"},
     "server": {"errors", "messages"},
     "config": {"errors", "config_fields"},
     "types": {"errors", "config"},

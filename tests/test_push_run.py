@@ -71,7 +71,8 @@ def test_the_report_comes_before_the_push_and_the_check_before_everything(config
     order: list[str] = []
     for name in ("check_push", "run", "report", "push_run"):
         monkeypatch.setattr(train, name, lambda _, name=name: order.append(name))
-    argv = ["reflow" if config is ReflowConfig else "finetune", "--output-dir", "RUN"]
+    source = ["reflow", "--teacher.path", "T"] if config is ReflowConfig else ["finetune", "--policy.path", "P"]
+    argv = [*source, "--dataset.root", "D", "--output-dir", "RUN"]
     assert train.main([*argv, "--push-to-hub", "me/student"]) == 0
     assert order == ["check_push", "run", "report", "push_run"]
     order.clear()
