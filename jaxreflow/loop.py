@@ -48,12 +48,19 @@ class _Judge:
     def __init__(self, tolerated: int) -> None:
         self.skipped = 0
         self._tolerated = tolerated
+        self._losses: list[float] = []
+
+    def mean_loss(self) -> dict[str, float]:
+        """`loss_mean` over the updates that were read since the last call, if there are any."""
+        losses, self._losses = self._losses, []
+        return {"loss_mean": math.fsum(losses) / len(losses)} if losses else {}
 
     def read(self, update: _Update) -> dict[str, float]:
         """Waits for the finite metrics; TrainingError names the batch if others are one too many."""
         values = {name: float(value) for name, value in jax.device_get(update.metrics).items()}
         wrong = [f"{name} {value}" for name, value in values.items() if not math.isfinite(value)]
         if not wrong:
+            self._losses.append(values["loss"])
             return values
         self.skipped += 1
         # Every process sees the same metrics and comes here.
@@ -115,7 +122,7 @@ def fit(
                 unread = None
             if logging_now:
                 skipped = {"skipped": float(judge.skipped)} if judge.skipped else {}
-                log.write(step, {**values, **skipped, **watch.read(batch_size), **memory()})
+                log.write(step, {**values, **judge.mean_loss(), **skipped, **watch.read(batch_size), **memory()})
             if last or (step % cadence.eval_every == 0 and not stopping):
                 heard()
                 with compiling.part("the evaluation after update", step):

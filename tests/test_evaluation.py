@@ -106,6 +106,9 @@ def test_training_loss_is_that_of_the_last_tenth(tmp_path) -> None:
     assert final_train_loss(records) == (195.0, 190, 200)
     assert final_train_loss(records, last=100) == (100.0, 100, 100)
     assert final_train_loss([]) is None
+    # Of a short run a single line may lie in the last tenth; it has the mean since the line before.
+    short = [{"step": step, "loss": 9.0, "loss_mean": float(step)} for step in (50, 100, 150, 200)]
+    assert final_train_loss(short) == (200.0, 151, 200)
     student = tmp_path / "run" / "checkpoints" / "000100" / "pretrained_model"
     student.mkdir(parents=True)
     assert find_run(student) is None

@@ -69,9 +69,15 @@ def test_cadence_and_metrics(tmp_path: Path) -> None:
     assert [(r["step"], "held_out_loss" in r) for r in records] == [
         (2, False), (4, False), (4, True), (6, False), (6, True)
     ]  # fmt: skip
-    assert set(records[0]) == {"step", "loss", "step_time", "data_wait", "samples/s", "host_memory"}
+    assert set(records[0]) == {"step", "loss", "loss_mean", "step_time", "data_wait", "samples/s", "host_memory"}
     assert 0 <= records[0]["data_wait"] <= records[0]["step_time"]
     np.testing.assert_allclose(records[0]["samples/s"], 2 / records[0]["step_time"])
+
+
+def test_a_line_has_the_mean_loss_since_the_line_before(tmp_path: Path) -> None:
+    run(tmp_path, {3: 5.0})
+    lines = [record for record in read_metrics(tmp_path) if "loss" in record]
+    assert [(r["loss"], r["loss_mean"]) for r in lines] == [(1.0, 1.0), (1.0, 3.0), (1.0, 1.0)]
 
 
 @pytest.mark.parametrize("bad", [3, 4, 6])

@@ -47,13 +47,23 @@ def last_update(student: Path) -> int | None:
 
 
 def final_train_loss(records: Iterable[Record], last: int | None = None) -> tuple[float, int, int] | None:
-    """The mean loss of the last tenth of the logged updates up to `last`, and the first and last of them; None without any."""
-    losses = [(int(r["step"]), float(r["loss"])) for r in records if "loss" in r and (not last or r["step"] <= last)]
-    if not losses:
+    """The mean loss of the last tenth of the updates up to `last`, and the first and last of them; None without any.
+
+    A log's line holds the mean since the line before; in logs from before there was one, the loss of its update alone.
+    """
+    lines = [r for r in records if "loss" in r and (not last or r["step"] <= last)]
+    if not lines:
         return None
-    end = losses[-1][0]
-    chosen = [(step, loss) for step, loss in losses if step > 0.9 * end]
-    return float(np.mean([loss for _, loss in chosen])), chosen[0][0], end
+    end, before = int(lines[-1]["step"]), 0
+    losses: list[float] = []
+    firsts: list[int] = []
+    for line in lines:
+        step = int(line["step"])
+        if step > 0.9 * end:
+            losses.append(float(line.get("loss_mean", line["loss"])))
+            firsts.append(before + 1 if "loss_mean" in line else step)
+        before = step
+    return float(np.mean(losses)), firsts[0], end
 
 
 def measure_consistency(
