@@ -258,7 +258,7 @@ def log_start(
     if first:
         return batches
     batch = next(batches)
-    views = camera_views(batch.observation.images, config=checkpoint.config)
+    views = camera_views(batch.observation.images, config.dataset.image_transforms, config=checkpoint.config)
     write_views(views, run_dir)
     for key, view in views.items():
         tracking.image(0, f"{CAMERAS}/{key}", view)

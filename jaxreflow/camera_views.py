@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, UInt8
 from PIL import Image
 
+from jaxreflow.augmentation import ImageTransformsConfig, augment_images, draw_changes
 from jaxreflow.config import ModelConfig
 from jaxreflow.errors import TrainingError
 from jaxreflow.model.vision import to_pixels
@@ -26,10 +27,18 @@ EXAMPLES, _COLUMNS = 8, 4
 
 
 def camera_views(
-    images: Mapping[str, HostOrDevice], *, config: ModelConfig
+    images: Mapping[str, HostOrDevice], transforms: ImageTransformsConfig, *, config: ModelConfig
 ) -> dict[str, UInt8[np.ndarray, "height width 3"]]:
-    """One picture per camera: its first `EXAMPLES` images `[B, H, W, 3]`, resized and padded, four to a row."""
-    return {key: _grid(np.asarray(_as_seen(image[:EXAMPLES], config=config))) for key, image in images.items()}
+    """One picture per camera: its first `EXAMPLES` images `[B, H, W, 3]`, changed as in training, resized and padded, four to a
+    row."""
+    changes = draw_changes(jax.random.key(0), EXAMPLES, list(images), transforms) if transforms.enable else {}
+
+    def view(key: str, image: Array) -> UInt8[np.ndarray, "height width 3"]:
+        if key in changes:
+            image = augment_images(image, jax.tree.map(lambda x: x[: len(image)], changes[key]))
+        return _grid(np.asarray(_as_seen(image, config=config)))
+
+    return {key: view(key, jnp.asarray(image[:EXAMPLES])) for key, image in images.items()}
 
 
 @functools.partial(jax.jit, static_argnames="config")

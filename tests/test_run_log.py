@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxreflow import profiling
+from jaxreflow.augmentation import ImageTransformsConfig
 from jaxreflow.camera_views import EXAMPLES, camera_views, to_png, write_views
 from jaxreflow.config import ModelConfig
 from jaxreflow.errors import ConfigError, TrainingError
@@ -33,16 +34,20 @@ TOKEN = "hf_secretSECRETsecret0123456789"
 def test_views_are_what_the_network_gets() -> None:
     """Four images to a row, resized and padded on top; those that have the size already to the bit."""
     images = tiny_observation(EXAMPLES + 3).images
-    views = camera_views(images, config=CONFIG)
+    views = camera_views(images, ImageTransformsConfig(), config=CONFIG)
     assert {key: view.shape for key, view in views.items()} == {CAMERA: (64, 128, 3), WRIST: (64, 128, 3)}
     np.testing.assert_array_equal(views[WRIST][:32, 32:64], images[WRIST][1])
     np.testing.assert_array_equal(views[WRIST][32:, 96:], images[WRIST][7])
     np.testing.assert_array_equal(views[CAMERA][8:32, :32], images[CAMERA][0])
     assert not views[CAMERA][:8].any()
-    few = camera_views({CAMERA: images[CAMERA][:5].astype(np.float32) / 255}, config=CONFIG)[CAMERA]
+    floats = {CAMERA: images[CAMERA][:5].astype(np.float32) / 255}
+    few = camera_views(floats, ImageTransformsConfig(), config=CONFIG)[CAMERA]
     np.testing.assert_array_equal(few[:, :32], views[CAMERA][:, :32])
     assert not few[32:, 32:].any()
-    assert camera_views({}, config=CONFIG) == {}
+    assert camera_views({}, ImageTransformsConfig(), config=CONFIG) == {}
+    changed = camera_views(floats, ImageTransformsConfig(enable=True), config=CONFIG)[CAMERA]
+    assert changed.shape == few.shape
+    assert not np.array_equal(changed, few)
 
 
 def test_views_stay_in_their_folder(tmp_path: Path) -> None:
