@@ -62,7 +62,7 @@ results: .venv/ready
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install $(PIP_FLAGS) -r requirements.lock
 	# The real client of the policy server, which asks for numpy 1.
-	$(BIN)/pip install $(PIP_FLAGS) --no-deps openpi-client==0.1.2
+	$(BIN)/pip install $(PIP_FLAGS) --no-deps openpi-client==0.1.2 dm-tree==0.1.10
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -19,8 +19,8 @@ LONGEST = (
     "test_topology",
     "test_train_cli",
     "test_training",
-    "test_recipe_cli",
-    "test_evaluation_mistakes",
+    "test_lora",
+    "test_dry_run",
 )
 
 

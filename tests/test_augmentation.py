@@ -17,6 +17,7 @@ from jaxreflow.errors import ConfigError
 from jaxreflow.model import init_params
 from jaxreflow.normalization import Normalizer
 from jaxreflow.run_config import DatasetConfig, ReflowConfig
+from jaxreflow.run_flags import read_settings
 from jaxreflow.sharding import make_mesh
 from jaxreflow.types import Batch
 from jaxreflow.update import Weights, make_update
@@ -189,8 +190,9 @@ def test_images_that_the_policy_normalises_are_refused(monkeypatch: pytest.Monke
 
 
 def test_flags_may_be_spelled_as_lerobots() -> None:
-    args = ["--output-dir", "run", "--dataset.image_transforms.enable", "--dataset.image_transforms.hue", "-0.1", "0.2"]
-    found = train.parse("finetune", args).dataset.image_transforms
+    args = ["--output_dir", "run", "--policy.path", "P", "--dataset.root", "D", "--dataset.image_transforms.enable=true"]
+    config = read_settings(train.CONFIGS / "finetune.py", [*args, "--dataset.image_transforms.hue", "-0.1", "0.2"])
+    found = config.dataset.image_transforms
     assert found == ImageTransformsConfig(enable=True, hue=(-0.1, 0.2))
 
 

@@ -162,6 +162,7 @@ def test_what_is_wrong_is_the_runs_own_error(tmp_path: Path, capsys: pytest.Capt
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_split_parameters_on_simulated_devices() -> None:
     flags = ["--teacher.path", str(TEACHER), *EPISODES, *SIZE, "--batch-size", "16", "--fsdp", "4", "--dry-run"]
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_COMPILATION_CACHE_DIR": ""}

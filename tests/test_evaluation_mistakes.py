@@ -135,6 +135,7 @@ def trial() -> Trial:
     return Trial((subject,), Candidate(subject, checkpoint.policy.num_steps), held_out, transforms, few)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
 def test_every_old_mistake_is_caught_by_name(name: str, students: dict[str, Path], trial: Trial) -> None:
     """As the exported student shows it, read from its folder."""

@@ -326,6 +326,7 @@ def test_adapters_that_do_not_fit_the_settings_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_bit_identical(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "use_compilation_cache", lambda: None)
     again = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))

@@ -203,7 +203,8 @@ def test_who_may_not_write_is_told_before_anything_is_done(
     with pytest.raises(PublishError, match=message):
         publish(student, name)
     monkeypatch.setattr(train, "run", lambda _: pytest.fail("the run was begun"))
-    assert train.main(["reflow", "--output-dir", str(tmp_path / "run"), "--push-to-hub", name]) == 1
+    argv = ["reflow", "--teacher.path", "T", "--dataset.root", "D", "--output-dir", str(tmp_path / "run")]
+    assert train.main([*argv, "--push-to-hub", name]) == 1
     shown = capsys.readouterr().err
     assert "--push-to-hub" in shown
     assert "nothing was begun" in shown

@@ -32,6 +32,7 @@ def run(hub: Hub, cache: Path, *command: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
+@pytest.mark.slow
 def test_a_run_is_pushed_after_its_end_and_comes_back_byte_for_byte(tmp_path: Path, tmp_path_factory) -> None:
     teacher, out = make_teacher(tmp_path_factory), tmp_path / "student"
     policy = out / "checkpoints" / "last" / "pretrained_model"

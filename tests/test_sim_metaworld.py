@@ -104,6 +104,7 @@ def test_pictures_show_the_scene() -> None:
     assert np.abs(last.astype(int) - first).mean() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gl")
 def test_recorded_demonstrations_are_a_dataset(tmp_path: Path) -> None:
     env = "metaworld:handle-press-v3,wall-detour"
