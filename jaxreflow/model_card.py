@@ -195,6 +195,8 @@ def _recipe(source: CardSource) -> str:
         ("observations per update", str(settings.batch_size)),
         ("noises per observation", str(settings.noises)),
         *(_reflow_rows(settings) if isinstance(settings, ReflowConfig) else ()),
+        *([("trained", f"adapters of rank {settings.lora.rank} (LoRA), merged")] if settings.lora.rank else []),
+        *([("images", "changed at random")] if settings.dataset.image_transforms.enable else []),
         ("law of t", settings.time_law),
         ("optimizer", f"{optimizer.name}, peak learning rate {optimizer.lr:g}, gradients clipped to {optimizer.clip_norm:g}"),
         ("weights", _weights(settings)),
@@ -207,6 +209,9 @@ def _recipe(source: CardSource) -> str:
     )
 
 
+_TRAINED = {"expert": "expert and projections", "as-policy": "what the policy's config says"}
+
+
 def _reflow_rows(settings: ReflowConfig) -> Sequence[tuple[str, str]]:
     dims = "all padded action dims" if settings.loss_dims == "padded" else "the real action dims"
     return (
@@ -214,7 +219,7 @@ def _reflow_rows(settings: ReflowConfig) -> Sequence[tuple[str, str]]:
         *([("share of recorded actions", f"{settings.real_share:g}")] if settings.real_share else []),
         ("pairs from", f"the teacher, {_steps(settings.teacher_steps, settings.teacher_solver)}"),
         ("objective", f"{settings.objective}, {dims}"),
-        ("trained", "expert and projections" if settings.trainable == "expert" else "what the policy's config says"),
+        *([] if settings.lora.rank else [("trained", _TRAINED[settings.trainable])]),
     )
 
 

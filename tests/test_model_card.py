@@ -11,8 +11,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from jaxreflow.augmentation import ImageTransformsConfig
 from jaxreflow.errors import ConfigError
 from jaxreflow.evaluation.report import read_report
+from jaxreflow.lora import LoraConfig
 from jaxreflow.model_card import CardSource, model_card, pictures
 from jaxreflow.pretrained import read_policy_config
 from jaxreflow.public_names import PolicyName
@@ -97,6 +99,17 @@ def test_a_student_without_a_report_says_so_and_how_to_make_one():
         "| weights | moving average, decay 0.999 |",
     ):
         assert row in text
+
+
+def test_adapters_and_changed_images_are_named():
+    _, plain = split(model_card(SOURCE))
+    assert "| trained | expert and projections |" in plain
+    dataset = dataclasses.replace(REFLOW.dataset, image_transforms=ImageTransformsConfig(enable=True))
+    settings = dataclasses.replace(REFLOW, lora=LoraConfig(rank=8), dataset=dataset)
+    _, text = split(model_card(dataclasses.replace(SOURCE, settings=settings)))
+    assert "| trained | adapters of rank 8 (LoRA), merged |" in text
+    assert "| images | changed at random |" in text
+    assert "expert and projections" not in text
 
 
 def test_a_report_becomes_tables_with_intervals_and_pictures():
