@@ -8,8 +8,9 @@ from jaxreflow import distributed
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.errors import ConfigError
 from jaxreflow.new_policy import create_policy
+from jaxreflow.option_groups import FREE_FIELDS, PolicySource, TeacherSource
 from jaxreflow.pretrained import Checkpoint, load_checkpoint
-from jaxreflow.run_config import FREE_FIELDS, FinetuneConfig, PolicySource, ReflowConfig, RunConfig, TeacherSource
+from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.storage import AnyPath, is_taken
 
 

@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxreflow.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from jaxreflow.run_config import policy_optimizer
+from jaxreflow.option_groups import policy_optimizer
 from jaxreflow.sharding import make_mesh
 from jaxreflow.training import Draw, finetune_loss, init_state, make_train_step
 from jaxreflow.types import Batch
