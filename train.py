@@ -33,8 +33,7 @@ from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.demo import DemoConfig, write_demo_report
 from jaxreflow.dry_run import dry_run
 from jaxreflow.errors import JaxReflowError
-from jaxreflow.evaluate import REPORT_HTML, evaluate_run
-from jaxreflow.evaluation.frames import early_positions
+from jaxreflow.evaluate import REPORT_HTML, check_early_task, evaluate_run
 from jaxreflow.evaluation.monitor import action_units, make_error_step, root_errors
 from jaxreflow.evaluation.table import format_report
 from jaxreflow.loop import Cadence, fit, mean_scores
@@ -117,8 +116,7 @@ def run(config: RunConfig) -> None:
     features = open_run_features(config, checkpoint, dataset)
     data = split_data(dataset, checkpoint.policy, checkpoint.load_transforms(), config, features)
     log_data(dataset, data)
-    if isinstance(config, ReflowConfig) and config.report and config.early_task and data.held_out:
-        early_positions(data.held_out, config.early_task, 1)  # Names the tasks now if there is none of this name.
+    check_early_task(config, data.held_out)
 
     # ---- the update: what is trained, by which loss and optimizer
     weights = split_weights(config, checkpoint, mesh)

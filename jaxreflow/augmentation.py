@@ -34,7 +34,7 @@ class ImageTransformsConfig:
     enable: bool = False
     """Change the images of every training batch; held-out images stay as they are."""
     max_num_transforms: int = 3
-    """How many of the six are applied to an image."""
+    """How many of the six are applied to an image; as many as have a weight if it is more, as in LeRobot."""
     random_order: bool = False
     """Apply them in the order in which they were drawn, not as listed here."""
     weights: tuple[float, float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)

@@ -29,6 +29,7 @@ from jaxreflow.data.features import camera_map, check_vision_frozen
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.packed_frames import FOLDER
 from jaxreflow.errors import ConfigError
+from jaxreflow.evaluate import check_early_task
 from jaxreflow.lora import adapter_shapes
 from jaxreflow.optimizer import fitted_lengths
 from jaxreflow.pretrained import Checkpoint
@@ -82,6 +83,7 @@ def describe(config: RunConfig) -> Facts:
             config, num_workers=0, dataset=dataclasses.replace(config.dataset, cache_frames=0.0)
         )
         data = split_data(dataset, checkpoint.policy, checkpoint.load_transforms(), light, features)
+        check_early_task(config, data.held_out)
         weights = weight_shapes(config, checkpoint)
         if features is not None:
             check_vision_frozen(weights.start)

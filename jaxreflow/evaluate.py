@@ -30,7 +30,7 @@ from jaxreflow.data.loader import TrainingSource
 from jaxreflow.errors import ConfigError, DatasetError
 from jaxreflow.evaluation.checks import Thresholds
 from jaxreflow.evaluation.consistency import find_run, last_update
-from jaxreflow.evaluation.frames import ALL, EARLY, frame_sets, pick
+from jaxreflow.evaluation.frames import ALL, EARLY, early_positions, frame_sets, pick
 from jaxreflow.evaluation.latency import device_name
 from jaxreflow.evaluation.measure import Training, measure
 from jaxreflow.evaluation.page import render_page
@@ -63,6 +63,12 @@ class DatasetFlags:
     """Of --dataset.repo-id: a commit, tag or branch (default: main)."""
     episodes: tuple[int, ...] | None = None
     """Episodes to measure on (default: of the run's dataset those that it held out, of another all)."""
+
+
+def check_early_task(config: RunConfig, held_out: TrainingSource | None) -> None:
+    """DatasetError, with the tasks that there are, if the report at a run's end would find no episode of its `early_task`."""
+    if isinstance(config, ReflowConfig) and config.report and config.early_task and held_out:
+        early_positions(held_out, config.early_task, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

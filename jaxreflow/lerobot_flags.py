@@ -76,6 +76,8 @@ INSTEAD = {
     "--tolerance-s": "timestamps are checked with LeRobot's own tolerance, 1e-4 s",
     "--use-rabc": "all frames weigh the same",
     "--rabc-": "all frames weigh the same",
+    "--dataset.image-transforms.tfs.": "each transform has its range, such as --dataset.image-transforms.brightness 0.8 1.2, and "
+    "--dataset.image-transforms.weights are for all six",
     "--dataset.use-imagenet-stats": "SmolVLA does not normalise images; --stats-from replaces a policy's statistics",
     "--dataset.video-backend": "videos are decoded by PyAV",
     "--dataset.streaming": "a dataset is read from disk; gs:// and s3:// folders are fetched once",
@@ -85,7 +87,16 @@ INSTEAD = {
 def to_ours(flags: Sequence[Flag], options: Mapping[str, Any]) -> list[Flag]:
     """LeRobot's options as those of a run whose options are `options`; ConfigError says what to do instead of the others."""
     push = not any(flag.name == "--policy.push-to-hub" and _is_off(flag) for flag in flags)
-    return [ours for flag in flags for ours in _to_ours(flag, options, push)]
+    ours: list[Flag] = []
+    refused: list[str] = []
+    for flag in flags:
+        try:
+            ours += _to_ours(flag, options, push)
+        except ConfigError as error:
+            refused.append(str(error))
+    if refused:
+        raise ConfigError("\n".join(refused))
+    return ours
 
 
 def _to_ours(flag: Flag, options: Mapping[str, Any], push: bool) -> list[Flag]:

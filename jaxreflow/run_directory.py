@@ -71,6 +71,8 @@ def read_config(cls: type[T], path: AnyPath) -> T:
     Raises:
         ConfigError: the file is missing or damaged, or of another kind of run.
     """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; expected a run in {path.parent} to continue: see --output-dir")
     try:
         return _from_json(cls, parse_json(path.read_text()))
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -15,6 +15,7 @@ from jaxreflow.lerobot_flags import INSTEAD, RENAMED, to_ours
 from jaxreflow.option_types import field_docs
 from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.run_flags import SECTIONS, read_settings
+from jaxreflow.sim import __main__ as sim
 
 DATA = ["--dataset.root", "DATA"]
 
@@ -119,6 +120,12 @@ def test_nothing_is_proposed_where_nothing_is_near(capsys):
     error = capsys.readouterr().err
     assert "--xyzzy: there is no such option\n`example --help`" in error
     assert "Traceback" not in error
+
+
+def test_a_word_that_is_no_command_of_the_simulation_is_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        sim.main(["recrd", "--episodes", "3"])
+    assert "expected options, or `record` before them, found recrd" in capsys.readouterr().err
 
 
 def test_commands_are_chosen_by_name(capsys):
@@ -274,6 +281,11 @@ def test_what_is_wrong_or_missing_ends_with_exit_code_2(capsys):
         with pytest.raises(SystemExit, match="2"):
             settings("reflow", *words)
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        settings("reflow", "--job_name=x", "--env.type=metaworld")
+    errors = capsys.readouterr().err
+    assert "--job-name is an option" in errors
+    assert "--env.type is an option" in errors
     with pytest.raises(SystemExit, match="2"):
         read_settings(train.CONFIGS / "reflow.py", ["--teacher.path=P"])
     assert "--output-dir is missing" in capsys.readouterr().err

@@ -106,6 +106,8 @@ def test_a_reflow_run_is_described_and_nothing_is_written(
     found = sizes[0].temp_size_in_bytes + sizes[0].output_size_in_bytes - sizes[0].alias_size_in_bytes
     assert needed == pytest.approx(found / 2**20, rel=0.02)
     assert together == pytest.approx(sum(parts.values()) + needed, rel=0.02)
+    assert train.main(["reflow", *flags, "--dry-run", "--early-task", "nonsense"]) == 1
+    assert "--early-task 'nonsense': no held-out episode has this task" in capsys.readouterr().err
     assert not run.exists()
     assert not list(temporary.iterdir())
     assert sorted(TEACHER.rglob("*")) == before

@@ -233,6 +233,8 @@ def test_resume_refuses_other_settings_and_other_weights(
     assert train.main([*resume, "--dataset.root", str(tmp_path)]) == 1
     assert train.main(["finetune", "--output-dir", str(student_run), "--resume"]) == 1
     assert "expected the settings of a `FinetuneConfig` run" in capsys.readouterr().err
+    assert train.main(["reflow", "--output-dir", str(tmp_path / "nothing"), "--resume"]) == 1
+    assert "no such file; expected a run in" in capsys.readouterr().err
 
 
 def test_directories_are_never_overwritten(student_run: Path, teacher: Path, tmp_path: Path, capsys) -> None:

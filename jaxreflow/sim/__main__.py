@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from jaxreflow.command_line import parse, run
+from jaxreflow.command_line import parse, run, usage_error
 from jaxreflow.sim import evaluate as evaluation
 from jaxreflow.sim import record as recording
 
@@ -16,6 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(args: list[str]) -> int:
+    if args and args[0] != "record" and not args[0].startswith("-"):
+        usage_error("python -m jaxreflow.sim", f"expected options, or `record` before them, found {args[0]}")
     if args[:1] == ["record"]:
         prog, about = "python -m jaxreflow.sim record", recording.__doc__ or ""
         recording.record(parse(recording.RecordConfig, args[1:], prog=prog, about=about))

@@ -27,7 +27,7 @@ class EnvOptions:
     """How an environment is set up; must be the same for a policy's data and its evaluation."""
 
     render: Literal["fast", "stock"] = "fast"
-    """fast: no shadows, `--size` pixels; stock: LeRobot's own pictures, 480 x 480 with shadows, which is slower."""
+    """fast: no shadows, `--options.size` pixels; stock: LeRobot's own pictures, 480 x 480 with shadows, which is slower."""
     size: int = 96
     """Width and height of fast pictures."""
     max_steps: int = 200
