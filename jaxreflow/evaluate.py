@@ -25,6 +25,7 @@ import numpy as np
 from jaxreflow.checkpoint import newest_policy
 from jaxreflow.command_line import parse, run
 from jaxreflow.compilation import use_compilation_cache
+from jaxreflow.data.features import check_serves
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.loader import TrainingSource
 from jaxreflow.errors import ConfigError, DatasetError
@@ -132,7 +133,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     student = _open(str(student_dir), basis, dataset) if student_dir else None
     if student is not None:
         check_comparable(teacher, student)
-    source = _source(basis, teacher, dataset)
+    source = _source(basis, teacher, student, dataset)
     first = make_subject("teacher", teacher.load_params(), teacher.config)
     subjects = [first]
     if student is not None:
@@ -230,8 +231,12 @@ def check_comparable(teacher: Checkpoint, student: Checkpoint) -> None:
             )
 
 
-def _source(basis: RunConfig, teacher: Checkpoint, dataset: LeRobotDataset) -> TrainingSource:
+def _source(
+    basis: RunConfig, teacher: Checkpoint, student: Checkpoint | None, dataset: LeRobotDataset
+) -> TrainingSource:
     features = open_run_features(basis, teacher, dataset)
+    if features is not None and student is not None:
+        check_serves(features, student, dataset)
     data = split_data(dataset, teacher.policy, teacher.load_transforms(), basis, features)
     source = data.held_out or data.train
     if not len(source):

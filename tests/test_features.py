@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import train
+from jaxreflow import evaluate
 from jaxreflow.config import ModelConfig
 from jaxreflow.data import features
 from jaxreflow.data.feature_cache import MANIFEST, FeatureCache, read_manifest
@@ -35,7 +36,8 @@ FRAMES = sum(LENGTHS)
 
 @pytest.fixture(autouse=True)
 def _no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "use_compilation_cache", lambda: None)
+    for program in (train, evaluate):
+        monkeypatch.setattr(program, "use_compilation_cache", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +290,18 @@ def test_trained_tower_is_refused(made: SimpleNamespace, tmp_path: Path, capsys:
     assert finetune(made, tmp_path / "tower", *full, "--policy.freeze-vision-encoder", "False") == 1
     assert "found vision_model and connector among" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_student_that_sees_differently_is_not_measured_on_the_teachers_tokens(
+    made: SimpleNamespace, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = other_weights(checkpoint, part="connector", folder=tmp_path).directory
+    sides = ["--teacher", str(checkpoint.directory), "--student", str(student), "--dataset.root", str(made.root)]
+    assert evaluate.main([*sides, "--features", str(made.cache.root), "--out", str(tmp_path / "report")]) == 1
+    message = capsys.readouterr().err
+    assert f"not the image tokens of {student}: weights: expected" in message
+    assert "leave it out" in message
+    assert not (tmp_path / "report").exists()
 
 
 def test_command_line(made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

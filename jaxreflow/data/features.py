@@ -282,6 +282,16 @@ def open_features(
         raise DatasetError(f"--dataset.features {error}; {advice(shlex.quote(str(root)))}, which goes on") from error
 
 
+def check_serves(cache: FeatureCache, checkpoint: Checkpoint, dataset: LeRobotDataset) -> None:
+    """DatasetError if the cache of one policy does not hold the image tokens of another."""
+    changed = differences(feature_parts(checkpoint, dataset), cache.manifest.parts)
+    if changed:
+        raise DatasetError(
+            f"--features {cache.root}: not the image tokens of {checkpoint.directory}: {'; '.join(changed)}; leave it out: "
+            "policies that see differently are measured on the frames themselves"
+        )
+
+
 def check_vision_frozen(trained: Params) -> None:
     """ConfigError if what feature caches are made with is among the trained parameters."""
     moving = [name for name in VISION_PARAMS if name in trained]
