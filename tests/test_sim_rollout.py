@@ -1,14 +1,20 @@
 """Rollouts in a toy environment: chunks, the order of seeds, and independence of the number of environments."""
 
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from jaxreflow.errors import ConfigError
+from jaxreflow.policy import SmolVLAPolicy
+from jaxreflow.sim import environment
 from jaxreflow.sim.environment import ActionChunks, EnvOptions, parse_env, policy_observation
+from jaxreflow.sim.results import Result
 from jaxreflow.sim.rollout import episode_noise, rollout
+from jaxreflow.sim.video import replay
 from tests.point_env import PointEnv
 
 CHUNK, WIDTH = 5, 3
@@ -84,6 +90,42 @@ def test_observations_get_the_names_that_policies_know() -> None:
     assert list(one) == ["observation.image", "observation.state", "task"]
     two = policy_observation({"pixels": {"top": image, "wrist": image}, "agent_pos": np.zeros((1, 4))}, "Wait")
     assert list(two)[:2] == ["observation.images.top", "observation.images.wrist"]
+
+
+class TwoCameras(PointEnv):
+    """Seen by two cameras; made as the environments of the product are."""
+
+    def __init__(self, task: str, render: str, size: int, max_steps: int) -> None:
+        super().__init__(max_steps)
+        del task, render, size
+
+    def _observe(self) -> dict[str, Any]:
+        observation = super()._observe()
+        front = observation["pixels"]
+        return {**observation, "pixels": {"front": front, "wrist": front + 9}}
+
+
+def test_replay_shows_all_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(environment.ENVIRONMENTS, "point", "tests.test_sim_rollout:TwoCameras")
+    seen = []
+
+    def predict(observation: dict[str, Any], noise: Any, num_steps: int) -> np.ndarray:
+        seen.append((sorted(observation), num_steps))
+        return act({**observation, "task": observation["task"]}, noise)
+
+    policy = Mock(SmolVLAPolicy, predict_action_chunk=predict)
+    policy.config = SimpleNamespace(chunk_size=CHUNK, max_action_dim=WIDTH)
+    result = Result(
+        policy="point", sha256="", num_steps=2, n_action_steps=3, env="point", task="any",
+        options={"render": "fast", "size": 2, "max_steps": 20}, seed=50, episodes=1, success=(0,), steps=(20,),
+    )  # fmt: skip
+    frames, success = replay(result, policy, 50, None)
+    alone = run(1, range(50, 51))
+    assert (len(frames) - 1, success) == (alone.steps[0], alone.success[0])
+    assert {frame.shape for frame in frames} == {(2, 4, 3)}
+    assert [frames[0][0, column, 0] for column in (0, 3)] == [0, 9]
+    cameras = ["observation.images.front", "observation.images.wrist", "observation.state", "task"]
+    assert seen == [(cameras, 2)] * alone.queries[0]
 
 
 @pytest.mark.parametrize("spec", ["metaworld", "metaworld:", "metaworld:a,,b", "nowhere:a"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
@@ -45,22 +47,28 @@ def replay(
         task = instruction or env.get_wrapper_attr("task_description")
         shape = (policy.config.chunk_size, policy.config.max_action_dim)
         observation, _ = env.reset(seed=seed)
-        frames, ended, success, query = [observation["pixels"]], False, False, 0
+        frames, ended, success, query = [_picture(observation)], False, False, 0
         while not ended:
             noise = episode_noise(np.array([seed]), np.array([query]), shape)
-            seen = policy_observation({k: v[None] for k, v in observation.items()}, [task])
+            seen = policy_observation(jax.tree.map(lambda value: value[None], observation), [task])
             query += 1
             for action in policy.predict_action_chunk(seen, noise, num_steps=result.num_steps)[
                 0, : result.n_action_steps
             ]:
                 observation, _, terminated, truncated, info = env.step(action)
-                frames.append(observation["pixels"])
+                frames.append(_picture(observation))
                 ended, success = terminated or truncated, bool(info["is_success"])
                 if ended:
                     break
         return frames, success
     finally:
         env.close()
+
+
+def _picture(observation: Mapping[str, Any]) -> UInt8[np.ndarray, "H W 3"]:
+    """What all cameras see, side by side."""
+    pixels = observation["pixels"]
+    return np.concatenate(list(pixels.values()), axis=1) if isinstance(pixels, Mapping) else pixels
 
 
 def write_video(path: Path, frames: Sequence[UInt8[np.ndarray, "H W 3"]]) -> None:
