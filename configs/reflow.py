@@ -9,7 +9,7 @@ but for the last:
 - half of the times t exactly 1, where a one-step student is evaluated, the others by a density as e^4t: .142, with the
   others U-shaped .150, with LeRobot's Beta law for all .163;
 - Muon at 2e-3: .142, AdamW .152; at 1e-3 they hardly differ (.152, .154);
-- pseudo-Huber: .138 (mean of three seeds), mean squared error .143.
+- pseudo-Huber: .138 (mean of three seeds), mean squared error .142.
 
 Not from there: the learning rate is LeRobot's for SmolVLA, and each observation gets four noises, which share its pass through
 the VLM: an update takes 1.5 times as long as with one (docs/benchmarks.md). On the small model, where that pass is cheap, one

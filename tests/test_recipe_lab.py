@@ -9,29 +9,61 @@ import numpy as np
 import pytest
 import tyro
 
+from benchmarks.recipe.__main__ import RecipeConfig
 from benchmarks.recipe.lab import SMOKE, Lab, side_by_side
-from benchmarks.recipe.sides import ways
-from benchmarks.recipe.variants import DEFAULT, EQUAL_TIME, ROUNDS, SCREENED, shortened
-from benchmarks.recipe.write_up import fidelity_table, write_up
+from benchmarks.recipe.sides import BOTH, LEFT, NEITHER, RIGHT, Drawn, ways
+from benchmarks.recipe.variants import (
+    CAPACITY,
+    DEFAULT,
+    EQUAL_TIME,
+    LENGTHS,
+    LONG,
+    NOISE_BIASED_MIDDLE,
+    ROUNDS,
+    SCREENED,
+    shortened,
+)
+from benchmarks.recipe.write_up import fidelity_table, length_table, write_up
 from configs import metaworld
 from jaxreflow.errors import ConfigError, TrainingError
 from jaxreflow.run_config import ReflowConfig
 
 
-def test_chunks_go_to_the_side_that_they_reach_first_and_only() -> None:
+def test_chunks_go_to_the_sides_that_they_reach() -> None:
     chunks = np.zeros((4, 50, 4), np.float32)
     chunks[0, :, 0] = -0.5  # 25 cm to the left
     chunks[1, :20, 0] = 1.0  # 20 cm to the right
     chunks[2, :, 0] = 0.2  # 10 cm: not aside
     chunks[3, :10, 0] = 9.0  # clipped to 1: 10 cm
-    assert ways(chunks, 0.0) == pytest.approx((0.25, 0.25, 0.5))
-    assert ways(chunks[2:], 0.03) == pytest.approx((0.0, 1.0, 0.0))
+    assert ways(chunks, 0.0).tolist() == [LEFT, RIGHT, NEITHER, NEITHER]
+    assert ways(chunks[2:], 0.03).tolist() == [RIGHT, RIGHT]
+    chunks[1, 20:, 0] = -1.0  # 20 cm to the right, then back and 10 cm to the left
+    assert ways(chunks[:2], -0.03).tolist() == [LEFT, BOTH]
 
 
-def test_every_variant_has_a_name_of_its_own() -> None:
-    names = [variant.name for variant in (DEFAULT, *SCREENED, *EQUAL_TIME, *ROUNDS)]
-    assert len(set(names)) == len(names)
-    assert {v.teacher for v in ROUNDS} <= set(names)
+def test_errors_are_told_apart_by_whether_the_chunk_goes_the_teachers_way() -> None:
+    goal = Drawn(np.array([[3.0, 4.0], [0.0, 5.0]]), np.array([LEFT, RIGHT]))
+    own = Drawn(np.array([[3.0, 3.0], [0.0, -1.0]]), np.array([LEFT, NEITHER]))
+    found = own.compare(goal)
+    assert (found["left"], found["right"], found["neither"], found["another_way"]) == (0.5, 0.0, 0.5, 0.5)
+    assert found["another_way_share_of_error"] == pytest.approx(36 / 37)
+    assert found["error"] == pytest.approx((37 / 50) ** 0.5)
+    assert found["same_way_error"] == pytest.approx(1 / 5)
+    unequal = Drawn(goal.chunks.repeat(20, 0) + np.arange(40)[:, None], goal.ways.repeat(20))
+    worst = unequal.compare(Drawn(goal.chunks.repeat(20, 0), unequal.ways))["worst_twentieth_share_of_error"]
+    assert worst == pytest.approx((39**2 + 38**2) / sum(i**2 for i in range(40)))
+    same = Drawn.join([goal, goal]).compare(Drawn.join([goal, goal]))
+    assert Drawn(own.chunks[1:], own.ways[1:]).compare(Drawn(goal.chunks[1:], goal.ways[1:]))["same_way_error"] == 0.0
+    assert (same["another_way"], same["another_way_share_of_error"], same["error"]) == (0.0, 0.0, 0.0)
+
+
+EVERY = (DEFAULT, *SCREENED, *EQUAL_TIME, *ROUNDS, *LENGTHS, LONG, *CAPACITY)
+
+
+def test_variants_of_one_name_are_the_same_run() -> None:
+    flags: dict[str, tuple[str, ...]] = {}
+    assert all(flags.setdefault(variant.name, variant.flags) == variant.flags for variant in EVERY)
+    assert {v.teacher for v in ROUNDS} <= set(flags)
 
 
 def test_short_runs_learn_from_short_runs() -> None:
@@ -43,13 +75,13 @@ def test_short_runs_learn_from_short_runs() -> None:
 
 
 def test_every_flag_of_a_variant_is_one_of_the_training() -> None:
-    for variant in (DEFAULT, *SCREENED, *EQUAL_TIME, *ROUNDS):
+    for variant in EVERY:
         flags = tyro.cli(ReflowConfig, args=[*variant.flags], default=metaworld.config)
         assert (flags == metaworld.config) == (not variant.flags), variant.name
 
 
 def make_lab(path: Path) -> Lab:
-    return Lab(path / "root", path / "docs" / "results", SMOKE)
+    return Lab(path / "root", SMOKE)
 
 
 def write_report(lab: Lab, name: str, error: float) -> None:
@@ -81,8 +113,31 @@ def test_page_gets_the_tables_that_there_are_and_keeps_its_text(tmp_path: Path, 
     assert "old" not in text
     assert "<!-- end of fidelity -->\n\nAfter." in text
     assert "closed loop" not in text
+    assert (page.parent / "results" / "default" / "report.json").read_bytes() == (
+        lab.results / "default" / "report.json"
+    ).read_bytes()
     write_up(page.parent, lab)
     assert page.read_text() == text
+
+
+def test_table_waits_for_all_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lab = make_lab(tmp_path)
+    for variant in (NOISE_BIASED_MIDDLE, *LENGTHS[:-1]):
+        write_report(lab, variant.name, 0.2)
+    assert length_table(lab) is None
+    assert "length_8000 is missing" in capsys.readouterr().out
+    write_report(lab, LENGTHS[-1].name, 0.1)
+    table = str(length_table(lab))
+    assert "| length | 8,000 updates | 0.100 [0.090, 0.110] |" in table
+    assert "48,000" not in table
+    assert table.splitlines()[2].startswith("| baseline | the teacher itself | 0.200 [0.190, 0.210] |")
+    write_report(lab, LONG.name, 0.08)
+    assert "| length | 48,000 updates | 0.080 [0.070, 0.090] |" in str(length_table(lab))
+
+
+def test_unknown_variants_are_not_confirmed() -> None:
+    with pytest.raises(ConfigError, match=r"--confirmed: expected names .*, found \['pseudo-huber'\]"):
+        RecipeConfig(confirmed=("pseudo-huber", "batch_8"))
 
 
 def test_nothing_measured_makes_no_table(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
     python -m benchmarks.recipe                        # everything; what is there is not made again
     python -m benchmarks.recipe --parts core           # data, teacher, default student, baselines
     python -m benchmarks.recipe --jobs 4               # the short runs of the screening four at a time
-    python -m benchmarks.recipe --parts core --smoke   # the same with next to no data, and figures that mean nothing
+    python -m benchmarks.recipe --smoke                # the same with next to no data; figures that mean nothing, in build/smoke
 
 Every step is a command that is printed before it runs and that could be given by hand; its output goes to ROOT/logs.
 """
@@ -15,14 +15,18 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from benchmarks.recipe.lab import FULL, SMOKE, Lab, side_by_side
+from benchmarks.recipe.lab import FULL, SIDES, SMOKE, Lab, Scale, side_by_side
 from benchmarks.recipe.variants import (
+    CAPACITY,
     DEFAULT,
     EQUAL_TIME,
+    GROUPED,
+    LENGTHS,
     LONG,
     NOISE_BIASED,
+    NOISE_BIASED_MIDDLE,
     REAL_SHARE,
     ROUNDS,
     SCREENED,
@@ -34,19 +38,22 @@ from benchmarks.recipe.variants import (
 from benchmarks.recipe.write_up import write_up
 from jaxreflow.command_line import parse
 from jaxreflow.command_line import run as run_command
+from jaxreflow.errors import ConfigError
 
-Part = Literal["core", "long", "screen", "confirm", "rounds"]
+Part = Literal["core", "long", "screen", "confirm", "rounds", "length", "capacity"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclasses.dataclass(frozen=True)
 class RecipeConfig:
     """The experiments behind docs/results.md."""
 
-    parts: tuple[Part, ...] = ("core", "long", "screen", "confirm", "rounds")
-    """core: the tables of the default and the baselines; long: a student of three times as many updates in them; screen: one
-    change at a time; confirm: three seeds; rounds: k = 2, 3."""
+    parts: tuple[Part, ...] = PARTS
+    """core: the tables of the default and the baselines; long: adds to them a student of three times as many updates; screen: one
+    change at a time; confirm: three seeds; rounds: k = 2, 3; length: more and more updates; capacity: fewer and more trained
+    parameters."""
     root: Path = Path("runs/metaworld")
-    """Where data, runs and logs lie."""
+    """Where data, runs, their reports and logs lie."""
     out: Path = Path("docs")
     """Where results.md, results/ and images/ lie."""
     confirmed: tuple[str, ...] = ("pseudo_huber", "no_ema")
@@ -54,21 +61,27 @@ class RecipeConfig:
     jobs: int = 1
     """Short runs at the same time, each on its share of the CPU's cores."""
     smoke: bool = False
-    """Runs every step with next to no data and updates, to see that it runs."""
+    """Runs every step with next to no data and updates, to see that it runs; --root and --out then lie below build/smoke."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.confirmed) - {variant.name for variant in (*SCREENED, *EQUAL_TIME)}
+        if unknown:
+            raise ConfigError(f"--confirmed: expected names of benchmarks/recipe/variants.py, found {sorted(unknown)}")
 
 
 def run(config: RecipeConfig) -> None:
     """Makes what is missing and writes the results."""
-    lab = Lab(config.root, config.out / "results", SMOKE if config.smoke else FULL)
+    base = Path("build/smoke") if config.smoke else Path()
+    lab = Lab(base / config.root, SMOKE if config.smoke else FULL)
     lab.prepare()
     if "core" in config.parts:
         _core(lab)
     if "long" in config.parts:
         _long(lab)
-    for part, chains in _short_runs(config.confirmed).items():
+    for part, chains in _short_runs(lab.scale, config.confirmed).items():
         if part in config.parts:
-            side_by_side(config.jobs, [functools.partial(_train_short, lab, chain) for chain in chains])
-    write_up(config.out, lab)
+            side_by_side(config.jobs, [functools.partial(_train_and_measure, lab, chain) for chain in chains])
+    write_up(base / config.out, lab)
 
 
 def _core(lab: Lab) -> None:
@@ -76,33 +89,39 @@ def _core(lab: Lab) -> None:
         lab.train(variant)
     lab.evaluate(DEFAULT, num_steps=(10, 4, 2, 1), repeats=100)  # With latencies: this is also the example of a report.
     lab.evaluate(NOISE_BIASED)
-    lab.measure_sides("sides.json", [DEFAULT, NOISE_BIASED])
+    lab.measure_sides(SIDES[0], [DEFAULT, NOISE_BIASED])
     lab.close_loop([DEFAULT, NOISE_BIASED])
 
 
 def _long(lab: Lab) -> None:
     lab.train(LONG)
     lab.evaluate(LONG)
-    lab.measure_sides("sides_long.json", [LONG])
+    lab.measure_sides(SIDES[1], [LONG])
     lab.close_loop([LONG])
 
 
-def _short_runs(confirmed: tuple[str, ...]) -> dict[Part, list[tuple[Variant, ...]]]:
+def _short_runs(scale: Scale, confirmed: tuple[str, ...]) -> dict[Part, list[tuple[Variant, ...]]]:
     """What the parts train for their tables; those that wait for each other stand together."""
-    finalists = (DEFAULT, *(variant for variant in SCREENED if variant.name in confirmed))
+
+    def short(*variants: Variant) -> tuple[Variant, ...]:
+        """For as many updates as all that are compared with them, or for as long."""
+        updates = scale.equal_time_updates
+        return tuple(shortened(variant, updates.get(variant.name, scale.screening_updates)) for variant in variants)
+
+    finalists = (DEFAULT, *(variant for variant in (*SCREENED, *EQUAL_TIME) if variant.name in confirmed))
     return {
-        "screen": [(variant,) for variant in (DEFAULT, *SCREENED, *EQUAL_TIME)],
-        "confirm": [(seeded(variant, seed),) for variant in finalists for seed in SEEDS],
-        "rounds": [(DEFAULT, *ROUNDS[:2]), (REAL_SHARE, *ROUNDS[2:])],
+        "screen": [short(variant) for variant in (NOISE_BIASED, DEFAULT, *SCREENED, *EQUAL_TIME)],
+        "confirm": [short(seeded(variant, seed)) for variant in finalists for seed in SEEDS],
+        "rounds": [short(DEFAULT, *ROUNDS[:2]), short(GROUPED, *ROUNDS[2:4]), short(REAL_SHARE, *ROUNDS[4:])],
+        "length": [(variant,) for variant in (NOISE_BIASED_MIDDLE, *LENGTHS)],
+        "capacity": [(variant,) for variant in (NOISE_BIASED_MIDDLE, *CAPACITY)],
     }
 
 
-def _train_short(lab: Lab, variants: Sequence[Variant]) -> None:
-    """Trains and measures each in turn, for as many updates as all that are compared with it, or for as long."""
+def _train_and_measure(lab: Lab, variants: Sequence[Variant]) -> None:
     for variant in variants:
-        own = shortened(variant, lab.scale.equal_time_updates.get(variant.name, lab.scale.screening_updates))
-        lab.train(own)
-        lab.evaluate_short(own)
+        lab.train(variant)
+        lab.evaluate_short(variant)
 
 
 def main() -> int:

@@ -17,6 +17,9 @@ from jaxreflow.errors import ConfigError, TrainingError
 
 TASKS = ("wall-detour", "button-press-topdown-v3", "handle-press-v3", "drawer-close-v3")
 ENV = "metaworld:" + ",".join(TASKS)
+# Files of a lab's results: the ways round the wall of the default and of the longer student, and success in closed loop.
+SIDES = ("sides.json", "sides_long.json")
+CLOSED_LOOP = "closed_loop.jsonl"
 EARLY_TASK = "Bypass a wall and reach a goal"
 # Layouts of the demonstrations, of the episodes on which students are measured, and of the closed loop are drawn far apart.
 DATA_SEED, HELD_OUT_SEED, CLOSED_LOOP_SEED = 1_000, 50_000, 100_000
@@ -48,11 +51,15 @@ SMOKE = Scale((3, 2, 2, 2), (2, 1, 1, 1), 20, 10, 4, dict.fromkeys(EQUAL, 4), 2,
 
 @dataclasses.dataclass(frozen=True)
 class Lab:
-    """Where everything lies: `root` for what can be made again, `results` for what is kept."""
+    """Where everything lies: below `root`."""
 
     root: Path
-    results: Path
     scale: Scale
+
+    @property
+    def results(self) -> Path:
+        """Reports and closed loops, beside the policies that they are of."""
+        return self.root / "results"
 
     @property
     def teacher(self) -> Path:
@@ -92,14 +99,18 @@ class Lab:
             teacher,
             "--dataset.root",
             self.root / "data",
-            "--dataset.features",
-            self.root / "features",
+            *self._images(variant),
             *(() if variant.config == "metaworld_biased" else ("--no-report",)),
             *variant.flags,
             *updates,
             "--output-dir",
             self.root / "students" / variant.name,
         )
+
+    def _images(self, variant: Variant) -> tuple[str | Path, ...]:
+        if variant.cached:
+            return "--dataset.features", self.root / "features"
+        return "--dataset.features", "None", "--dataset.cache-frames", "4"
 
     def evaluate(
         self, variant: Variant, num_steps: Sequence[int] = (10, 2, 1), repeats: int = 0, draws: int | None = None
@@ -111,7 +122,8 @@ class Lab:
             out / "report.json",
             *("-m", "jaxreflow.evaluate"),
             *("--teacher", str(self.teacher), "--student", str(self.student(variant.name))),
-            *("--dataset.root", str(self.root / "held_out"), "--features", str(self.root / "held_out_features")),
+            *("--dataset.root", str(self.root / "held_out")),
+            *(("--features", str(self.root / "held_out_features")) if variant.cached else ()),
             *("--out", str(out)),
             *("--early-task", EARLY_TASK, "--frames", str(scale.frames), "--draws", str(draws or scale.draws)),
             *("--num-steps", *map(str, num_steps), "--repeats", str(repeats)),
@@ -142,7 +154,7 @@ class Lab:
             *("-m", "jaxreflow.sim", "--policy", *(str(path) for path, _ in policies)),
             *("--num-steps", *(str(steps) for _, steps in policies), "--n-action-steps", "10", "50"),
             *("--env", ENV, "--episodes", str(self.scale.episodes), "--seed", str(CLOSED_LOOP_SEED)),
-            *("--out", str(self.results / "closed_loop.jsonl")),
+            *("--out", str(self.results / CLOSED_LOOP)),
         )
 
     def _train(self, name: str, config: str, *flags: str | Path) -> None:

@@ -3,7 +3,8 @@
     python -m benchmarks.recipe.sides --policy TEACHER STUDENT --dataset DIR --out sides.json
 
 A chunk goes to a side if its actions, summed up from where the hand is, lead 12 cm to that side of the wall's middle. The first
-policy's ten-step sampler is what the others are compared with.
+policy's sampler with the most steps is what the others are compared with, from the same noise: how many chunks go another way than
+the teacher's, and how much of the squared error they make up.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from benchmarks.recipe.lab import EARLY_TASK
 from jaxreflow.command_line import parse, run
@@ -31,11 +33,12 @@ from jaxreflow.run_data import split_data
 # Meta-World's hand moves a centimetre for an action of 1.
 METRES_PER_ACTION = 0.01
 ASIDE = 0.12
+NEITHER, LEFT, RIGHT, BOTH = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
 class SidesConfig:
-    """Counts the ways round the wall."""
+    """Counts the ways round the wall, and the errors of chunks that go another way than the teacher's."""
 
     policy: tuple[Path, ...]
     """Policies, the teacher first."""
@@ -53,40 +56,81 @@ class SidesConfig:
     """Of the noise."""
 
 
-def ways(chunks: Float[np.ndarray, "n C D"], start: float) -> tuple[float, float, float]:
-    """Shares of chunks, in the dataset's units, that go left, right and neither way from x = `start` in metres."""
+def ways(chunks: Float[np.ndarray, "n C D"], start: float) -> Int[np.ndarray, " n"]:
+    """NEITHER, LEFT, RIGHT or BOTH for each chunk in the dataset's units, from x = `start` in metres."""
     paths = start + METRES_PER_ACTION * np.cumsum(np.clip(chunks[..., 0], -1.0, 1.0), axis=1)
     left, right = (paths <= -ASIDE).any(1), (paths >= ASIDE).any(1)
-    return float(np.mean(left & ~right)), float(np.mean(right & ~left)), float(np.mean(~left & ~right))
+    return np.select([left & right, left, right], [BOTH, LEFT, RIGHT], NEITHER)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Chunks of one policy at one step count, normalised, and their ways."""
+
+    chunks: Float[np.ndarray, "n d"]
+    ways: Int[np.ndarray, " n"]
+
+    @classmethod
+    def join(cls, parts: Sequence[Drawn]) -> Drawn:
+        """Those of several frames together."""
+        return cls(np.concatenate([part.chunks for part in parts]), np.concatenate([part.ways for part in parts]))
+
+    def compare(self, goal: Drawn) -> dict[str, float]:
+        """Shares of the ways; of chunks that go another way than the teacher's, and what of the squared error is theirs and the worst
+        twentieth's; relative errors.
+
+        Two chunks that go neither way go the same way.
+        """
+        agrees = self.ways == goal.ways
+        error = np.square(self.chunks - goal.chunks, dtype=np.float64).sum(1)
+        norm = np.square(goal.chunks, dtype=np.float64).sum(1)
+        return {
+            "left": float(np.mean(self.ways == LEFT)),
+            "right": float(np.mean(self.ways == RIGHT)),
+            "neither": float(np.mean(self.ways == NEITHER)),
+            "another_way": float(np.mean(~agrees)),
+            "another_way_share_of_error": _quotient(error[~agrees], error),
+            "worst_twentieth_share_of_error": _quotient(np.sort(error)[-(-19 * len(error) // 20) :], error),
+            "error": _quotient(error, norm) ** 0.5,
+            "same_way_error": _quotient(error[agrees], norm[agrees]) ** 0.5,
+        }
+
+
+def _quotient(part: np.ndarray, whole: np.ndarray) -> float:
+    """Of the sums; 0 of nothing."""
+    return float(part.sum() / whole.sum()) if whole.sum() else 0.0
 
 
 def measure(config: SidesConfig) -> list[dict[str, object]]:
-    """A record per policy and step count: means over frames of the shares."""
+    """A record per policy and step count."""
     dataset = load_dataset(config.dataset)
     opened = [load_checkpoint(path) for path in config.policy]
     transforms = opened[0].load_transforms()
     source = split_data(dataset, opened[0].policy, transforms, ReflowConfig(dataset=DatasetConfig(holdout=0.0))).train
     teacher = make_subject("0", opened[0].load_params(), opened[0].config)
     students = [make_subject(str(i), c.load_params(), c.config, like=teacher) for i, c in enumerate(opened[1:], 1)]
-    reference = Candidate(teacher, config.num_steps[0])
+    reference = Candidate(teacher, max(config.num_steps))
     settings = Settings(num_steps=config.num_steps, draws=config.draws, batch_size=1)
     trial = Trial((teacher, *students), reference, source, transforms, settings)
-    shares: dict[tuple[int, int], list[tuple[float, float, float]]] = {}
-    for part in trial.batches(pick(early_positions(source, EARLY_TASK, 3), config.frames), 1, task="sides"):
+    frames = pick(early_positions(source, EARLY_TASK, 3), config.frames)
+    drawn: dict[tuple[int, int], list[Drawn]] = {}
+    for part in trial.batches(frames, 1, task="sides"):
         start = float(dataset.frame(int(source.frames[part.positions[0]]), ())["observation.state"][0])
         for candidate in trial.policies:
-            drawn = draw_chunks(candidate, part.memories, config.draws, trial.action_dim, config.seed)
-            chunks = transforms.unnormalize_action(drawn.reshape(config.draws, -1, trial.action_dim))
-            shares.setdefault((int(candidate.subject.name), candidate.num_steps), []).append(ways(chunks, start))
+            chunks = draw_chunks(candidate, part.memories, config.draws, trial.action_dim, config.seed)
+            actions = transforms.unnormalize_action(chunks.reshape(config.draws, -1, trial.action_dim))
+            key = int(candidate.subject.name), candidate.num_steps
+            drawn.setdefault(key, []).append(Drawn(chunks, ways(actions, start)))
+    joined = {key: Drawn.join(parts) for key, parts in drawn.items()}
     return [
         {
             "policy": str(config.policy[index]),
             "num_steps": steps,
-            "frames": len(found),
+            "frames": len(frames),
             "draws": config.draws,
-            **dict(zip(("left", "right", "neither"), np.mean(found, axis=0).tolist(), strict=True)),
+            **joined[index, steps].compare(joined[0, reference.num_steps]),
         }
-        for (index, steps), found in sorted(shares.items(), key=lambda item: (item[0][0], -item[0][1]))
+        for index, steps in sorted(joined, key=lambda key: (key[0], -key[1]))
     ]
 
 

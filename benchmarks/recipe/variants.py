@@ -17,6 +17,8 @@ class Variant:
     """The config of `train.py`; metaworld_biased is the fine-tune that has no teacher."""
     teacher: str | None = None
     """Another student that is its teacher; None: the teacher itself."""
+    cached: bool = True
+    """Whether it learns from cached image tokens; not if the vision tower is trained, too."""
 
 
 def _law(name: str, change: str) -> Variant:
@@ -32,6 +34,7 @@ NOISE_BIASED = Variant(
 # As many pairs per update, of fewer observations: a share of an observation's noises can be inverted from its actions.
 _GROUPED = ("--noises", "4", "--batch-size", "4")
 _REAL = (*_GROUPED, "--real-share", "0.25")
+GROUPED = Variant("grouped", "M", "M = 4 of 4 observations, as many pairs", _GROUPED)
 REAL_SHARE = Variant("real_share", "real data", "M = 4 of 4 observations, one of them real", _REAL)
 
 SCREENED = (
@@ -53,14 +56,16 @@ SCREENED = (
     Variant(
         "heun", "teacher's solver", "Heun's method in 5 steps", ("--teacher-solver", "heun", "--teacher-steps", "5")
     ),
-    Variant("grouped", "M", "M = 4 of 4 observations, as many pairs", _GROUPED),
+    GROUPED,
     REAL_SHARE,
 )
 ROUNDS = (
     Variant("round_2", "rounds", "2 rounds", teacher="default"),
     Variant("round_3", "rounds", "3 rounds", teacher="round_2"),
-    Variant("round_2_real", "rounds", "2 rounds, a quarter of the pairs real", _REAL, teacher="real_share"),
-    Variant("round_3_real", "rounds", "3 rounds, a quarter of the pairs real", _REAL, teacher="round_2_real"),
+    Variant("round_2_grouped", "rounds", "2 rounds, M = 4 of 4 observations", _GROUPED, teacher="grouped"),
+    Variant("round_3_grouped", "rounds", "3 rounds, M = 4 of 4 observations", _GROUPED, teacher="round_2_grouped"),
+    Variant("round_2_real", "rounds", "2 rounds, one of four pairs real", _REAL, teacher="real_share"),
+    Variant("round_3_real", "rounds", "3 rounds, one of four pairs real", _REAL, teacher="round_2_real"),
 )
 
 
@@ -82,8 +87,23 @@ def length(updates: int) -> tuple[str, ...]:
     return ("--steps", str(updates), "--optimizer.decay-steps", str(updates))
 
 
-# Three times as long as the default, with the loss that won the screening.
-LONG = Variant("long", "length", "48,000 updates, pseudo-Huber", ("--objective", "pseudo-huber", *length(48_000)))
+# The loss that won the screening, for longer and longer; the last three times as long as the default.
+_HUBER = ("--objective", "pseudo-huber")
+LENGTHS = tuple(
+    Variant(f"length_{n}", "length", f"{n:,} updates", (*_HUBER, *length(n))) for n in (500, 1_000, 2_000, 4_000, 8_000)
+)
+LONG = Variant("long", "length", "48,000 updates", (*_HUBER, *length(48_000)))
+
+# Fewer and more trained parameters; the expert and its projections are what is trained elsewhere.
+_MIDDLE = (*_HUBER, *length(4_000))
+EXPERT = Variant("length_4000", "trained parameters", "the expert and the projections", _MIDDLE)
+CAPACITY = (
+    EXPERT,
+    Variant("lora_4", "trained parameters", "adapters of rank 4 to these", (*_MIDDLE, "--lora.rank", "4")),
+    Variant("lora_16", "trained parameters", "adapters of rank 16 to these", (*_MIDDLE, "--lora.rank", "16")),
+    Variant("everything", "trained parameters", "the VLM, too", (*_MIDDLE, "--trainable", "as-policy"), cached=False),
+)
+NOISE_BIASED_MIDDLE = dataclasses.replace(NOISE_BIASED, name="noise_biased_4000", flags=length(4_000))
 
 
 def shortened(variant: Variant, updates: int) -> Variant:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.recipe.lab import TASKS, Lab
+from benchmarks.recipe.lab import CLOSED_LOOP, SIDES, TASKS, Lab
 from benchmarks.recipe.variants import (
+    CAPACITY,
     DEFAULT,
     EQUAL_TIME,
+    GROUPED,
+    LENGTHS,
     LONG,
     NOISE_BIASED,
+    NOISE_BIASED_MIDDLE,
     REAL_SHARE,
     ROUNDS,
     SCREENED,
@@ -45,13 +51,15 @@ _COLOURS = {
 
 
 def write_up(out: Path, lab: Lab) -> None:
-    """Fills every block of `out`/results.md whose measurements are there; the text around them is kept."""
+    """Fills every block of `out`/results.md whose measurements are all there; other blocks and the text around them are kept."""
     blocks: dict[str, Callable[[Lab], str | None]] = {
         "fidelity": fidelity_table,
         "closed loop": closed_loop_table,
         "screening": screening_table,
         "seeds": seeds_table,
         "rounds": rounds_table,
+        "length": length_table,
+        "capacity": capacity_table,
     }
     page = out / "results.md"
     text = page.read_text(encoding="utf-8") if page.exists() else ""
@@ -65,6 +73,16 @@ def write_up(out: Path, lab: Lab) -> None:
         picture = out / "images" / "closed_loop.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot_closed_loop(results).savefig(picture, dpi=130, facecolor="white")
+    _publish(lab, out / "results")
+
+
+def _publish(lab: Lab, folder: Path) -> None:
+    """Copies of what stands behind the page: the report of the default, the other long runs' figures, the closed loops."""
+    kept = [f"{variant.name}/report.json" for variant in (DEFAULT, LONG, NOISE_BIASED)]
+    for name in (f"{DEFAULT.name}/report.html", *kept, *SIDES, CLOSED_LOOP):
+        if (lab.results / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(lab.results / name, folder / name)
 
 
 def _filled(text: str, name: str, table: str) -> str:
@@ -115,31 +133,60 @@ def closed_loop_table(lab: Lab) -> str | None:
 
 def screening_table(lab: Lab) -> str | None:
     """One change at a time from the default, all for the same number of updates or the same time."""
-    return _variants_table(lab, (DEFAULT, *SCREENED, *EQUAL_TIME))
+    return _variants_table(lab, map(_short, (NOISE_BIASED, DEFAULT, *SCREENED, *EQUAL_TIME)))
 
 
 def seeds_table(lab: Lab) -> str | None:
     """The default and the runners-up with all seeds."""
-    confirmed = [v for v in (DEFAULT, *SCREENED) if _report(lab, short_name(seeded(v, SEEDS[-1]).name)) is not None]
-    return _variants_table(lab, [seeded(variant, seed) for variant in confirmed for seed in SEEDS])
+    confirmed = [
+        variant
+        for variant in (DEFAULT, *SCREENED, *EQUAL_TIME)
+        if all(_report(lab, short_name(seeded(variant, seed).name)) is not None for seed in SEEDS)
+    ]
+    repeated = [seeded(variant, seed) for variant in confirmed for seed in SEEDS]
+    return _variants_table(lab, map(_short, (NOISE_BIASED, *repeated))) if repeated else None
 
 
 def rounds_table(lab: Lab) -> str | None:
     """Repeated reflow, with and without real data."""
-    if _report(lab, short_name(ROUNDS[0].name)) is None:
-        return None
-    return _variants_table(lab, (DEFAULT, *ROUNDS[:2], REAL_SHARE, *ROUNDS[2:]))
+    chains = (DEFAULT, *ROUNDS[:2], GROUPED, *ROUNDS[2:4], REAL_SHARE, *ROUNDS[4:])
+    return _variants_table(lab, map(_short, (NOISE_BIASED, *chains)))
+
+
+def length_table(lab: Lab) -> str | None:
+    """The same student after more and more updates."""
+    longest = [variant for variant in (LONG,) if _report(lab, variant.name) is not None]
+    return _variants_table(lab, (NOISE_BIASED_MIDDLE, *LENGTHS, *longest))
+
+
+def capacity_table(lab: Lab) -> str | None:
+    """Fewer and more trained parameters, for the same number of updates."""
+    return _variants_table(lab, (NOISE_BIASED_MIDDLE, *CAPACITY))
+
+
+def _short(variant: Variant) -> Variant:
+    """The variant under the name of its short run."""
+    return dataclasses.replace(variant, name=short_name(variant.name))
 
 
 def _variants_table(lab: Lab, variants: Iterable[Variant]) -> str | None:
-    rows = []
+    """The teacher as it is, then a row per variant; None, and which is missing, unless all have been measured."""
+    rows: list[list[str]] = []
     for variant in variants:
-        report = _report(lab, short_name(variant.name))
-        if report is not None:
-            errors = [_error(report, "student", steps, frames) for frames in ("all", "early") for steps in (1, 2)]
-            rows.append([variant.group, variant.change, *errors, *_distribution(report, "student", 1)])
+        report = _report(lab, variant.name)
+        if report is None:
+            print(f"{lab.results / variant.name} is missing: a table of docs/results.md is left as it is")
+            return None
+        if not rows:
+            rows.append(["baseline", "the teacher itself", *_few_steps(report, "teacher")])
+        rows.append([variant.group, variant.change, *_few_steps(report, "student")])
     heads = ["", "change", "all frames @1", "@2", "early wall frames @1", "@2", "energy distance @1", "spread kept @1"]
-    return _table(heads, rows) if rows else None
+    return _table(heads, rows)
+
+
+def _few_steps(report: Report, role: str) -> list[str]:
+    errors = [_error(report, role, steps, frames) for frames in ("all", "early") for steps in (1, 2)]
+    return [*errors, *_distribution(report, role, 1)]
 
 
 def plot_closed_loop(results: Sequence[Result]) -> Figure:
@@ -177,7 +224,7 @@ def _report(lab: Lab, name: str) -> Report | None:
 
 
 def _closed_loop(lab: Lab) -> list[Result]:
-    return list(read_results(lab.results / "closed_loop.jsonl"))
+    return list(read_results(lab.results / CLOSED_LOOP))
 
 
 def _role(result: Result) -> str:
@@ -207,7 +254,7 @@ def _distribution(report: Report, role: str, steps: int) -> list[str]:
 
 
 def _neither(lab: Lab, name: str, steps: int) -> str:
-    files = [path for path in (lab.results / "sides.json", lab.results / "sides_long.json") if path.exists()]
+    files = [lab.results / file for file in SIDES if (lab.results / file).exists()]
     records = [record for path in files for record in json.loads(path.read_text(encoding="utf-8"))]
     found = [r["neither"] for r in records if (_variant(r["policy"]), r["num_steps"]) == (name, steps)]
     return f"{found[0]:.3f}" if found else ""
