@@ -76,8 +76,8 @@ class Drawn:
         return cls(np.concatenate([part.chunks for part in parts]), np.concatenate([part.ways for part in parts]))
 
     def compare(self, goal: Drawn) -> dict[str, float]:
-        """Shares of the ways; of chunks that go another way than the teacher's, and what of the squared error is theirs and the worst
-        twentieth's; relative errors.
+        """Shares of the ways; of chunks that go another way than the teacher's; of the squared error that is theirs, and that is the
+        worst twentieth's; relative errors.
 
         Two chunks that go neither way go the same way.
         """
