@@ -76,7 +76,7 @@ class Drawn:
         return cls(np.concatenate([part.chunks for part in parts]), np.concatenate([part.ways for part in parts]))
 
     def compare(self, goal: Drawn) -> dict[str, float]:
-        """Shares of the ways; of chunks that go another way than the teacher's; of the squared error that is theirs, and that is the
+        """Shares of the ways; of chunks that go another way than the teacher's; what of the squared error is theirs, and what the
         worst twentieth's; relative errors.
 
         Two chunks that go neither way go the same way.

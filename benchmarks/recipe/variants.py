@@ -90,20 +90,21 @@ def length(updates: int) -> tuple[str, ...]:
 # The loss that won the screening, for longer and longer; the last three times as long as the default.
 _HUBER = ("--objective", "pseudo-huber")
 LENGTHS = tuple(
-    Variant(f"length_{n}", "length", f"{n:,} updates", (*_HUBER, *length(n))) for n in (500, 1_000, 2_000, 4_000, 8_000)
+    Variant(f"length_{n}", "length", f"{n:,} updates", (*_HUBER, *length(n))) for n in (1_000, 2_000, 4_000, 8_000)
 )
 LONG = Variant("long", "length", "48,000 updates", (*_HUBER, *length(48_000)))
 
 # Fewer and more trained parameters; the expert and its projections are what is trained elsewhere.
-_MIDDLE = (*_HUBER, *length(4_000))
-EXPERT = Variant("length_4000", "trained parameters", "the expert and the projections", _MIDDLE)
+_MIDDLE = length(2_000)
 CAPACITY = (
-    EXPERT,
-    Variant("lora_4", "trained parameters", "adapters of rank 4 to these", (*_MIDDLE, "--lora.rank", "4")),
-    Variant("lora_16", "trained parameters", "adapters of rank 16 to these", (*_MIDDLE, "--lora.rank", "16")),
-    Variant("everything", "trained parameters", "the VLM, too", (*_MIDDLE, "--trainable", "as-policy"), cached=False),
+    Variant("length_2000", "trained parameters", "the expert and the projections", (*_HUBER, *_MIDDLE)),
+    Variant("lora_4", "trained parameters", "adapters of rank 4 to these", (*_HUBER, *_MIDDLE, "--lora.rank", "4")),
+    Variant("lora_16", "trained parameters", "adapters of rank 16 to these", (*_HUBER, *_MIDDLE, "--lora.rank", "16")),
+    Variant(
+        "everything", "trained parameters", "the VLM, too", (*_HUBER, *_MIDDLE, "--trainable", "as-policy"), cached=False
+    ),
 )
-NOISE_BIASED_MIDDLE = dataclasses.replace(NOISE_BIASED, name="noise_biased_4000", flags=length(4_000))
+NOISE_BIASED_MIDDLE = dataclasses.replace(NOISE_BIASED, name="noise_biased_2000", flags=_MIDDLE)
 
 
 def shortened(variant: Variant, updates: int) -> Variant:

@@ -77,9 +77,10 @@ def write_up(out: Path, lab: Lab) -> None:
 
 
 def _publish(lab: Lab, folder: Path) -> None:
-    """Copies of what stands behind the page: the report of the default, the other long runs' figures, the closed loops."""
-    kept = [f"{variant.name}/report.json" for variant in (DEFAULT, LONG, NOISE_BIASED)]
-    for name in (f"{DEFAULT.name}/report.html", *kept, *SIDES, CLOSED_LOOP):
+    """Copies of what stands behind the page, but for the runs of the screening: figures, one whole report, the closed loops."""
+    variants = (DEFAULT, LONG, NOISE_BIASED, NOISE_BIASED_MIDDLE, *LENGTHS, *CAPACITY)
+    figures = dict.fromkeys(f"{variant.name}/report.json" for variant in variants)
+    for name in (f"{DEFAULT.name}/report.html", *figures, *SIDES, CLOSED_LOOP):
         if (lab.results / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(lab.results / name, folder / name)
