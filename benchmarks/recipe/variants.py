@@ -101,7 +101,11 @@ CAPACITY = (
     Variant("lora_4", "trained parameters", "adapters of rank 4 to these", (*_HUBER, *_MIDDLE, "--lora.rank", "4")),
     Variant("lora_16", "trained parameters", "adapters of rank 16 to these", (*_HUBER, *_MIDDLE, "--lora.rank", "16")),
     Variant(
-        "everything", "trained parameters", "the VLM, too", (*_HUBER, *_MIDDLE, "--trainable", "as-policy"), cached=False
+        "everything",
+        "trained parameters",
+        "the VLM, too",
+        (*_HUBER, *_MIDDLE, "--trainable", "as-policy"),
+        cached=False,
     ),
 )
 NOISE_BIASED_MIDDLE = dataclasses.replace(NOISE_BIASED, name="noise_biased_2000", flags=_MIDDLE)
