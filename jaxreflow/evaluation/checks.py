@@ -15,8 +15,8 @@ class Thresholds:
 
     Those for step counts follow the closed loop of docs/results.md (a small policy, 325 episodes per task). Executing whole chunks,
     teacher@2 with errors of .23 (all frames) and .52 (early), an energy share of .04 and .74 of the spread lost 25 points of
-    success on the task with two ways; student@1 with .09, .21, 0 and .96 lost two, within chance. The lines lie close to what failed;
-    what lies between has not been tried. Executing 10 actions per chunk nothing failed, up to an error of .33 over these.
+    success on the task with two ways; student@1 with .09, .21, 0 and .96 lost two, within chance. The lines lie close to what
+    failed; what lies between has not been tried. Executing 10 actions per chunk nothing failed, up to an error of .33 over these.
     """
 
     loss_consistency: float = 1.2
