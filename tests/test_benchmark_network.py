@@ -105,10 +105,9 @@ def test_updates_with_and_without_features(tmp_path: Path, capsys: pytest.Captur
     reflow_step.run(dataclasses.replace(config, against="flow-matching"))
     found = read(config.json)
     assert found["floor"]["operations"]["images"] == 0
-    assert found["pairs_per_second"]["median"] == pytest.approx(
-        2 / found["jaxreflow"]["seconds"]["update"]["median"], rel=0.2
-    )
-    assert found["ratio"]["runs"] == found["jaxreflow"]["seconds"]["update"]["runs"] == 2
+    updates = found["jaxreflow"]["seconds"]["update"]
+    assert found["pairs_per_second"]["max"] == pytest.approx(2 / updates["min"])
+    assert found["ratio"]["runs"] == updates["runs"] == 2
     assert found["flow matching"]["peak_bytes"] > 50e6
     assert "of the floor" in capsys.readouterr().out
 
