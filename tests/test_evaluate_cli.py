@@ -151,6 +151,10 @@ def test_a_student_is_compared_and_the_page_needs_nothing_else(
     assert "not available" in report["measures"]["consistency"]["note"]
     labels = {(row["name"], row["num_steps"]) for row in report["measures"]["fidelity"]}
     assert labels == {("teacher", 10), ("teacher", 2), ("teacher", 1), ("student", 2), ("student", 1)}
+    for row in report["measures"]["fidelity"]:
+        assert len(row["episode_errors"]) == len(row["episode_references"]) == {"all": 3, "early": 1}[row["frames"]]
+        quotient = sum(row["episode_errors"]) / sum(row["episode_references"])
+        assert row["error"]["value"] == pytest.approx(quotient**0.5)
     assert {row["n_action_steps"] for row in report["measures"]["jumps"]} <= {10, 50}
     assert report["measures"]["distributions"][0]["floor"]
     source, page = read_page(tmp_path / "a" / "report.html")

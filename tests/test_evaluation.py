@@ -17,7 +17,7 @@ from jaxreflow.evaluation.consistency import (
     last_update,
 )
 from jaxreflow.evaluation.distribution import Distribution, energy_distance, own_distance, spread
-from jaxreflow.evaluation.estimate import Estimate, relative_error, root_quotient
+from jaxreflow.evaluation.estimate import Estimate, relative_error, relative_error_difference, root_quotient
 from jaxreflow.evaluation.fidelity import Fidelity
 from jaxreflow.evaluation.frames import spread as spread_out
 from jaxreflow.evaluation.measure import Measures
@@ -52,6 +52,23 @@ def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         assert found.high is not None
         covered += found.low <= 0.5 <= found.high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_differences_are_of_the_same_episodes() -> None:
+    """Errors that differ by a tenth in every episode differ for certain, though each is known to a fifth only."""
+    rng = np.random.default_rng(0)
+    reference = rng.gamma(5.0, size=40)
+    first = reference * 0.25 * rng.gamma(1.0, size=40)
+    alone, second = relative_error(first, reference), relative_error(1.1**2 * first, reference)
+    assert alone.high is not None
+    assert second.low is not None
+    assert second.low < alone.high
+    found = relative_error_difference(first, 1.1**2 * first, reference)
+    assert found.value == pytest.approx(second.value - alone.value)
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 < found.low < found.value < found.high < 0.1
+    assert relative_error_difference(first[:1], first[:1] * 4, first[:1]) == Estimate(1.0)
 
 
 def test_energy_distance_of_gaussians_in_closed_form() -> None:

@@ -17,7 +17,6 @@ from benchmarks.recipe.variants import (
     DEFAULT,
     EQUAL_TIME,
     LENGTHS,
-    LONG,
     NOISE_BIASED_MIDDLE,
     ROUNDS,
     SCREENED,
@@ -57,7 +56,7 @@ def test_errors_are_told_apart_by_whether_the_chunk_goes_the_teachers_way() -> N
     assert (same["another_way"], same["another_way_share_of_error"], same["error"]) == (0.0, 0.0, 0.0)
 
 
-EVERY = (DEFAULT, *SCREENED, *EQUAL_TIME, *ROUNDS, *LENGTHS, LONG, *CAPACITY)
+EVERY = (DEFAULT, *SCREENED, *EQUAL_TIME, *ROUNDS, *LENGTHS, *CAPACITY)
 
 
 def test_variants_of_one_name_are_the_same_run() -> None:
@@ -88,7 +87,14 @@ def write_report(lab: Lab, name: str, error: float) -> None:
     estimate = {"value": error, "low": error - 0.01, "high": error + 0.01}
     roles = [(role, steps) for role in ("teacher", "student") for steps in (10, 2, 1)]
     fidelity = [
-        {"name": role, "num_steps": steps, "frames": frames, "error": estimate}
+        {
+            "name": role,
+            "num_steps": steps,
+            "frames": frames,
+            "error": estimate,
+            "episode_errors": [error**2, 4 * error**2],
+            "episode_references": [1.0, 4.0],
+        }
         for role, steps in roles
         for frames in ("all", "early")
     ]
@@ -125,14 +131,24 @@ def test_table_waits_for_all_its_rows(tmp_path: Path, capsys: pytest.CaptureFixt
     for variant in (NOISE_BIASED_MIDDLE, *LENGTHS[:-1]):
         write_report(lab, variant.name, 0.2)
     assert length_table(lab) is None
-    assert "length_8000 is missing" in capsys.readouterr().out
+    assert "length_16000 missing in" in capsys.readouterr().out
     write_report(lab, LENGTHS[-1].name, 0.1)
     table = str(length_table(lab))
-    assert "| length | 8,000 updates | 0.100 [0.090, 0.110] |" in table
-    assert "48,000" not in table
+    same = "0.200 [0.190, 0.210] | 0.200 [0.190, 0.210] |"
+    less = "-0.100 [-0.100, -0.100] | -0.100 [-0.100, -0.100] |"
+    assert "| length | 16,000 updates | 0.100 [0.090, 0.110] | 0.100 [0.090, 0.110] | " + less in table
+    assert f"| length | 1,000 updates | {same}  |  | {same}" in table
     assert table.splitlines()[2].startswith("| baseline | the teacher itself | 0.200 [0.190, 0.210] |")
-    write_report(lab, LONG.name, 0.08)
-    assert "| length | 48,000 updates | 0.080 [0.070, 0.090] |" in str(length_table(lab))
+
+
+def test_reports_of_other_frames_are_not_compared(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path)
+    for variant in (NOISE_BIASED_MIDDLE, *LENGTHS):
+        write_report(lab, variant.name, 0.2)
+    path = lab.results / "length_2000" / "report.json"
+    path.write_text(path.read_text().replace('"episode_references": [1.0, 4.0]', '"episode_references": [1.0, 4.1]'))
+    with pytest.raises(ConfigError, match="expected the same frames and teacher, found others"):
+        length_table(lab)
 
 
 def test_unknown_variants_are_not_confirmed() -> None:

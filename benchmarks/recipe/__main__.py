@@ -17,14 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from benchmarks.recipe.lab import FULL, SIDES, SMOKE, Lab, Scale, side_by_side
+from benchmarks.recipe.lab import FULL, SIDES, SIDES_LENGTHS, SMOKE, Lab, Scale, side_by_side
 from benchmarks.recipe.variants import (
     CAPACITY,
     DEFAULT,
     EQUAL_TIME,
     GROUPED,
     LENGTHS,
-    LONG,
     NOISE_BIASED,
     NOISE_BIASED_MIDDLE,
     REAL_SHARE,
@@ -40,7 +39,7 @@ from jaxreflow.command_line import parse
 from jaxreflow.command_line import run as run_command
 from jaxreflow.errors import ConfigError
 
-Part = Literal["core", "long", "screen", "confirm", "rounds", "length", "capacity"]
+Part = Literal["core", "screen", "confirm", "rounds", "length", "capacity"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -49,9 +48,8 @@ class RecipeConfig:
     """The experiments behind docs/results.md."""
 
     parts: tuple[Part, ...] = PARTS
-    """core: the tables of the default and the baselines; long: adds to them a student of three times as many updates; screen: one
-    change at a time; confirm: three seeds; rounds: k = 2, 3; length: more and more updates; capacity: fewer and more trained
-    parameters."""
+    """core: the tables of the default and the baselines; screen: one change at a time; confirm: three seeds; rounds: k = 2, 3;
+    length: more and more updates; capacity: fewer and more trained parameters."""
     root: Path = Path("runs/metaworld")
     """Where data, runs, their reports and logs lie."""
     out: Path = Path("docs")
@@ -76,11 +74,11 @@ def run(config: RecipeConfig) -> None:
     lab.prepare()
     if "core" in config.parts:
         _core(lab)
-    if "long" in config.parts:
-        _long(lab)
     for part, chains in _short_runs(lab.scale, config.confirmed).items():
         if part in config.parts:
             side_by_side(config.jobs, [functools.partial(_train_and_measure, lab, chain) for chain in chains])
+    if "length" in config.parts:
+        lab.measure_sides(SIDES_LENGTHS, LENGTHS)
     write_up(base / config.out, lab)
 
 
@@ -89,15 +87,8 @@ def _core(lab: Lab) -> None:
         lab.train(variant)
     lab.evaluate(DEFAULT, num_steps=(10, 4, 2, 1), repeats=100)  # With latencies: this is also the example of a report.
     lab.evaluate(NOISE_BIASED)
-    lab.measure_sides(SIDES[0], [DEFAULT, NOISE_BIASED])
+    lab.measure_sides(SIDES, [DEFAULT, NOISE_BIASED])
     lab.close_loop([DEFAULT, NOISE_BIASED])
-
-
-def _long(lab: Lab) -> None:
-    lab.train(LONG)
-    lab.evaluate(LONG)
-    lab.measure_sides(SIDES[1], [LONG])
-    lab.close_loop([LONG])
 
 
 def _short_runs(scale: Scale, confirmed: tuple[str, ...]) -> dict[Part, list[tuple[Variant, ...]]]:

@@ -17,8 +17,9 @@ from jaxreflow.errors import ConfigError, TrainingError
 
 TASKS = ("wall-detour", "button-press-topdown-v3", "handle-press-v3", "drawer-close-v3")
 ENV = "metaworld:" + ",".join(TASKS)
-# Files of a lab's results: the ways round the wall of the default and of the longer student, and success in closed loop.
-SIDES = ("sides.json", "sides_long.json")
+# Files of a lab's results: the ways round the wall of the default and of students of more and more updates, and success in
+# closed loop.
+SIDES, SIDES_LENGTHS = "sides.json", "sides_lengths.json"
 CLOSED_LOOP = "closed_loop.jsonl"
 EARLY_TASK = "Bypass a wall and reach a goal"
 # Layouts of the demonstrations, of the episodes on which students are measured, and of the closed loop are drawn far apart.
@@ -137,7 +138,7 @@ class Lab:
         """Counts chunks of early wall frames that take neither side, into the file `name`."""
         policies = (self.teacher, *(self.student(variant.name) for variant in variants))
         self._run(
-            "sides",
+            Path(name).stem,
             self.results / name,
             *("-m", "benchmarks.recipe.sides", "--policy", *map(str, policies)),
             *("--dataset", str(self.root / "held_out"), "--draws", str(self.scale.draws)),

@@ -87,12 +87,12 @@ def length(updates: int) -> tuple[str, ...]:
     return ("--steps", str(updates), "--optimizer.decay-steps", str(updates))
 
 
-# The loss that won the screening, for longer and longer; the last three times as long as the default.
+# The loss that won the screening, for longer and longer, up to as long as the default.
 _HUBER = ("--objective", "pseudo-huber")
 LENGTHS = tuple(
-    Variant(f"length_{n}", "length", f"{n:,} updates", (*_HUBER, *length(n))) for n in (1_000, 2_000, 4_000, 8_000)
+    Variant(f"length_{n}", "length", f"{n:,} updates", (*_HUBER, *length(n)))
+    for n in (1_000, 2_000, 4_000, 8_000, 16_000)
 )
-LONG = Variant("long", "length", "48,000 updates", (*_HUBER, *length(48_000)))
 
 # Fewer and more trained parameters; the expert and its projections are what is trained elsewhere.
 _MIDDLE = length(2_000)

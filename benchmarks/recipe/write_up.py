@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.recipe.lab import CLOSED_LOOP, SIDES, TASKS, Lab
+from benchmarks.recipe.lab import CLOSED_LOOP, SIDES, SIDES_LENGTHS, TASKS, Lab
 from benchmarks.recipe.variants import (
     CAPACITY,
     DEFAULT,
     EQUAL_TIME,
     GROUPED,
     LENGTHS,
-    LONG,
     NOISE_BIASED,
     NOISE_BIASED_MIDDLE,
     REAL_SHARE,
@@ -32,6 +32,8 @@ from benchmarks.recipe.variants import (
     seeded,
     short_name,
 )
+from jaxreflow.errors import ConfigError
+from jaxreflow.evaluation.estimate import relative_error_difference
 from jaxreflow.sim.paired import wilson
 from jaxreflow.sim.results import Result, comparison_table, pooled, read_results
 
@@ -39,13 +41,11 @@ Report = dict[str, Any]
 _NAMES = {
     "teacher": "teacher",
     "default": "student",
-    "long": "longer student",
     "noise_biased": "noise-biased fine-tune",
 }
 _COLOURS = {
     "teacher": "#2b5c8a",
     "student": "#c1521f",
-    "longer student": "#8a2b5c",
     "noise-biased fine-tune": "#7a7a7a",
 }
 
@@ -78,9 +78,9 @@ def write_up(out: Path, lab: Lab) -> None:
 
 def _publish(lab: Lab, folder: Path) -> None:
     """Copies of what stands behind the page, but for the runs of the screening: figures, one whole report, the closed loops."""
-    variants = (DEFAULT, LONG, NOISE_BIASED, NOISE_BIASED_MIDDLE, *LENGTHS, *CAPACITY)
+    variants = (DEFAULT, NOISE_BIASED, NOISE_BIASED_MIDDLE, *LENGTHS, *CAPACITY)
     figures = dict.fromkeys(f"{variant.name}/report.json" for variant in variants)
-    for name in (f"{DEFAULT.name}/report.html", *figures, *SIDES, CLOSED_LOOP):
+    for name in (f"{DEFAULT.name}/report.html", *figures, SIDES, SIDES_LENGTHS, CLOSED_LOOP):
         if (lab.results / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(lab.results / name, folder / name)
@@ -97,7 +97,7 @@ def _filled(text: str, name: str, table: str) -> str:
 
 def fidelity_table(lab: Lab) -> str | None:
     """Teacher, student and baseline at few steps against the teacher at ten."""
-    reports = {name: _report(lab, name) for name in (DEFAULT.name, LONG.name, NOISE_BIASED.name)}
+    reports = {name: _report(lab, name) for name in (DEFAULT.name, NOISE_BIASED.name)}
     default = reports[DEFAULT.name]
     if default is None:
         return None
@@ -156,8 +156,7 @@ def rounds_table(lab: Lab) -> str | None:
 
 def length_table(lab: Lab) -> str | None:
     """The same student after more and more updates."""
-    longest = [variant for variant in (LONG,) if _report(lab, variant.name) is not None]
-    return _variants_table(lab, (NOISE_BIASED_MIDDLE, *LENGTHS, *longest))
+    return _variants_table(lab, (NOISE_BIASED_MIDDLE, *LENGTHS))
 
 
 def capacity_table(lab: Lab) -> str | None:
@@ -171,23 +170,27 @@ def _short(variant: Variant) -> Variant:
 
 
 def _variants_table(lab: Lab, variants: Iterable[Variant]) -> str | None:
-    """The teacher as it is, then a row per variant; None, and which is missing, unless all have been measured."""
-    rows: list[list[str]] = []
-    for variant in variants:
-        report = _report(lab, variant.name)
-        if report is None:
-            print(f"{lab.results / variant.name} is missing: a table of docs/results.md is left as it is")
-            return None
-        if not rows:
-            rows.append(["baseline", "the teacher itself", *_few_steps(report, "teacher")])
-        rows.append([variant.group, variant.change, *_few_steps(report, "student")])
-    heads = ["", "change", "all frames @1", "@2", "early wall frames @1", "@2", "energy distance @1", "spread kept @1"]
-    return _table(heads, rows)
+    """The teacher as it is, then a row per variant; None, and which is missing, unless all have been measured.
+
+    Errors over all frames are also compared, episode by episode, with the first student's that is no baseline.
+    """
+    measured = [(variant, _report(lab, variant.name)) for variant in variants]
+    reports = [(variant, report) for variant, report in measured if report is not None]
+    if len(reports) < len(measured):
+        missing = ", ".join(variant.name for variant, report in measured if report is None)
+        print(f"{missing} missing in {lab.results}: a table of docs/results.md is left as it is")
+        return None
+    first = next(report for variant, report in reports if variant.group != NOISE_BIASED.group)
+    rows = [["baseline", "the teacher itself", *_few_steps(first, "teacher", first)]]
+    rows += [[variant.group, variant.change, *_few_steps(report, "student", first)] for variant, report in reports]
+    heads = ["", "change", "all frames @1", "@2", "difference @1", "@2", "early wall frames @1", "@2"]
+    return _table([*heads, "energy distance @1", "spread kept @1"], rows)
 
 
-def _few_steps(report: Report, role: str) -> list[str]:
-    errors = [_error(report, role, steps, frames) for frames in ("all", "early") for steps in (1, 2)]
-    return [*errors, *_distribution(report, role, 1)]
+def _few_steps(report: Report, role: str, first: Report) -> list[str]:
+    every, early = ([_error(report, role, steps, frames) for steps in (1, 2)] for frames in ("all", "early"))
+    differences = [_difference(first, report, role, steps) for steps in (1, 2)]
+    return [*every, *differences, *early, *_distribution(report, role, 1)]
 
 
 def plot_closed_loop(results: Sequence[Result]) -> Figure:
@@ -241,11 +244,26 @@ def _renamed(result: Result) -> Result:
     return Result(**{**vars(result), "policy": _role(result)})
 
 
-def _error(report: Report, role: str, steps: int, frames: str) -> str:
+def _fidelity(report: Report, role: str, steps: int, frames: str) -> Report:
     rows = report["measures"]["fidelity"]
-    row = next(r for r in rows if (r["name"], r["num_steps"], r["frames"]) == (role, steps, frames))
-    estimate = row["error"]
+    return next(r for r in rows if (r["name"], r["num_steps"], r["frames"]) == (role, steps, frames))
+
+
+def _error(report: Report, role: str, steps: int, frames: str) -> str:
+    estimate = _fidelity(report, role, steps, frames)["error"]
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+
+
+def _difference(first: Report, report: Report, role: str, steps: int) -> str:
+    """Of the errors over all frames to the first report's student, on the same episodes; nothing for that student itself."""
+    theirs, ours = _fidelity(first, "student", steps, "all"), _fidelity(report, role, steps, "all")
+    if ours is theirs:
+        return ""
+    reference, other = (np.array(row["episode_references"]) for row in (theirs, ours))
+    if reference.shape != other.shape or not np.allclose(reference, other, rtol=1e-2):
+        raise ConfigError("reports of one table: expected the same frames and teacher, found others; measure all of them again")
+    found = relative_error_difference(np.array(theirs["episode_errors"]), np.array(ours["episode_errors"]), reference)
+    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def _distribution(report: Report, role: str, steps: int) -> list[str]:
@@ -255,8 +273,8 @@ def _distribution(report: Report, role: str, steps: int) -> list[str]:
 
 
 def _neither(lab: Lab, name: str, steps: int) -> str:
-    files = [lab.results / file for file in SIDES if (lab.results / file).exists()]
-    records = [record for path in files for record in json.loads(path.read_text(encoding="utf-8"))]
+    path = lab.results / SIDES
+    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     found = [r["neither"] for r in records if (_variant(r["policy"]), r["num_steps"]) == (name, steps)]
     return f"{found[0]:.3f}" if found else ""
 

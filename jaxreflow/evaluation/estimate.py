@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 RESAMPLES = 2_000
 
@@ -34,9 +34,32 @@ def relative_error(
     Each resample draws as many episodes as there are, with replacement; sums come before the quotient.
     """
     value = float(root_quotient(error.sum(), reference.sum()))
-    episodes = len(error)
-    if episodes < 2:
+    if len(error) < 2:
         return Estimate(value)
-    counts = np.random.default_rng(seed).multinomial(episodes, np.full(episodes, 1 / episodes), size=resamples)
+    counts = _resample(len(error), seed, resamples)
     low, high = np.percentile(root_quotient(counts @ error, counts @ reference), [2.5, 97.5])
     return Estimate(value, float(low), float(high))
+
+
+def relative_error_difference(
+    first: Float[np.ndarray, " E"],
+    second: Float[np.ndarray, " E"],
+    reference: Float[np.ndarray, " E"],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """Relative error of `second` less that of `first`, from squared norms of the same episodes, which are resampled together."""
+    value = float(root_quotient(second.sum(), reference.sum()) - root_quotient(first.sum(), reference.sum()))
+    if len(reference) < 2:
+        return Estimate(value)
+    counts = _resample(len(reference), seed, resamples)
+    drawn = counts @ reference
+    differences = root_quotient(counts @ second, drawn) - root_quotient(counts @ first, drawn)
+    low, high = np.percentile(differences, [2.5, 97.5])
+    return Estimate(value, float(low), float(high))
+
+
+def _resample(episodes: int, seed: int, resamples: int) -> Int[np.ndarray, "R E"]:
+    """How often each resample draws each episode."""
+    return np.random.default_rng(seed).multinomial(episodes, np.full(episodes, 1 / episodes), size=resamples)

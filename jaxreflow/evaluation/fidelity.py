@@ -44,6 +44,11 @@ class Fidelity:
     """Against the recorded actions instead of the teacher's, positions past the episode's end left out."""
     jerk: float
     """Root mean square third difference along the chunk, normalised units."""
+    episode_errors: tuple[float, ...] = ()
+    """Squared norms behind `error`, episode by episode in the order of their numbers: reports on the same frames can be compared in
+    pairs."""
+    episode_references: tuple[float, ...] = ()
+    """Those of the teacher's chunks."""
 
     @property
     def label(self) -> str:
@@ -143,4 +148,6 @@ def _fidelity(candidate: Candidate, frames: str, sums: _Sums, real: int, setting
             sums.recorded.sum((1, 2)), sums.recorded_reference.sum((1, 2)), seed=settings.seed
         ),
         jerk=float(np.sqrt(sums.jerk / sums.count)) if sums.count else 0.0,
+        episode_errors=tuple(error.sum((1, 2)).tolist()),
+        episode_references=tuple(reference.sum((1, 2)).tolist()),
     )
