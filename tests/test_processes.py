@@ -92,7 +92,7 @@ def test_two_processes_stopped_and_continued_in_one_equal_one(
 def test_an_error_in_one_process_ends_both_with_its_message(teacher: Path, tmp_path: Path, who: int) -> None:
     """The second time the processes find each other by what SLURM sets."""
     two = start_two(tmp_path, flags(teacher, tmp_path / "run"), devices=1, who=who, at=1, do="raise", slurm=who == 1)
-    assert [process.wait(timeout=60) for process in two] == [1, 1]
+    assert [process.wait() for process in two] == [1, 1]
     for process in two:
         assert "the frame of the test is bad" in process.error
     assert "Traceback" not in two[who].error
@@ -101,8 +101,8 @@ def test_an_error_in_one_process_ends_both_with_its_message(teacher: Path, tmp_p
 @pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_takes_the_other_with_it(teacher: Path, tmp_path: Path, who: int) -> None:
     two = start_two(tmp_path, flags(teacher, tmp_path / "run"), devices=1, who=who, at=2, do="SIGKILL")
-    assert two[who].wait(timeout=60) == -9
-    assert two[1 - who].wait(timeout=90) not in (0, None)
+    assert two[who].wait() == -9
+    assert two[1 - who].wait() not in (0, None)
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_ctrl_c_saves_the_update_and_the_run_goes_on_to_the_same_bits(
 ) -> None:
     argv = flags(teacher, tmp_path / "run")
     process = start(tmp_path / "record.jsonl", argv, at=3, do="SIGINT")
-    assert process.wait(timeout=120) == 130
+    assert process.wait() == 130
     assert "stopped by SIGINT after update 3, which is saved; go on with: train.py reflow" in process.error
     assert "Traceback" not in process.error
     finish(argv, tmp_path / "run")
@@ -140,7 +140,7 @@ def test_a_full_disk_is_an_error_and_the_run_goes_on_to_the_same_bits(
 ) -> None:
     argv = flags(teacher, tmp_path / "run")
     process = start(tmp_path / "record.jsonl", argv, at=6, do="fill the disk")
-    assert process.wait(timeout=120) == 1
+    assert process.wait() == 1
     # The checkpoint of update 4 may still be on its way.
     last = last_step(tmp_path / "run" / "checkpoints")
     assert last in (2, 4)
@@ -169,7 +169,7 @@ def test_kills_at_random_and_within_checkpoints_change_nothing(
 def test_a_run_that_hangs_ends_with_its_stacks(teacher: Path, tmp_path: Path) -> None:
     argv = flags(teacher, tmp_path / "run", "--step-timeout", "20")
     process = start(tmp_path / "record.jsonl", argv, at=2, do="hang")
-    assert process.wait(timeout=90) == 1
+    assert process.wait() == 1
     assert "Timeout (0:00:20)!" in process.error
     assert "in disturb" in process.error
     assert "most recent call first" in process.error

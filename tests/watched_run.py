@@ -37,6 +37,8 @@ from jaxreflow.errors import DatasetError
 from jaxreflow.types import Batch
 
 ROOT = Path(__file__).parent.parent
+# Seconds after which a run is taken to hang; on a machine with other work a short one takes two minutes.
+HANGS = 600
 # The ports that JAX chooses from under SLURM.
 PORTS = range(65535 - 2**12 + 1, 65536)
 
@@ -112,9 +114,14 @@ class Watched:
     record: Path
     error: str = ""
 
-    def wait(self, timeout: float = 180) -> int:
-        """Its exit status; negative if a signal ended it."""
-        self.error = self.process.communicate(timeout=timeout)[1]
+    def wait(self) -> int:
+        """Its exit status; negative if a signal ended it. A run that hangs is killed: TimeoutExpired."""
+        try:
+            self.error = self.process.communicate(timeout=HANGS)[1]
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.communicate()
+            raise
         return self.process.returncode
 
     def wait_for_an_update(self) -> None:
