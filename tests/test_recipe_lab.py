@@ -156,6 +156,13 @@ def test_unknown_variants_are_not_confirmed() -> None:
         RecipeConfig(confirmed=("pseudo-huber", "batch_8"))
 
 
+def test_a_page_that_is_not_there_is_made(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path)
+    write_report(lab, "default", 0.123)
+    write_up(tmp_path / "smoke" / "docs", lab)
+    assert "| student@1 | 0.123" in (tmp_path / "smoke" / "docs" / "results.md").read_text()
+
+
 def test_nothing_measured_makes_no_table(tmp_path: Path) -> None:
     assert fidelity_table(make_lab(tmp_path)) is None
 

@@ -67,6 +67,7 @@ def write_up(out: Path, lab: Lab) -> None:
         table = make(lab)
         if table is not None:
             text = _filled(text, name, table)
+    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
     results = _closed_loop(lab)
     if results:
