@@ -3,13 +3,14 @@
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tyro
 
-from benchmarks.recipe.__main__ import RecipeConfig
+from benchmarks.recipe.__main__ import Part, RecipeConfig, _short_runs
 from benchmarks.recipe.lab import SMOKE, Lab, side_by_side
 from benchmarks.recipe.sides import BOTH, LEFT, NEITHER, RIGHT, Drawn, ways
 from benchmarks.recipe.variants import (
@@ -22,7 +23,15 @@ from benchmarks.recipe.variants import (
     SCREENED,
     shortened,
 )
-from benchmarks.recipe.write_up import fidelity_table, length_table, write_up
+from benchmarks.recipe.write_up import (
+    capacity_table,
+    fidelity_table,
+    length_table,
+    rounds_table,
+    screening_table,
+    seeds_table,
+    write_up,
+)
 from configs import metaworld
 from jaxreflow.errors import ConfigError, TrainingError
 from jaxreflow.run_config import ReflowConfig
@@ -154,6 +163,24 @@ def test_reports_of_other_frames_are_not_compared(tmp_path: Path) -> None:
 def test_unknown_variants_are_not_confirmed() -> None:
     with pytest.raises(ConfigError, match=r"--confirmed: expected names .*, found \['pseudo-huber'\]"):
         RecipeConfig(confirmed=("pseudo-huber", "batch_8"))
+
+
+@pytest.mark.parametrize(
+    ("part", "table"),
+    [
+        ("screen", screening_table),
+        ("confirm", seeds_table),
+        ("rounds", rounds_table),
+        ("length", length_table),
+        ("capacity", capacity_table),
+    ],
+)
+def test_each_part_runs_what_its_table_shows(tmp_path: Path, part: Part, table: Callable[[Lab], str | None]) -> None:
+    lab, config = make_lab(tmp_path), RecipeConfig()
+    names = {variant.name for chain in _short_runs(SMOKE, config.confirmed)[part] for variant in chain}
+    for name in names:
+        write_report(lab, name, 0.2)
+    assert str(table(lab)).count("\n") == 2 + len(names)
 
 
 def test_a_page_that_is_not_there_is_made(tmp_path: Path) -> None:

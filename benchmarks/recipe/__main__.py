@@ -99,11 +99,12 @@ def _short_runs(scale: Scale, confirmed: tuple[str, ...]) -> dict[Part, list[tup
         updates = scale.equal_time_updates
         return tuple(shortened(variant, updates.get(variant.name, scale.screening_updates)) for variant in variants)
 
+    baseline = short(NOISE_BIASED)
     finalists = (DEFAULT, *(variant for variant in (*SCREENED, *EQUAL_TIME) if variant.name in confirmed))
     return {
-        "screen": [short(variant) for variant in (NOISE_BIASED, DEFAULT, *SCREENED, *EQUAL_TIME)],
-        "confirm": [short(seeded(variant, seed)) for variant in finalists for seed in SEEDS],
-        "rounds": [short(DEFAULT, *ROUNDS[:2]), short(GROUPED, *ROUNDS[2:4]), short(REAL_SHARE, *ROUNDS[4:])],
+        "screen": [baseline, *(short(variant) for variant in (DEFAULT, *SCREENED, *EQUAL_TIME))],
+        "confirm": [baseline, *(short(seeded(variant, seed)) for variant in finalists for seed in SEEDS)],
+        "rounds": [baseline, short(DEFAULT, *ROUNDS[:2]), short(GROUPED, *ROUNDS[2:4]), short(REAL_SHARE, *ROUNDS[4:])],
         "length": [(variant,) for variant in (NOISE_BIASED_MIDDLE, *LENGTHS)],
         "capacity": [(variant,) for variant in (NOISE_BIASED_MIDDLE, *CAPACITY)],
     }
