@@ -150,12 +150,13 @@ def test_table_waits_for_all_its_rows(tmp_path: Path, capsys: pytest.CaptureFixt
     assert table.splitlines()[2].startswith("| baseline | the teacher itself | 0.200 [0.190, 0.210] |")
 
 
-def test_reports_of_other_frames_are_not_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("found", ['"episode_references": [1.0, 4.1]', '"before": []'])
+def test_reports_of_other_frames_or_without_episodes_are_not_compared(tmp_path: Path, found: str) -> None:
     lab = make_lab(tmp_path)
     for variant in (NOISE_BIASED_MIDDLE, *LENGTHS):
         write_report(lab, variant.name, 0.2)
     path = lab.results / "length_2000" / "report.json"
-    path.write_text(path.read_text().replace('"episode_references": [1.0, 4.0]', '"episode_references": [1.0, 4.1]'))
+    path.write_text(path.read_text().replace('"episode_references": [1.0, 4.0]', found))
     with pytest.raises(ConfigError, match="expected the same frames and teacher, found others"):
         length_table(lab)
 
