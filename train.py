@@ -22,39 +22,49 @@ from pathlib import Path
 import jax
 from jaxtyping import Array
 
-from jaxreflow import distributed
-from jaxreflow.camera_views import CAMERAS, camera_views, write_views
-from jaxreflow.checkpoint import CheckpointStore, newest_policy
-from jaxreflow.command_line import choose, first_sentence, without_debug
-from jaxreflow.compilation import use_compilation_cache
-from jaxreflow.console import console_log
-from jaxreflow.data.features import check_vision_frozen
+from jaxreflow.data.feature_match import check_vision_frozen
 from jaxreflow.data.lerobot import LeRobotDataset
-from jaxreflow.demo import DemoConfig, write_demo_report
-from jaxreflow.dry_run import dry_run
 from jaxreflow.errors import JaxReflowError
-from jaxreflow.evaluate import REPORT_HTML, check_early_task, evaluate_run
-from jaxreflow.evaluation.monitor import action_units, make_error_step, root_errors
-from jaxreflow.evaluation.table import format_report
-from jaxreflow.loop import Cadence, fit, mean_scores
-from jaxreflow.metrics import MetricsLog, last_logged
-from jaxreflow.pretrained import Checkpoint, save_pretrained
-from jaxreflow.profiling import ProfileWindow
-from jaxreflow.provenance import provenance, write_provenance
-from jaxreflow.publication import check_push, push_run
-from jaxreflow.run_config import ReflowConfig, RunConfig, TeacherSource
-from jaxreflow.run_data import RunData, held_out_batches, open_dataset, open_run_features, split_data, training_batches
-from jaxreflow.run_directory import CONFIG_FILE, check_directory, claim_directory, restore, run_identity
-from jaxreflow.run_flags import load_config, read_settings
-from jaxreflow.run_policy import open_checkpoint
-from jaxreflow.sharding import check_batch_size, make_mesh
-from jaxreflow.storage import AnyPath, as_path
-from jaxreflow.supervision import Interrupted, StopRequest, Watchdog
-from jaxreflow.trackers import Tracking, check_tracker, open_tracker
-from jaxreflow.training import TrainState, shares_context
-from jaxreflow.types import Batch
-from jaxreflow.update import Weights, exported_params, make_update, split_weights
-from jaxreflow.weights import count_parameters, expected_tensors
+from jaxreflow.evaluate.comparison import REPORT_HTML, compare_run
+from jaxreflow.evaluate.demo import DemoConfig, write_demo_report
+from jaxreflow.evaluate.report.table import format_report
+from jaxreflow.model.params import count_parameters
+from jaxreflow.model.types import Batch
+from jaxreflow.policy.saved import SavedPolicy, save_pretrained
+from jaxreflow.policy.weights import expected_tensors
+from jaxreflow.publish.publication import check_push, push_run
+from jaxreflow.run.checkpoints import CheckpointStore, newest_policy
+from jaxreflow.run.config import ReflowConfig, RunConfig, TeacherSource
+from jaxreflow.run.data import (
+    RunData,
+    check_early_task,
+    held_out_batches,
+    open_dataset,
+    open_run_features,
+    split_data,
+    training_batches,
+)
+from jaxreflow.run.directory import CONFIG_FILE, check_directory, claim_directory, restore, run_identity
+from jaxreflow.run.dry_run import dry_run
+from jaxreflow.run.flags import load_config, read_settings
+from jaxreflow.run.loop import Cadence, fit, mean_scores
+from jaxreflow.run.monitor import action_units, make_error_step, root_errors
+from jaxreflow.run.programs import Weights, exported_params, make_update, split_weights
+from jaxreflow.run.record.cameras import CAMERAS, camera_views, write_views
+from jaxreflow.run.record.metrics import MetricsLog, last_logged
+from jaxreflow.run.record.profiling import ProfileWindow
+from jaxreflow.run.record.provenance import provenance, write_provenance
+from jaxreflow.run.record.trackers import Tracking, check_tracker, open_tracker
+from jaxreflow.run.start import open_initial_policy
+from jaxreflow.run.supervision import Interrupted, StopRequest, Watchdog
+from jaxreflow.support import processes as distributed
+from jaxreflow.support.command_line import choose, first_sentence, without_debug
+from jaxreflow.support.compilation import use_compilation_cache
+from jaxreflow.support.console import console_log
+from jaxreflow.support.mesh import check_batch_size, make_mesh
+from jaxreflow.support.storage import AnyPath, as_path
+from jaxreflow.training.losses import shares_context
+from jaxreflow.training.step import TrainState
 
 CONFIGS = Path(__file__).parent / "configs"
 log = logging.getLogger("jaxreflow.train")
@@ -112,22 +122,22 @@ def run(config: RunConfig) -> None:
 
     # ---- the data, and the policy to start from
     dataset = open_dataset(config.dataset)
-    checkpoint = open_checkpoint(config, dataset, run_dir)
-    features = open_run_features(config, checkpoint, dataset)
-    data = split_data(dataset, checkpoint.policy, checkpoint.load_transforms(), config, features)
+    saved = open_initial_policy(config, dataset, run_dir)
+    features = open_run_features(config, saved, dataset)
+    data = split_data(dataset, saved.policy, saved.load_transforms(), config, features)
     log_data(dataset, data)
     check_early_task(config, data.held_out)
 
     # ---- the update: what is trained, by which loss and optimizer
-    weights = split_weights(config, checkpoint, mesh)
+    weights = split_weights(config, saved, mesh)
     if features is not None:
         check_vision_frozen(weights.start)
-    log_parameters(config, checkpoint, weights)
-    init, train_step, eval_step = make_update(config, checkpoint, weights, mesh)
+    log_parameters(config, saved, weights)
+    init, train_step, eval_step = make_update(config, saved, weights, mesh)
 
     # ---- the state: at its start, or as the last checkpoint left it
     store = CheckpointStore(run_dir / "checkpoints", keep=config.keep or None, keep_every=config.keep_every or None)
-    identity = run_identity(checkpoint, dataset)
+    identity = run_identity(saved, dataset)
     state = restore(store, init, identity)
     first = int(state.step)
     if first >= config.steps:
@@ -138,9 +148,9 @@ def run(config: RunConfig) -> None:
     claim_directory(config, run_dir)
 
     units = action_units(data.transforms, data.action_names)
-    error_step = make_error_step(config, checkpoint, weights, mesh, units)
+    error_step = make_error_step(config, saved, weights, mesh, units)
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    def held_out_scores(state: TrainState) -> dict[str, float]:
         if not data.held_out:
             return {}
 
@@ -161,7 +171,7 @@ def run(config: RunConfig) -> None:
             step,
             state,
             meta,
-            lambda out: save_pretrained(out, checkpoint, exported, num_steps=config.num_steps, train_config=recorded),
+            lambda out: save_pretrained(out, saved, exported, num_steps=config.num_steps, train_config=recorded),
         )
 
     # ---- the loop; a checkpoint that it began is finished even if it fails
@@ -178,12 +188,12 @@ def run(config: RunConfig) -> None:
         state = fit(
             state,
             profile.watch(train_step),
-            log_start(config, checkpoint, batches, first, run_dir, tracking),
+            log_start(config, saved, batches, first, run_dir, tracking),
             mesh,
             cadence,
             metrics,
             batch_size=config.batch_size,
-            evaluate=evaluate,
+            score=held_out_scores,
             save=save,
             stop=stop.made,
             heard=watchdog.heard,
@@ -203,7 +213,7 @@ def report(config: RunConfig) -> None:
     student = newest_policy(run_dir / "checkpoints")
     if not (student / REPORT_HTML).exists():
         log.info("comparing the student with its teacher on held-out episodes")
-        log.info("\n%s\n", format_report(evaluate_run(config, run_dir).report))
+        log.info("\n%s\n", format_report(compare_run(config, run_dir).report))
     log.info("report: %s", student / REPORT_HTML)
 
 
@@ -241,7 +251,7 @@ def log_data(dataset: LeRobotDataset, data: RunData) -> None:
 
 def log_start(
     config: RunConfig,
-    checkpoint: Checkpoint,
+    saved: SavedPolicy,
     batches: Iterator[Batch],
     first: int,
     run_dir: AnyPath,
@@ -256,7 +266,7 @@ def log_start(
     if first:
         return batches
     batch = next(batches)
-    views = camera_views(batch.observation.images, config.dataset.image_transforms, config=checkpoint.config)
+    views = camera_views(batch.observation.images, config.dataset.image_transforms, config=saved.config)
     write_views(views, run_dir)
     for key, view in views.items():
         tracking.image(0, f"{CAMERAS}/{key}", view)
@@ -266,16 +276,16 @@ def log_start(
     return itertools.chain([batch], batches)
 
 
-def log_parameters(config: RunConfig, checkpoint: Checkpoint, weights: Weights) -> None:
+def log_parameters(config: RunConfig, saved: SavedPolicy, weights: Weights) -> None:
     """Says how many parameters the policy has and how many are trained."""
-    total = count_parameters(expected_tensors(checkpoint.config))
+    total = count_parameters(expected_tensors(saved.config))
     trained = sum(leaf.size for leaf in jax.tree.leaves(weights.start))
     log.info("policy: %s parameters, %s trainable (%.2f %%)", f"{total:,}", f"{trained:,}", 100 * trained / total)
     if config.lora.rank:
         kernels = len(jax.tree.leaves(weights.base))
         log.info("LoRA: adapters of rank %d for %d linear layers, exported merged", config.lora.rank, kernels)
     if isinstance(config, ReflowConfig):
-        log.info("student = teacher, loaded once: %s", checkpoint.directory)
+        log.info("student = teacher, loaded once: %s", saved.directory)
         if not shares_context(weights.start):
             log.info("the VLM is trained: teacher and student each encode the observation")
 

@@ -11,7 +11,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from jaxreflow.command_line import choose, first_sentence, parse, run
+from jaxreflow.support.command_line import choose, first_sentence, parse, run
 
 HERE = Path(__file__).parent
 # Each is a module with a `run` and its flags; only the chosen one is imported.

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.child import Finished, run_module
 from benchmarks.result import result, spread
 from benchmarks.workload import full_checkpoint
-from jaxreflow.pretrained import WEIGHTS
+from jaxreflow.policy.saved import WEIGHTS
 
 
 @dataclasses.dataclass(frozen=True)

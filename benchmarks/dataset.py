@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jaxreflow.config import PolicyConfig
-from jaxreflow.data.transforms import ACTION, STATE
+from jaxreflow.policy.config import PolicyConfig
+from jaxreflow.policy.names import ACTION, STATE
 
 FPS = 10
 TASK = "Measure how long this takes"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxreflow.config import ModelConfig
+from jaxreflow.model.config import ModelConfig
 
 LANGUAGE_TOKENS = 48
 

@@ -20,16 +20,16 @@ from benchmarks.child import peak_bytes, serve
 from benchmarks.floor import Size, matmul_rate, reflow_step, sample
 from benchmarks.workload import make_batch
 from jaxreflow import flow
-from jaxreflow.config import ModelConfig
 from jaxreflow.model import embed_images, memorise, observe, velocity
-from jaxreflow.policy import sample_chunks
-from jaxreflow.pretrained import load_checkpoint
-from jaxreflow.run_config import FinetuneConfig, ReflowConfig
-from jaxreflow.sharding import make_mesh, replicate, shard_batch
-from jaxreflow.training import make_draw
-from jaxreflow.types import Batch, HostOrDevice, Memory, Observation, Params
-from jaxreflow.update import make_update, split_weights
-from jaxreflow.weights import merge_params, stored_in_compute_dtype
+from jaxreflow.model.config import ModelConfig
+from jaxreflow.model.params import merge_params, stored_in_compute_dtype
+from jaxreflow.model.types import Batch, HostOrDevice, Memory, Observation, Params
+from jaxreflow.policy.saved import load_saved_policy
+from jaxreflow.policy.smolvla_policy import sample_chunks
+from jaxreflow.run.config import FinetuneConfig, ReflowConfig
+from jaxreflow.run.programs import make_update, split_weights
+from jaxreflow.support.mesh import make_mesh, replicate, shard_batch
+from jaxreflow.training.step import make_draw
 
 Work = Callable[[], dict[str, Any]]
 INPUTS = "inputs.npz"
@@ -51,7 +51,7 @@ def make_reflow_step(settings: dict[str, Any]) -> tuple[Work, dict[str, float]]:
         else FinetuneConfig(**common)
     )
     mesh = make_mesh()
-    checkpoint = load_checkpoint(settings["checkpoint"], dtype=settings["dtype"])
+    checkpoint = load_saved_policy(settings["checkpoint"], dtype=settings["dtype"])
     model = checkpoint.config
     weights = split_weights(run, checkpoint, mesh)
     state, update, _ = make_update(run, checkpoint, weights, mesh)
@@ -74,7 +74,7 @@ def make_reflow_step(settings: dict[str, Any]) -> tuple[Work, dict[str, float]]:
 
 def make_sample(settings: dict[str, Any]) -> tuple[Work, dict[str, float]]:
     """A policy's sampler, whole and in parts, and its operations."""
-    checkpoint = load_checkpoint(settings["checkpoint"], dtype=settings["dtype"])
+    checkpoint = load_saved_policy(settings["checkpoint"], dtype=settings["dtype"])
     model = checkpoint.config
     params = replicate(stored_in_compute_dtype(checkpoint.load_params(), model), make_mesh())
     batch = make_batch(model, settings["batch"], settings["cameras"])

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from benchmarks.child import peak_bytes, worker
 from benchmarks.result import result, spread
-from jaxreflow.pretrained import load_checkpoint
-from jaxreflow.run_config import DatasetConfig, ReflowConfig
-from jaxreflow.run_data import open_dataset, split_data, training_batches
+from jaxreflow.policy.saved import load_saved_policy
+from jaxreflow.run.config import DatasetConfig, ReflowConfig
+from jaxreflow.run.data import open_dataset, split_data, training_batches
 
 # What the loader and LeRobot's read ahead per worker.
 READ_AHEAD = 3
@@ -91,7 +91,7 @@ def own_reader(config: LoaderConfig) -> Iterator[tuple[Callable[[], float], floa
         batch_size=config.batch,
         num_workers=config.workers,
     )
-    checkpoint = load_checkpoint(config.checkpoint)
+    checkpoint = load_saved_policy(config.checkpoint)
     data = split_data(open_dataset(run.dataset), checkpoint.policy, checkpoint.load_transforms(), run)
     with contextlib.closing(training_batches(data, run, 0)) as batches:
         next(batches)

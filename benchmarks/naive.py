@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxreflow import flow
-from jaxreflow.config import ModelConfig
 from jaxreflow.model import embed_images, remember, velocity
+from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.language import text_layers
 from jaxreflow.model.layers import apply, projection
+from jaxreflow.model.params import merge_params
 from jaxreflow.model.smolvla import embed_prefix
-from jaxreflow.training import LossFunction
-from jaxreflow.types import Batch, Context, Observation, Params
-from jaxreflow.weights import merge_params
+from jaxreflow.model.types import Batch, Context, Observation, Params
+from jaxreflow.training.losses import LossFunction
 
 
 def joint_context(params: Params, observation: Observation, *, config: ModelConfig) -> Context:

@@ -12,7 +12,7 @@ from benchmarks.child import run_module
 from benchmarks.dataset import write_dataset
 from benchmarks.result import result
 from benchmarks.workload import full_checkpoint
-from jaxreflow.pretrained import read_policy_config
+from jaxreflow.policy.saved import read_policy_config
 
 # More than any start needs.
 FRAMES = 64

@@ -18,7 +18,7 @@ import statistics  # noqa: E402
 import sys  # noqa: E402
 
 import train  # noqa: E402
-from jaxreflow.compilation import CompileWatch  # noqa: E402
+from jaxreflow.support.compilation import CompileWatch  # noqa: E402
 
 IMPORTED = time.perf_counter()
 

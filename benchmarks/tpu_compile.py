@@ -27,15 +27,17 @@ from benchmarks.collectives import Collective, collectives, executions
 from benchmarks.naive import joint_context, naive_loss, sampler_velocity
 from benchmarks.workload import full_policy
 from jaxreflow import flow
-from jaxreflow.config import ModelConfig, VLMConfig
 from jaxreflow.errors import ConfigError
 from jaxreflow.model import init_params, memorise, observe, velocity
-from jaxreflow.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from jaxreflow.run_config import ReflowConfig
-from jaxreflow.sharding import BATCH_AXES, batch_sharding, replicated
-from jaxreflow.training import LossFunction, init_state, make_draw, make_train_step, reflow_loss
-from jaxreflow.types import Batch, HostOrDevice, Observation, Params
-from jaxreflow.weights import merge_params, split_params, stored_in_compute_dtype, trainable_in_reflow
+from jaxreflow.model.config import ModelConfig, VLMConfig
+from jaxreflow.model.params import merge_params, split_params, stored_in_compute_dtype, trainable_in_reflow
+from jaxreflow.model.types import Batch, HostOrDevice, Observation, Params
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.run.config import ReflowConfig
+from jaxreflow.support.mesh import BATCH_AXES, batch_sharding, replicated
+from jaxreflow.training.losses import LossFunction, reflow_loss
+from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxreflow.training.step import init_state, make_draw, make_train_step
 
 ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 """Keeps libtpu from asking the cloud which TPU this machine has."""
@@ -131,7 +133,7 @@ def pod_mesh(topology: str) -> Mesh:
 
 def full_model(cameras: int, dtype: str) -> ModelConfig:
     """SmolVLA of 450 million parameters, with this many cameras of 512 x 512."""
-    return ModelConfig.create(full_policy(cameras), VLMConfig(), dtype=dtype)
+    return network_of(full_policy(cameras), VLMConfig(), dtype=dtype)
 
 
 def abstract_batch(model: ModelConfig, size: int, *, features: bool) -> Batch:

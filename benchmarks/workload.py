@@ -11,12 +11,13 @@ import numpy as np
 
 from benchmarks.dataset import write_dataset
 from benchmarks.floor import LANGUAGE_TOKENS
-from jaxreflow.config import Feature, ModelConfig, PolicyConfig, VLMConfig
 from jaxreflow.data.lerobot import LeRobotDataset
-from jaxreflow.new_policy import create_policy
-from jaxreflow.run_config import PolicySource
-from jaxreflow.types import Batch, Observation
-from jaxreflow.vlm import SMALL_FILES
+from jaxreflow.model.config import ModelConfig, VLMConfig
+from jaxreflow.model.types import Batch, Observation
+from jaxreflow.policy.config import Feature, PolicyConfig
+from jaxreflow.policy.vlm import SMALL_FILES
+from jaxreflow.run.config import PolicySource
+from jaxreflow.run.new_policy import create_policy
 
 CACHE = Path("build/benchmarks")
 # Its vocabulary is small; all that is asked of it is that the tokens which LeRobot looks up are there.

@@ -11,8 +11,8 @@ runs/demo/report.
 import os
 from pathlib import Path
 
-from jaxreflow.demo import DemoConfig
-from jaxreflow.run_config import DatasetConfig, OptimizerFlags, TeacherSource
+from jaxreflow.evaluate.demo import DemoConfig
+from jaxreflow.run.config import DatasetConfig, OptimizerFlags, TeacherSource
 
 ASSETS = Path(os.path.relpath(Path(__file__).parents[1] / "tests" / "assets"))
 

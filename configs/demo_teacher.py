@@ -9,7 +9,7 @@ held-out loss, stands in tests/assets/README.md.
 import os
 from pathlib import Path
 
-from jaxreflow.run_config import DatasetConfig, FinetuneConfig, OptimizerFlags, PolicySource
+from jaxreflow.run.config import DatasetConfig, FinetuneConfig, OptimizerFlags, PolicySource
 
 ASSETS = Path(os.path.relpath(Path(__file__).parents[1] / "tests" / "assets"))
 

@@ -8,6 +8,6 @@ until the policy overfits; RUN/checkpoints/last/pretrained_model loads in LeRobo
 `train.py reflow`.
 """
 
-from jaxreflow.run_config import FinetuneConfig
+from jaxreflow.run.config import FinetuneConfig
 
 config = FinetuneConfig()

@@ -8,7 +8,7 @@
 error), one noise for each observation, two times for each pair, and Muon at a higher learning rate.
 """
 
-from jaxreflow.run_config import DatasetConfig, OptimizerFlags, ReflowConfig, TeacherSource
+from jaxreflow.run.config import DatasetConfig, OptimizerFlags, ReflowConfig, TeacherSource
 
 config = ReflowConfig(
     teacher=TeacherSource(path="runs/metaworld/teacher/checkpoints/last/pretrained_model"),

@@ -5,7 +5,7 @@
 Same trained parameters, updates, velocities per update and optimizer as configs/metaworld.py; t from Beta(4, 1) (arXiv 2606.05737).
 """
 
-from jaxreflow.run_config import DatasetConfig, FinetuneConfig, OptimizerFlags, PolicySource
+from jaxreflow.run.config import DatasetConfig, FinetuneConfig, OptimizerFlags, PolicySource
 
 config = FinetuneConfig(
     policy=PolicySource(

@@ -19,7 +19,7 @@ Expected: `held_out_loss`, the objective on held-out episodes, falls steeply in 
 The student in RUN/checkpoints/last/pretrained_model loads in LeRobot.
 """
 
-from jaxreflow.run_config import OptimizerFlags, ReflowConfig
+from jaxreflow.run.config import OptimizerFlags, ReflowConfig
 
 config = ReflowConfig(
     time_law="half-at-one-exponential",

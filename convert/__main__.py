@@ -24,8 +24,8 @@ import jax
 import tyro
 from tyro.conf import Positional
 
-from jaxreflow.command_line import choose, command_doc, parse, run
 from jaxreflow.errors import CheckpointError
+from jaxreflow.support.command_line import choose, command_doc, parse, run
 
 from . import archive, run_export
 from .doctor import examine, format_findings
@@ -172,7 +172,7 @@ def push(
         force: Publish also what `convert doctor` finds errors in.
     """
     # What a card is made from is the whole evaluation, which no other command needs.
-    from jaxreflow import publication
+    from jaxreflow.publish import publication
 
     directory = publication.open_folder(checkpoint)
     check_sound(directory, force=force)

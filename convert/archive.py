@@ -19,14 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxreflow.config import ModelConfig
-from jaxreflow.console import Advance, progress
 from jaxreflow.errors import CheckpointError
-from jaxreflow.jsonfile import parse_json
-from jaxreflow.pretrained import WEIGHTS, find_checkpoint, new_directory, read_policy_config, write_json
-from jaxreflow.tensorfile import DTYPES, TensorFile
-from jaxreflow.vlm import load_vlm
-from jaxreflow.weights import Entry, check_tensors, table
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.policy.saved import WEIGHTS, find_saved_policy, read_policy_config
+from jaxreflow.policy.vlm import load_vlm
+from jaxreflow.policy.weights import Entry, check_tensors, parameter_table
+from jaxreflow.support.console import Advance, progress
+from jaxreflow.support.new_folder import new_directory, write_json
+from jaxreflow.support.safetensors_file import DTYPES, TensorFile
+from jaxreflow.support.strict_json import parse_json
 
 from .orbax import LazyLeaf, TreeReader, save_tree
 
@@ -47,15 +48,15 @@ def from_lerobot(source: str | Path, out: Path, *, revision: str | None = None, 
         CheckpointError: the checkpoint is incomplete or damaged, or `out` is not empty or cannot be written.
         ConfigError: the policy is no SmolVLA, or asks for what cannot be honoured.
     """
-    directory = find_checkpoint(source, revision)
+    directory = find_saved_policy(source, revision)
     policy = read_policy_config(directory)
     file = TensorFile(directory / WEIGHTS)
-    config = ModelConfig.create(policy, load_vlm(policy, directory, vlm).config)
+    config = network_of(policy, load_vlm(policy, directory, vlm).config)
     check_tensors(file, config)
     others = [path for path in _files(directory) if path != file.path]
     pickles = [path for path in others if path.suffix in PICKLES]
     with new_directory(out) as folder:
-        entries = table(config)
+        entries = parameter_table(config)
         used = {entry.key for entry in entries}
         with progress("tensors", len(file.keys), unit="tensor") as advance:
             save_tree(folder / PARAMS, {entry.path: _leaf(file, entry, advance) for entry in entries})

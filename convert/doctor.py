@@ -10,15 +10,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxreflow.config import DEFAULT_VLM, ModelConfig, PolicyConfig
 from jaxreflow.errors import CheckpointError, JaxReflowError, ProcessorError
-from jaxreflow.normalization import ACTION, STATE, check_normalizer
-from jaxreflow.pretrained import CONFIG, WEIGHTS, load_processors, read_config_fields
-from jaxreflow.processors import POSTPROCESSOR, PREPROCESSOR, Processors, parse_processors, read_processor_files
-from jaxreflow.statistics import BUFFER_PREFIXES
-from jaxreflow.tensorfile import TensorFile
-from jaxreflow.vlm import load_vlm
-from jaxreflow.weights import check_tensors, count_parameters, expected_tensors
+from jaxreflow.model.config import ModelConfig
+from jaxreflow.model.params import count_parameters
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.policy.config import DEFAULT_VLM, PolicyConfig
+from jaxreflow.policy.names import ACTION, STATE
+from jaxreflow.policy.normalization import check_normalizer
+from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, Processors, parse_processors, read_processor_files
+from jaxreflow.policy.saved import CONFIG, WEIGHTS, load_processors, read_config_fields
+from jaxreflow.policy.statistics import BUFFER_PREFIXES
+from jaxreflow.policy.vlm import load_vlm
+from jaxreflow.policy.weights import check_tensors, expected_tensors
+from jaxreflow.support.safetensors_file import TensorFile
 
 from .archive import PICKLES
 from .dtypes import own_dtypes, rounded_before, rounded_by_lerobot
@@ -60,7 +64,7 @@ def examine(directory: Path, *, vlm: Path | None = None, measure: bool | None = 
     if policy is not None and file is not None:
         try:
             files = load_vlm(policy, directory, vlm)
-            config = ModelConfig.create(policy, files.config)
+            config = network_of(policy, files.config)
             check_tensors(file, config)
             findings += _module_dtypes(file, own_dtypes(config, policy, files))
         except JaxReflowError as error:

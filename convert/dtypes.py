@@ -5,10 +5,11 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 
-from jaxreflow.config import ModelConfig, PolicyConfig
-from jaxreflow.tensorfile import TensorFile
-from jaxreflow.vlm import VLMFiles, text_dtype
-from jaxreflow.weights import TEXT, VLM, expected_tensors, module_dtype
+from jaxreflow.model.config import ModelConfig
+from jaxreflow.policy.config import PolicyConfig
+from jaxreflow.policy.vlm import VLMFiles, text_dtype
+from jaxreflow.policy.weights import TEXT, VLM, expected_tensors, module_dtype
+from jaxreflow.support.safetensors_file import TensorFile
 
 BFLOAT16, FLOAT32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
 USUAL = (BFLOAT16, FLOAT32)

@@ -12,25 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from jaxreflow.config import ModelConfig, PolicyConfig
 from jaxreflow.errors import JaxReflowError
-from jaxreflow.normalization import ACTION, STATE, Normalizer
-from jaxreflow.pretrained import WEIGHTS, find_checkpoint, read_policy_config
-from jaxreflow.processors import POSTPROCESSOR, PREPROCESSOR, parse_processors, read_processor_files
-from jaxreflow.statistics import BUFFER_PREFIXES, stats_in_weights
-from jaxreflow.tensorfile import TensorFile
-from jaxreflow.vlm import load_vlm
-from jaxreflow.weights import (
-    EXPERT,
-    PROJECTIONS,
-    TEXT,
-    VISION,
-    VLM,
-    check_tensors,
-    dead_tensors,
-    table,
-    trainable_by_policy,
-)
+from jaxreflow.model.params import PROJECTIONS
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.policy.config import PolicyConfig
+from jaxreflow.policy.names import ACTION, STATE
+from jaxreflow.policy.normalization import Normalizer
+from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, parse_processors, read_processor_files
+from jaxreflow.policy.saved import WEIGHTS, find_saved_policy, read_policy_config
+from jaxreflow.policy.statistics import BUFFER_PREFIXES, stats_in_weights
+from jaxreflow.policy.vlm import load_vlm
+from jaxreflow.policy.weights import EXPERT, TEXT, VISION, VLM, check_tensors, dead_tensors, parameter_table
+from jaxreflow.run.programs import trainable_by_policy
+from jaxreflow.support.safetensors_file import TensorFile
 
 COMPONENTS: dict[str, tuple[str, ...]] = {
     "vision tower": (VISION,),
@@ -83,13 +77,13 @@ def inspect_checkpoint(source: str | Path, *, revision: str | None = None, vlm: 
         CheckpointError: files are missing or damaged, or tensors do not fit the config; all of them are listed.
         ConfigError: the policy is no SmolVLA, or asks for what cannot be honoured.
     """
-    directory = find_checkpoint(source, revision)
+    directory = find_saved_policy(source, revision)
     policy = read_policy_config(directory)
     file = TensorFile(directory / WEIGHTS)
-    config = ModelConfig.create(policy, load_vlm(policy, directory, vlm).config)
+    config = network_of(policy, load_vlm(policy, directory, vlm).config)
     check_tensors(file, config)
     trainable = trainable_by_policy(policy, config)
-    trained = {entry.key for entry in table(config) if trainable(entry.path)}
+    trained = {entry.key for entry in parameter_table(config) if trainable(entry.path)}
     dead = dead_tensors(config)
     components = [_component(name, keys, file, trained, dead) for name, keys in group_keys(file.keys).items()]
     statistics, problems = _statistics(directory, policy, file)

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxreflow.errors import CheckpointError
-from jaxreflow.weights import ParamPath
+from jaxreflow.model.params import ParamPath
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

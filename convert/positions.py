@@ -14,13 +14,14 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Int
 
-from jaxreflow.config import ModelConfig, PolicyConfig
 from jaxreflow.flow import sample_noise
+from jaxreflow.model.config import ModelConfig
+from jaxreflow.model.types import Observation
 from jaxreflow.model.vision import position_ids
-from jaxreflow.policy import sample_chunks
-from jaxreflow.tensorfile import TensorFile
-from jaxreflow.types import Observation
-from jaxreflow.weights import read_params
+from jaxreflow.policy.config import PolicyConfig
+from jaxreflow.policy.smolvla_policy import sample_chunks
+from jaxreflow.policy.weights import read_params
+from jaxreflow.support.safetensors_file import TensorFile
 
 _OBSERVATIONS, _NOISES = 2, 4
 

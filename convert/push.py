@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from jaxreflow.errors import PublishError
-from jaxreflow.storage import list_files
+from jaxreflow.support.storage import list_files
 
 from .doctor import examine
 

@@ -13,16 +13,17 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from jaxreflow.config import DEFAULT_VLM, ModelConfig, PolicyConfig
-from jaxreflow.config_fields import POLICY_FIELDS
 from jaxreflow.errors import CheckpointError, ConfigError, JaxReflowError, ProcessorError
-from jaxreflow.jsonfile import parse_json
-from jaxreflow.pretrained import CONFIG, WEIGHTS, load_processors, read_config_fields, read_policy_config
-from jaxreflow.processors import POSTPROCESSOR, PREPROCESSOR, read_processor_files
-from jaxreflow.statistics import BUFFER_PREFIXES
-from jaxreflow.tensorfile import DTYPES, TensorFile
-from jaxreflow.vlm import has_weights, load_vlm
-from jaxreflow.weights import check_tensors
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.policy.config import DEFAULT_VLM, PolicyConfig
+from jaxreflow.policy.config_fields import POLICY_FIELDS
+from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, read_processor_files
+from jaxreflow.policy.saved import CONFIG, WEIGHTS, load_processors, read_config_fields, read_policy_config
+from jaxreflow.policy.statistics import BUFFER_PREFIXES
+from jaxreflow.policy.vlm import has_weights, load_vlm
+from jaxreflow.policy.weights import check_tensors
+from jaxreflow.support.safetensors_file import DTYPES, TensorFile
+from jaxreflow.support.strict_json import parse_json
 
 from .dtypes import own_dtypes, repairable
 
@@ -104,7 +105,7 @@ def _repair_names(file: TensorFile) -> list[str]:
 def _repair_dtypes(file: TensorFile, policy: PolicyConfig, vlm: Path | None) -> list[str]:
     try:
         files = load_vlm(policy, file.path.parent, vlm)
-        config = ModelConfig.create(policy, files.config)
+        config = network_of(policy, files.config)
         check_tensors(file, config)
         own = own_dtypes(config, policy, files)
         cast = {key: own[key] for key in repairable(file, own)}

@@ -14,14 +14,21 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from jaxreflow.checkpoint import POLICY_DIR, STATE_DIR, CheckpointStore, last_step
 from jaxreflow.errors import CheckpointError, ConfigError
-from jaxreflow.jsonfile import parse_json
-from jaxreflow.lora import LoraConfig, adapted_kernels, adapter_shapes, merge_adapters
-from jaxreflow.pretrained import TRAIN_CONFIG, WEIGHTS, Checkpoint, find_checkpoint, load_checkpoint, save_pretrained
-from jaxreflow.tensorfile import TensorFile
-from jaxreflow.types import Params
-from jaxreflow.weights import table
+from jaxreflow.model.types import Params
+from jaxreflow.policy.saved import (
+    TRAIN_CONFIG,
+    WEIGHTS,
+    SavedPolicy,
+    find_saved_policy,
+    load_saved_policy,
+    save_pretrained,
+)
+from jaxreflow.policy.weights import parameter_table
+from jaxreflow.run.checkpoints import POLICY_DIR, STATE_DIR, CheckpointStore, last_step
+from jaxreflow.support.safetensors_file import TensorFile
+from jaxreflow.support.strict_json import parse_json
+from jaxreflow.training.lora import LoraConfig, adapted_kernels, adapter_shapes, merge_adapters
 
 from .orbax import TreeReader
 
@@ -62,17 +69,17 @@ def export_run(
             f"{start.path}: sha256 {start.sha256[:12]}, but the run started from {source['path']} with "
             f"{source['sha256'][:12]}, whose frozen weights it shares; put that file back or name it by --teacher"
         )
-    checkpoint = load_checkpoint(folder / POLICY_DIR, vlm=vlm or settings.get("vlm"))
-    checkpoint = dataclasses.replace(checkpoint, tensors=start)
-    lora = _read_lora(folder, settings, checkpoint)
-    reader = _open_state(folder / STATE_DIR / "state", "ema" if ema else "trainable", checkpoint, lora)
+    saved = load_saved_policy(folder / POLICY_DIR, vlm=vlm or settings.get("vlm"))
+    saved = dataclasses.replace(saved, tensors=start)
+    lora = _read_lora(folder, settings, saved)
+    reader = _open_state(folder / STATE_DIR / "state", "ema" if ema else "trainable", saved, lora)
     params = unflatten_dict({leaf: reader.read(leaf) for leaf in reader.shapes})
     if lora.rank:
-        params = merge_adapters(_read_kernels(checkpoint, lora), params, scale=lora.scale)
+        params = merge_adapters(_read_kernels(saved, lora), params, scale=lora.scale)
     train_config = _read_settings(folder / POLICY_DIR / TRAIN_CONFIG, settings)
     save_pretrained(
         out,
-        checkpoint,
+        saved,
         jax.device_get(params),
         train_config={**train_config, "export": "ema" if ema else "raw"},
     )
@@ -90,7 +97,7 @@ def _find_step(directory: Path, step: int | None) -> int:
 
 def _find_start(path: str, revision: str | None) -> Path:
     try:
-        return find_checkpoint(path, revision)
+        return find_saved_policy(path, revision)
     except CheckpointError as error:
         raise CheckpointError(
             f"the weights that the run started from are not where they were: {error}; if they were moved, give their "
@@ -98,12 +105,12 @@ def _find_start(path: str, revision: str | None) -> Path:
         ) from error
 
 
-def _read_lora(folder: Path, settings: dict[str, Any], checkpoint: Checkpoint) -> LoraConfig:
+def _read_lora(folder: Path, settings: dict[str, Any], saved: SavedPolicy) -> LoraConfig:
     """The run's adapters; a run from before there were any has none."""
     try:
         fields = settings.get("lora", {})
         lora = LoraConfig(**{**fields, "targets": tuple(fields["targets"])} if fields else {})
-        adapted_kernels(lora, checkpoint.config)
+        adapted_kernels(lora, saved.config)
         return lora
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -111,21 +118,21 @@ def _read_lora(folder: Path, settings: dict[str, Any], checkpoint: Checkpoint) -
         ) from error
 
 
-def _read_kernels(checkpoint: Checkpoint, lora: LoraConfig) -> Params:
+def _read_kernels(saved: SavedPolicy, lora: LoraConfig) -> Params:
     """The kernels that the adapters change, in float32, as the run started from them."""
-    kernels, read = adapted_kernels(lora, checkpoint.config), checkpoint.tensors.read
-    entries = [entry for entry in table(checkpoint.config) if entry.path in kernels]
+    kernels, read = adapted_kernels(lora, saved.config), saved.tensors.read
+    entries = [entry for entry in parameter_table(saved.config) if entry.path in kernels]
     return unflatten_dict({e.path: np.ascontiguousarray(e.from_torch(read(e.key)), np.float32) for e in entries})
 
 
-def _open_state(path: Path, name: str, checkpoint: Checkpoint, lora: LoraConfig) -> TreeReader:
+def _open_state(path: Path, name: str, saved: SavedPolicy, lora: LoraConfig) -> TreeReader:
     try:
         reader = TreeReader(path, name)
     except CheckpointError as error:
         hint = "; a run with --ema-decay 0 keeps no moving average: leave --ema out" if name == "ema" else ""
         raise CheckpointError(f"{error}{hint}") from error
-    shapes = {entry.path: entry.shape for entry in table(checkpoint.config)}
-    shapes = adapter_shapes(lora, checkpoint.config) if lora.rank else shapes
+    shapes = {entry.path: entry.shape for entry in parameter_table(saved.config)}
+    shapes = adapter_shapes(lora, saved.config) if lora.rank else shapes
     foreign = [leaf for leaf, shape in reader.shapes.items() if shapes.get(leaf) != shape]
     if lora.rank and not foreign and len(reader.shapes) < len(shapes):
         raise CheckpointError(

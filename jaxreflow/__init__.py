@@ -6,7 +6,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxreflow.policy import SmolVLAPolicy
+    from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
 
 __all__ = ["SmolVLAPolicy", "__version__"]
 
@@ -14,7 +14,7 @@ __all__ = ["SmolVLAPolicy", "__version__"]
 def __getattr__(name: str) -> Any:
     # On first use only: the policy imports JAX, which tools that merely read a config do not need.
     if name == "SmolVLAPolicy":
-        from jaxreflow.policy import SmolVLAPolicy
+        from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
 
         return SmolVLAPolicy
     if name == "__version__":

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxreflow.errors import ConfigError, JaxReflowError, ProcessorError, ServeError
-from jaxreflow.messages import check_installed, pack, unpack
+from jaxreflow.serve.messages import check_installed, pack, unpack
 
 
 class PolicyClient:
@@ -145,7 +145,7 @@ def example(config: ClientConfig) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 if the server answered, 1 after an error."""
-    from jaxreflow.command_line import parse
+    from jaxreflow.support.command_line import parse
 
     args = sys.argv[1:] if argv is None else argv
     try:

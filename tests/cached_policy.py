@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 from jaxreflow.data.features import FeaturesConfig, compute_features
 from jaxreflow.data.lerobot import LeRobotDataset
-from jaxreflow.new_policy import create_policy
-from jaxreflow.run_config import PolicySource
+from jaxreflow.run.config import PolicySource
+from jaxreflow.run.new_policy import create_policy
 from tests.lerobot_fixtures import write_v30
 from tests.tiny_policy import make_vlm
 

@@ -6,14 +6,16 @@ python -m tests.count_adapters
 import math
 
 from benchmarks.workload import full_policy
-from jaxreflow.config import ModelConfig, VLMConfig
-from jaxreflow.lora import LoraConfig, adapted_kernels, adapter_shapes
-from jaxreflow.weights import table, trainable_in_reflow
+from jaxreflow.model.config import VLMConfig
+from jaxreflow.model.params import trainable_in_reflow
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.policy.weights import parameter_table
+from jaxreflow.training.lora import LoraConfig, adapted_kernels, adapter_shapes
 
 
 def main() -> None:
-    model = ModelConfig.create(full_policy(cameras=1), VLMConfig())
-    sizes = {entry.path: math.prod(entry.shape) for entry in table(model)}
+    model = network_of(full_policy(cameras=1), VLMConfig())
+    sizes = {entry.path: math.prod(entry.shape) for entry in parameter_table(model)}
     numbers = {"expert and projections": sum(size for path, size in sizes.items() if trainable_in_reflow(path))}
     for rank in (64, 16, 8):
         shapes = adapter_shapes(LoraConfig(rank=rank), model)

@@ -137,7 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"{asked['organization'] or OWNER}/{asked['name']}"
         self._may_write(name)
         if name in self.server.repos:
-            return self._answer(409, {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"})
+            return self._answer(
+                409, {"error": "You already created this model repo", "url": f"{self.server.url}/{name}"}
+            )
         # Clients before 1.0 say `private`, later ones `visibility`.
         self.server.create(name, private=asked.get("private") or asked.get("visibility") == "private")
         return self._answer(200, {"url": f"{self.server.url}/{name}"})
@@ -243,7 +245,11 @@ def _describe(path: str, data: bytes) -> dict[str, Any]:
     if not path.endswith(LARGE):
         return {"size": len(data), "oid": _git_id(data)}
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(data)}\n".encode()
-    return {"size": len(data), "oid": _git_id(pointer), "lfs": {"oid": digest, "size": len(data), "pointerSize": len(pointer)}}
+    return {
+        "size": len(data),
+        "oid": _git_id(pointer),
+        "lfs": {"oid": digest, "size": len(data), "pointerSize": len(pointer)},
+    }
 
 
 def _content_id(path: str, data: bytes) -> str:

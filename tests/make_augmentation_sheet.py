@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from jaxreflow.augmentation import TRANSFORMS, Changes, ImageTransformsConfig, augment_images, draw_changes
 from jaxreflow.data.lerobot import load_dataset
+from jaxreflow.training.augmentation import TRANSFORMS, Changes, ImageTransformsConfig, augment_images, draw_changes
 from tests.tiny_policy import DATASET
 
 OUT = Path("docs/images/augmentation.png")

@@ -3,11 +3,11 @@
 python -m tests.make_config_table > docs/config.md
 """
 
-from jaxreflow.config_fields import POLICY_FIELDS
+from jaxreflow.policy.config_fields import POLICY_FIELDS
 
 HEAD = """# What becomes of every field of `config.json`
 
-Made by `python -m tests.make_config_table` from `jaxreflow.config_fields.POLICY_FIELDS`.
+Made by `python -m tests.make_config_table` from `jaxreflow.policy.config_fields.POLICY_FIELDS`.
 
 - *honoured*: changes what jaxreflow computes, as it does in LeRobot
 - *carried*: read by LeRobot only, written back as found

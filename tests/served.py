@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxreflow.server import PolicyServer, bind
+from jaxreflow.serve.server import PolicyServer, bind
 
 
 @contextlib.contextmanager

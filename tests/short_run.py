@@ -9,11 +9,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxreflow.checkpoint import STATE_DIR, last_step
 from jaxreflow.data.lerobot import load_dataset
-from jaxreflow.new_policy import create_policy
-from jaxreflow.run_config import PolicySource
-from jaxreflow.run_directory import CONFIG_FILE
+from jaxreflow.run.checkpoints import STATE_DIR, last_step
+from jaxreflow.run.config import PolicySource
+from jaxreflow.run.directory import CONFIG_FILE
+from jaxreflow.run.new_policy import create_policy
 from tests.tiny_policy import DATASET, make_vlm
 from tests.watched_run import start
 

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 
 import train
-from jaxreflow import augmentation, update
-from jaxreflow.augmentation import TRANSFORMS, ImageTransformsConfig, augment_images, draw_changes
 from jaxreflow.errors import ConfigError
 from jaxreflow.model import init_params
-from jaxreflow.normalization import Normalizer
-from jaxreflow.run_config import DatasetConfig, ReflowConfig
-from jaxreflow.run_flags import read_settings
-from jaxreflow.sharding import make_mesh
-from jaxreflow.types import Batch
-from jaxreflow.update import Weights, make_update
-from jaxreflow.weights import split_params
+from jaxreflow.model.params import split_params
+from jaxreflow.model.types import Batch
+from jaxreflow.policy.normalization import Normalizer
+from jaxreflow.run import programs as update
+from jaxreflow.run.config import DatasetConfig, ReflowConfig
+from jaxreflow.run.flags import read_settings
+from jaxreflow.run.programs import Weights, make_update
+from jaxreflow.support.mesh import make_mesh
+from jaxreflow.training import augmentation
+from jaxreflow.training.augmentation import TRANSFORMS, ImageTransformsConfig, augment_images, draw_changes
 from tests.test_update import CONFIG, checkpoint
 from tests.tiny import CAMERA, WRIST
 from tests.tiny_policy import make_batch, perturb
@@ -190,7 +191,15 @@ def test_images_that_the_policy_normalises_are_refused(monkeypatch: pytest.Monke
 
 
 def test_flags_may_be_spelled_as_lerobots() -> None:
-    args = ["--output_dir", "run", "--policy.path", "P", "--dataset.root", "D", "--dataset.image_transforms.enable=true"]
+    args = [
+        "--output_dir",
+        "run",
+        "--policy.path",
+        "P",
+        "--dataset.root",
+        "D",
+        "--dataset.image_transforms.enable=true",
+    ]
     config = read_settings(train.CONFIGS / "finetune.py", [*args, "--dataset.image_transforms.hue", "-0.1", "0.2"])
     found = config.dataset.image_transforms
     assert found == ImageTransformsConfig(enable=True, hue=(-0.1, 0.2))

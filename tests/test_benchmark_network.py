@@ -21,14 +21,16 @@ from benchmarks.reflow_step import ReflowStepConfig
 from benchmarks.sample import PARTS, SampleConfig
 from benchmarks.workload import full_policy, make_batch
 from jaxreflow import flow
-from jaxreflow.config import ModelConfig, VLMConfig
 from jaxreflow.model import embed_images, extend, init_params, memorise, observe, velocity
-from jaxreflow.training import make_draw, reflow_loss
-from jaxreflow.types import Context, Observation, Params
-from jaxreflow.weights import split_params, trainable_in_reflow
+from jaxreflow.model.config import VLMConfig
+from jaxreflow.model.params import split_params, trainable_in_reflow
+from jaxreflow.model.types import Context, Observation, Params
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.training.losses import reflow_loss
+from jaxreflow.training.step import make_draw
 
 TEACHER = Path(__file__).parent / "assets" / "teacher"
-MODEL = ModelConfig.create(full_policy(cameras=2), VLMConfig())
+MODEL = network_of(full_policy(cameras=2), VLMConfig())
 
 
 def products(jaxpr: Any, times: int = 1) -> Iterator[float]:

@@ -8,10 +8,10 @@ import pytest
 from benchmarks.dataset import TASK, write_dataset
 from benchmarks.startup import StartupConfig, start
 from benchmarks.startup_run import Enough, Milestones
-from jaxreflow.compilation import CompileWatch
 from jaxreflow.data.lerobot import LeRobotDataset
-from jaxreflow.data.transforms import ACTION, STATE
-from jaxreflow.pretrained import read_policy_config
+from jaxreflow.policy.names import ACTION, STATE
+from jaxreflow.policy.saved import read_policy_config
+from jaxreflow.support.compilation import CompileWatch
 
 TEACHER = Path(__file__).parent / "assets" / "teacher"
 

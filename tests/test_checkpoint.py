@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreflow.checkpoint import CheckpointStore, last_step
 from jaxreflow.errors import CheckpointError
-from jaxreflow.optimizer import OptimizerConfig, make_optimizer
-from jaxreflow.sharding import make_mesh, sharded_copy
-from jaxreflow.training import TrainState, init_state
+from jaxreflow.run.checkpoints import CheckpointStore, last_step
+from jaxreflow.support.mesh import make_mesh, sharded_copy
+from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer
+from jaxreflow.training.step import TrainState, init_state
 
 
 def make_state(value: float, *, ema: bool = True, optimizer: str = "adamw") -> TrainState:

@@ -61,6 +61,7 @@ def test_a_loop_of_unknown_length_is_refused() -> None:
 EIGHT = """
 import dataclasses, json, re, jax
 from benchmarks.collectives import collectives
+from jaxreflow.policy.architecture import network_of
 from jaxreflow import flow
 from jaxreflow.config import ModelConfig
 from jaxreflow.model import init_params
@@ -72,7 +73,7 @@ from tests.tiny import VISION, VLM, tiny_policy
 from tests.tiny_policy import make_batch
 
 vlm = dataclasses.replace(VLM, vision=dataclasses.replace(VISION, num_hidden_layers=1))
-config = ModelConfig.create(tiny_policy(num_vlm_layers=2), vlm)
+config = network_of(tiny_policy(num_vlm_layers=2), vlm)
 mesh = make_mesh()
 assert mesh.size == 8
 optimizer, schedule = make_optimizer(OptimizerConfig(), 100), make_schedule(OptimizerConfig(), 100)

@@ -9,13 +9,13 @@ import pytest
 import tyro
 
 import train
-from jaxreflow.command_line import Flag, choose, parse, wrapped
 from jaxreflow.errors import ConfigError
-from jaxreflow.lerobot_flags import INSTEAD, RENAMED, to_ours
-from jaxreflow.option_types import field_docs
-from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
-from jaxreflow.run_flags import SECTIONS, read_settings
+from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.run.flags import SECTIONS, read_settings
+from jaxreflow.run.lerobot_flags import INSTEAD, RENAMED, to_ours
 from jaxreflow.sim import __main__ as sim
+from jaxreflow.support.command_line import Flag, choose, parse, wrapped
+from jaxreflow.support.tyro_rules import field_docs
 
 DATA = ["--dataset.root", "DATA"]
 
@@ -170,11 +170,11 @@ def program(name: str) -> ModuleType:
 HELP = [
     *[("train", path.stem) for path in sorted(train.CONFIGS.glob("*.py"))],
     *[("convert.__main__", name) for name in ("inspect", "from-lerobot", "to-lerobot", "doctor")],
-    ("jaxreflow.evaluate", ""),
+    ("jaxreflow.evaluate.__main__", ""),
     ("jaxreflow.sim.__main__", ""),
     ("jaxreflow.sim.__main__", "record"),
     ("jaxreflow.data.features", ""),
-    ("jaxreflow.serve", ""),
+    ("jaxreflow.serve.__main__", ""),
     ("jaxreflow.client", ""),
     ("jaxreflow.data.pack", ""),
 ]

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from jaxreflow.config import ModelConfig
 from jaxreflow.model import memorise, observe, velocity
-from jaxreflow.pretrained import load_checkpoint
-from jaxreflow.run_config import FinetuneConfig, ReflowConfig
-from jaxreflow.sharding import make_mesh
-from jaxreflow.types import Observation, Params
-from jaxreflow.update import split_weights
-from jaxreflow.weights import stored_in_compute_dtype
+from jaxreflow.model.config import ModelConfig
+from jaxreflow.model.params import stored_in_compute_dtype
+from jaxreflow.model.types import Observation, Params
+from jaxreflow.policy.saved import load_saved_policy
+from jaxreflow.run.config import FinetuneConfig, ReflowConfig
+from jaxreflow.run.programs import split_weights
+from jaxreflow.support.mesh import make_mesh
 from tests.tiny import tiny_model, tiny_observation, tiny_policy
 
 
@@ -57,7 +57,7 @@ def test_float32_is_shared() -> None:
 
 
 def test_a_run_holds_the_teacher_in_the_compute_dtype_and_trains_in_float32() -> None:
-    checkpoint = load_checkpoint(Path(__file__).parent / "assets" / "teacher", dtype="bfloat16")
+    checkpoint = load_saved_policy(Path(__file__).parent / "assets" / "teacher", dtype="bfloat16")
     finetune = split_weights(FinetuneConfig(dtype="bfloat16"), checkpoint, make_mesh())
     reflow = split_weights(ReflowConfig(dtype="bfloat16"), checkpoint, make_mesh())
     assert {leaf.dtype for leaf in jax.tree.leaves((finetune.start, reflow.start))} == {np.dtype("float32")}
@@ -65,5 +65,5 @@ def test_a_run_holds_the_teacher_in_the_compute_dtype_and_trains_in_float32() ->
     assert reflow.frozen["text_model"]["embed_tokens"]["embedding"].dtype == jnp.bfloat16
     assert reflow.teacher["expert"]["layers"]["0"]["mlp"]["up_proj"]["kernel"].dtype == jnp.bfloat16
     assert reflow.teacher["state_proj"]["kernel"] is reflow.start["state_proj"]["kernel"]
-    same = split_weights(ReflowConfig(), load_checkpoint(checkpoint.directory), make_mesh())
+    same = split_weights(ReflowConfig(), load_saved_policy(checkpoint.directory), make_mesh())
     assert all(a is b for a, b in zip(*map(jax.tree.leaves, (same.start, same.teacher)), strict=True))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxreflow.config import PolicyConfig
-from jaxreflow.config_fields import CARRIED_DEFAULTS, POLICY_FIELDS
 from jaxreflow.errors import ConfigError
+from jaxreflow.policy.config import PolicyConfig
+from jaxreflow.policy.config_fields import CARRIED_DEFAULTS, POLICY_FIELDS
 from tests.make_config_table import config_table
 from tests.tiny import tiny_policy
 

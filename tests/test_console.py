@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from jaxreflow import console
-from jaxreflow.console import console_log, progress
+from jaxreflow.support import console
+from jaxreflow.support.console import console_log, progress
 
 
 @pytest.fixture

@@ -17,10 +17,12 @@ from convert import archive
 from convert.__main__ import main
 from convert.inspection import inspect_checkpoint
 from convert.orbax import LazyLeaf, TreeReader, save_tree
-from jaxreflow.config import ModelConfig, PolicyConfig, VLMConfig
-from jaxreflow.pretrained import WEIGHTS, load_checkpoint
-from jaxreflow.tensorfile import TensorFile
-from jaxreflow.weights import expected_tensors, read_params
+from jaxreflow.model.config import VLMConfig
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.policy.config import PolicyConfig
+from jaxreflow.policy.saved import WEIGHTS, load_saved_policy
+from jaxreflow.policy.weights import expected_tensors, read_params
+from jaxreflow.support.safetensors_file import TensorFile
 from tests.checkpoint_edits import NORM, PRE_STATS, contents, copy_checkpoint, edit_config, edit_tensors
 
 
@@ -68,7 +70,7 @@ def test_the_archive_is_one_orbax_tree_of_which_every_value_counts(source, tmp_p
     params = tmp_path / "orbax" / "params"
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(params)
-    checkpoint = load_checkpoint(source)
+    checkpoint = load_saved_policy(source)
     expected = flatten_dict(read_params(checkpoint.tensors, checkpoint.config))
     assert flatten_dict(restored).keys() == expected.keys()
     for path, leaf in flatten_dict(restored).items():
@@ -178,7 +180,7 @@ def test_bad_checkpoints_are_named_by_every_command(source, tmp_path, capsys, da
 
 
 def test_the_full_model_counts_what_lerobot_counts(tmp_path, monkeypatch):
-    shapes = expected_tensors(ModelConfig.create(PolicyConfig(), VLMConfig()))
+    shapes = expected_tensors(network_of(PolicyConfig(), VLMConfig()))
     header, end = {}, 0
     for key, shape in shapes.items():
         begin, end = end, end + 2 * int(np.prod(shape))

@@ -12,8 +12,8 @@ from convert import positions
 from convert.__main__ import main
 from convert.doctor import examine
 from jaxreflow.model.vision import position_ids
-from jaxreflow.pretrained import WEIGHTS, load_checkpoint
-from jaxreflow.tensorfile import TensorFile
+from jaxreflow.policy.saved import WEIGHTS, load_saved_policy
+from jaxreflow.support.safetensors_file import TensorFile
 from tests.checkpoint_edits import NORM, PRE_STATS, contents, copy_checkpoint, edit_config, edit_tensors
 
 
@@ -124,7 +124,7 @@ def test_statistics_among_the_weights_become_processor_files(source, capsys):
         for kind in ("normalize_inputs", "unnormalize_outputs"):
             old[f"{kind}.buffer_{feature.replace('.', '_')}.{name}"] = value
     edit_tensors(source / WEIGHTS, lambda t: {**t, **old})
-    expected = load_checkpoint(source).processors
+    expected = load_saved_policy(source).processors
     for path in source.glob("policy_p*"):
         path.unlink()
     weights = (source / WEIGHTS).read_bytes()
@@ -132,7 +132,7 @@ def test_statistics_among_the_weights_become_processor_files(source, capsys):
     assert main(["doctor", str(source), "--fix"]) == 0
     assert "wrote policy_preprocessor.json" in capsys.readouterr().out
     assert (source / WEIGHTS).read_bytes() == weights
-    found = load_checkpoint(source).processors
+    found = load_saved_policy(source).processors
     for name in ("normalizer", "unnormalizer"):
         before, after = getattr(expected, name), getattr(found, name)
         for key in after.stats:

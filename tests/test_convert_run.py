@@ -13,11 +13,11 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from convert.__main__ import main
-from jaxreflow.checkpoint import CheckpointStore
-from jaxreflow.pretrained import Checkpoint, load_checkpoint, save_pretrained
-from jaxreflow.training import TrainState
-from jaxreflow.types import Params
-from jaxreflow.weights import split_params, trainable_in_reflow
+from jaxreflow.model.params import split_params, trainable_in_reflow
+from jaxreflow.model.types import Params
+from jaxreflow.policy.saved import SavedPolicy, load_saved_policy, save_pretrained
+from jaxreflow.run.checkpoints import CheckpointStore
+from jaxreflow.training.step import TrainState
 
 GOLDEN = Path(__file__).parent / "goldens" / "cross"
 
@@ -33,7 +33,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of updates 1 (without an average) and 2; the average is exported, with `num_steps` 1."""
     directory = tmp_path_factory.mktemp("run")
-    checkpoint = load_checkpoint(teacher)
+    checkpoint = load_saved_policy(teacher)
     start, _ = split_params(checkpoint.load_params(), trainable_in_reflow)
     source = {"path": str(checkpoint.directory), "sha256": checkpoint.tensors.sha256}
     with contextlib.closing(CheckpointStore(directory / "checkpoints")) as store:
@@ -51,12 +51,12 @@ def shift(params: Params, by: float) -> Params:
     return jax.tree.map(lambda leaf: jax.numpy.asarray(leaf) + by, params)
 
 
-def export(out: Path, checkpoint: Checkpoint, state: TrainState) -> None:
+def export(out: Path, checkpoint: SavedPolicy, state: TrainState) -> None:
     save_pretrained(out, checkpoint, state.averaged, num_steps=1, train_config={"export": "ema", "steps": 2})
 
 
 def differences(teacher: Path, out: Path) -> dict[Any, np.ndarray]:
-    before, after = (flatten_dict(load_checkpoint(path).load_params()) for path in (teacher, out))
+    before, after = (flatten_dict(load_saved_policy(path).load_params()) for path in (teacher, out))
     return {path: after[path] - before[path] for path in before}
 
 

@@ -17,9 +17,9 @@ import pytest
 
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.loader import TrainingSource, iterate_once, make_loader, to_batch
-from jaxreflow.data.transforms import check_features, dataset_key, match_cameras, pad_last
+from jaxreflow.data.matching import check_features, dataset_key, match_cameras, pad_last
 from jaxreflow.errors import ConfigError, DatasetError
-from jaxreflow.run_data import SkippedFrames
+from jaxreflow.run.data import SkippedFrames
 from tests.lerobot_fixtures import CAMERA, actions, write_v30
 
 POLICY_CAMERA = "observation.images.camera1"

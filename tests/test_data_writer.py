@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxreflow.data.feature_statistics import feature_statistics
 from jaxreflow.data.lerobot import LeRobotDataset
-from jaxreflow.data.writer import DatasetFeatures, DatasetWriter
+from jaxreflow.data.writer import DatasetFeatures, DatasetWriter, feature_statistics
 from jaxreflow.errors import DatasetError
 
 CAMERA, STATE = "observation.image", "observation.state"

@@ -18,12 +18,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import train
-from jaxreflow import dry_run, run_policy
-from jaxreflow.config import Feature
 from jaxreflow.data.lerobot import load_dataset
-from jaxreflow.dry_run import describe, statistics_source
-from jaxreflow.pretrained import load_checkpoint
-from jaxreflow.run_config import DatasetConfig, FinetuneConfig, PolicySource, ReflowConfig
+from jaxreflow.policy.config import Feature
+from jaxreflow.policy.saved import load_saved_policy
+from jaxreflow.run import dry_run
+from jaxreflow.run import start as run_policy
+from jaxreflow.run.config import DatasetConfig, FinetuneConfig, PolicySource, ReflowConfig
+from jaxreflow.run.dry_run import describe, statistics_source
 from tests.tiny_policy import DATASET, make_vlm
 from tests.watched_run import ROOT
 
@@ -178,7 +179,7 @@ def test_split_parameters_on_simulated_devices() -> None:
 
 def test_source_of_statistics(tmp_path: Path) -> None:
     stats = load_dataset(DATASET).stats
-    own = load_checkpoint(TEACHER)
+    own = load_saved_policy(TEACHER)
     assert statistics_source(ReflowConfig(), own) == "the policy's own, from its processors"
     assert statistics_source(ReflowConfig(stats_from="dataset"), own).startswith(
         "--stats-from dataset, in the place of"
@@ -186,7 +187,7 @@ def test_source_of_statistics(tmp_path: Path) -> None:
     old = Path(shutil.copytree(TEACHER, tmp_path / "old"))
     for file in old.glob("policy_p*processor*"):
         file.unlink()
-    bare = load_checkpoint(old, dataset_stats=stats)
+    bare = load_saved_policy(old, dataset_stats=stats)
     assert statistics_source(ReflowConfig(), bare) == "the dataset's, as the policy brings none"
     tensors = load_file(old / "model.safetensors")
     buffers = {
@@ -199,7 +200,9 @@ def test_source_of_statistics(tmp_path: Path) -> None:
         for name in ("mean", "std")
     }
     save_file({**tensors, **buffers}, old / "model.safetensors")
-    assert statistics_source(ReflowConfig(), load_checkpoint(old)).startswith("the policy's own, from the normalize_*")
+    assert statistics_source(ReflowConfig(), load_saved_policy(old)).startswith(
+        "the policy's own, from the normalize_*"
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_where_frames_come_from(changes, workers, expected) -> None:
 
 
 def test_absent_cameras_are_named() -> None:
-    checkpoint = load_checkpoint(TEACHER)
+    checkpoint = load_saved_policy(TEACHER)
     features = {**checkpoint.policy.input_features, "observation.wrist": Feature("VISUAL", (3, 48, 64))}
     policy = dataclasses.replace(checkpoint.policy, input_features=features, empty_cameras=1)
     checkpoint, dataset = dataclasses.replace(checkpoint, policy=policy), load_dataset(DATASET, episodes=[0])

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxreflow import evaluate, flow, model
+from jaxreflow import flow, model
 from jaxreflow.errors import ConfigError
-from jaxreflow.evaluation.sampling import Candidate, chunks, make_subject, memorise, sees_alike
-from jaxreflow.pretrained import load_checkpoint, save_pretrained
-from jaxreflow.run_config import DatasetConfig, ReflowConfig, TeacherSource
-from jaxreflow.run_directory import recorded_settings
-from jaxreflow.weights import split_params, trainable_in_reflow
+from jaxreflow.evaluate import comparison as evaluate
+from jaxreflow.evaluate.sampling import Candidate, chunks, make_subject, memories_of, sees_alike
+from jaxreflow.model.params import split_params, trainable_in_reflow
+from jaxreflow.policy.saved import load_saved_policy, save_pretrained
+from jaxreflow.run.config import DatasetConfig, ReflowConfig, TeacherSource
+from jaxreflow.run.directory import recorded_settings
 from tests.tiny import tiny_model, tiny_observation
 from tests.tiny_policy import DATASET, perturb
 
@@ -64,7 +65,7 @@ def _no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_student(out: Path, train_config: dict | None = None) -> Path:
     """The teacher with noise on what reflow trains."""
-    checkpoint = load_checkpoint(TEACHER)
+    checkpoint = load_saved_policy(TEACHER)
     trained, _ = split_params(checkpoint.load_params(), trainable_in_reflow)
     save_pretrained(out, checkpoint, perturb(trained, 0.01), num_steps=1, train_config=train_config)
     return out
@@ -210,7 +211,7 @@ def test_a_student_of_other_statistics_or_shape_is_refused(student: Path, tmp_pa
 def test_one_program_samples_as_the_euler_scan_does() -> None:
     config, params = tiny_model()
     subject = make_subject("teacher", params, config)
-    memories = memorise([subject], tiny_observation())
+    memories = memories_of([subject], tiny_observation())
     noise = flow.sample_noise(jax.random.key(0), (2, 3, config.chunk_size, config.max_action_dim))
     field = functools.partial(model.velocity, params, memories["teacher"], config=config)
     expected = flow.euler(field, noise, 3)
@@ -220,7 +221,7 @@ def test_one_program_samples_as_the_euler_scan_does() -> None:
 
 
 def test_what_teacher_and_student_share_is_held_once(student: Path) -> None:
-    teacher, distilled = load_checkpoint(TEACHER), load_checkpoint(student)
+    teacher, distilled = load_saved_policy(TEACHER), load_saved_policy(student)
     first = make_subject("teacher", teacher.load_params(), teacher.config)
     second = make_subject("student", distilled.load_params(), distilled.config, like=first)
     assert sees_alike(first, second)
@@ -250,7 +251,7 @@ def test_held_out_episodes_of_a_run_are_those_of_its_dataset(dataset: dict, expe
 def test_loss_of_a_later_round_is_not_measured_against_the_first_teacher(tmp_path: Path) -> None:
     other = tmp_path / "round_1"
     other.mkdir()
-    teacher = load_checkpoint(TEACHER)
+    teacher = load_saved_policy(TEACHER)
     own_run = ReflowConfig(teacher=TeacherSource(path=str(TEACHER)))
     later_run = ReflowConfig(teacher=TeacherSource(path=str(other)))
     assert evaluate._training(None, own_run, teacher, teacher) is not None
@@ -258,7 +259,7 @@ def test_loss_of_a_later_round_is_not_measured_against_the_first_teacher(tmp_pat
 
 
 def test_students_are_compared_with_the_sampler_that_they_imitate() -> None:
-    teacher = load_checkpoint(TEACHER)
+    teacher = load_saved_policy(TEACHER)
     one_step = dataclasses.replace(teacher, policy=dataclasses.replace(teacher.policy, num_steps=1))
     run = ReflowConfig(teacher=TeacherSource(path=str(TEACHER)))
     assert evaluate._reference_steps(run, one_step) == 10

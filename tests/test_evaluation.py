@@ -7,26 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxreflow.data.frames import spread as spread_out
 from jaxreflow.errors import ConfigError
-from jaxreflow.evaluation.checks import Thresholds
-from jaxreflow.evaluation.consistency import (
+from jaxreflow.evaluate.checks import Thresholds
+from jaxreflow.evaluate.measure import Measures
+from jaxreflow.evaluate.measures.consistency import (
     Consistency,
     against_training,
     final_train_loss,
     find_run,
     last_update,
 )
-from jaxreflow.evaluation.distribution import Distribution, energy_distance, own_distance, spread
-from jaxreflow.evaluation.estimate import Estimate, relative_error, relative_error_difference, root_quotient
-from jaxreflow.evaluation.fidelity import Fidelity
-from jaxreflow.evaluation.frames import spread as spread_out
-from jaxreflow.evaluation.measure import Measures
-from jaxreflow.evaluation.paths import plane_of
-from jaxreflow.evaluation.settings import Settings
-from jaxreflow.evaluation.smoothness import third_difference
-from jaxreflow.evaluation.table import error_table, markdown
-from jaxreflow.evaluation.velocity_field import Field, path_deviation
-from jaxreflow.evaluation.verdict import judge
+from jaxreflow.evaluate.measures.distribution import Distribution, energy_distance, own_distance, spread
+from jaxreflow.evaluate.measures.estimate import Estimate, relative_error, relative_error_difference, root_quotient
+from jaxreflow.evaluate.measures.fidelity import Fidelity
+from jaxreflow.evaluate.measures.smoothness import third_difference
+from jaxreflow.evaluate.measures.velocity_field import Field, path_deviation
+from jaxreflow.evaluate.paths import plane_of
+from jaxreflow.evaluate.report.table import error_table, markdown
+from jaxreflow.evaluate.settings import Settings
+from jaxreflow.evaluate.verdict import judge
 
 
 def test_relative_error_is_one_quotient_over_the_whole_set() -> None:

@@ -13,21 +13,21 @@ import jax.numpy as jnp
 import pytest
 
 from jaxreflow import flow
-from jaxreflow.evaluation.checks import Thresholds
-from jaxreflow.evaluation.consistency import find_run, last_update
-from jaxreflow.evaluation.measure import Training, measure
-from jaxreflow.evaluation.sampling import Candidate, Trial, make_subject
-from jaxreflow.evaluation.settings import Settings
-from jaxreflow.evaluation.verdict import judge
+from jaxreflow.evaluate.checks import Thresholds
+from jaxreflow.evaluate.measure import Training, measure
+from jaxreflow.evaluate.measures.consistency import find_run, last_update
+from jaxreflow.evaluate.sampling import Candidate, Trial, make_subject
+from jaxreflow.evaluate.settings import Settings
+from jaxreflow.evaluate.verdict import judge
 from jaxreflow.model import memorise, observe, velocity
-from jaxreflow.optimizer import make_optimizer, make_schedule
-from jaxreflow.pretrained import Checkpoint, load_checkpoint, save_pretrained
-from jaxreflow.run_config import DatasetConfig, OptimizerFlags, ReflowConfig, TeacherSource
-from jaxreflow.run_data import open_dataset, split_data, training_batches
-from jaxreflow.sharding import make_mesh, shard_batch, sharded_copy
-from jaxreflow.training import init_state, make_draw, make_train_step
-from jaxreflow.update import split_weights
-from jaxreflow.weights import merge_params
+from jaxreflow.model.params import merge_params
+from jaxreflow.policy.saved import SavedPolicy, load_saved_policy, save_pretrained
+from jaxreflow.run.config import DatasetConfig, OptimizerFlags, ReflowConfig, TeacherSource
+from jaxreflow.run.data import open_dataset, split_data, training_batches
+from jaxreflow.run.programs import split_weights
+from jaxreflow.support.mesh import make_mesh, shard_batch, sharded_copy
+from jaxreflow.training.optimizer import make_optimizer, make_schedule
+from jaxreflow.training.step import init_state, make_draw, make_train_step
 from tests.tiny_policy import DATASET
 
 TEACHER = Path(__file__).parent / "assets" / "teacher"
@@ -65,7 +65,7 @@ CAUGHT_BY = {
 }
 
 
-def loss_with_mistakes(checkpoint: Checkpoint):
+def loss_with_mistakes(checkpoint: SavedPolicy):
     """The reflow loss, whose mistake comes with the frozen parameters: one program trains all students."""
     config, real = checkpoint.config, checkpoint.policy.action_dim
 
@@ -92,7 +92,7 @@ def loss_with_mistakes(checkpoint: Checkpoint):
 @pytest.fixture(scope="module")
 def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A student by each mistake, in a run's folders, with the log of the loss that it was trained by."""
-    checkpoint, mesh = load_checkpoint(TEACHER), make_mesh()
+    checkpoint, mesh = load_saved_policy(TEACHER), make_mesh()
     data = split_data(open_dataset(CONFIG.dataset), checkpoint.policy, checkpoint.load_transforms(), CONFIG)
     batches = [shard_batch(b, mesh) for b in itertools.islice(training_batches(data, CONFIG, 0), UPDATES // 2)]
     weights = split_weights(CONFIG, checkpoint, mesh)
@@ -126,7 +126,7 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def trial() -> Trial:
     """The teacher alone on a few frames of the held-out episodes."""
-    checkpoint = load_checkpoint(TEACHER)
+    checkpoint = load_saved_policy(TEACHER)
     transforms = checkpoint.load_transforms()
     held_out = split_data(open_dataset(CONFIG.dataset), checkpoint.policy, transforms, CONFIG).held_out
     assert held_out is not None
@@ -139,7 +139,7 @@ def trial() -> Trial:
 @pytest.mark.parametrize("name", MISTAKES)
 def test_every_old_mistake_is_caught_by_name(name: str, students: dict[str, Path], trial: Trial) -> None:
     """As the exported student shows it, read from its folder."""
-    teacher, student = load_checkpoint(TEACHER), load_checkpoint(students[name])
+    teacher, student = load_saved_policy(TEACHER), load_saved_policy(students[name])
     subject = make_subject("student", student.load_params(), student.config, like=trial.reference.subject)
     both = dataclasses.replace(trial, subjects=(*trial.subjects, subject))
     training = Training(CONFIG, teacher, find_run(students[name]), last_update(students[name]))

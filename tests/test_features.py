@@ -13,20 +13,21 @@ import numpy as np
 import pytest
 
 import train
-from jaxreflow import evaluate
-from jaxreflow.config import ModelConfig
 from jaxreflow.data import features
 from jaxreflow.data.feature_cache import MANIFEST, FeatureCache, read_manifest
-from jaxreflow.data.features import compute_features, feature_parts, open_features
+from jaxreflow.data.feature_match import feature_parts, open_features
+from jaxreflow.data.features import compute_features
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.loader import make_loader
 from jaxreflow.errors import DatasetError
-from jaxreflow.metrics import read_metrics
+from jaxreflow.evaluate import comparison as evaluate
 from jaxreflow.model import embed_images, observe
-from jaxreflow.pretrained import Checkpoint, load_checkpoint
-from jaxreflow.run_config import DatasetConfig, FinetuneConfig
-from jaxreflow.run_data import held_out_batches, split_data
-from jaxreflow.types import Context, Observation, Params
+from jaxreflow.model.config import ModelConfig
+from jaxreflow.model.types import Context, Observation, Params
+from jaxreflow.policy.saved import SavedPolicy, load_saved_policy
+from jaxreflow.run.config import DatasetConfig, FinetuneConfig
+from jaxreflow.run.data import held_out_batches, split_data
+from jaxreflow.run.record.metrics import read_metrics
 from tests.cached_policy import SHARD, make_cached_policy
 from tests.lerobot_fixtures import CAMERA, LENGTHS, write_v30
 from tests.tiny import WRIST, tiny_model, tiny_observation, tiny_policy
@@ -47,8 +48,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(made: SimpleNamespace) -> Checkpoint:
-    return load_checkpoint(made.folder / "policy")
+def checkpoint(made: SimpleNamespace) -> SavedPolicy:
+    return load_saved_policy(made.folder / "policy")
 
 
 def finetune(made: SimpleNamespace, run: Path, *flags: str) -> int:
@@ -76,7 +77,7 @@ def test_observed_tokens_stand_for_images() -> None:
             np.testing.assert_allclose(leaf, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_record_is_the_frames_tokens(made: SimpleNamespace, checkpoint: Checkpoint) -> None:
+def test_record_is_the_frames_tokens(made: SimpleNamespace, checkpoint: SavedPolicy) -> None:
     image = jnp.asarray(made.dataset.image(9, CAMERA)[None])
     expected = embed_images(checkpoint.load_params(), {CAMERA: image}, config=checkpoint.config)[CAMERA][0]
     found = made.cache[9][CAMERA]
@@ -93,7 +94,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 def test_killed_run_goes_on_where_it_stopped(
-    made: SimpleNamespace, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: SimpleNamespace, checkpoint: SavedPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(made.config, out=str(tmp_path / "cache"))
     decoded: list[int] = []
@@ -131,7 +132,7 @@ def test_foreign_folder_is_left_alone(made: SimpleNamespace, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def other_weights(checkpoint: Checkpoint, *, part: str, folder: Path) -> Checkpoint:
+def other_weights(checkpoint: SavedPolicy, *, part: str, folder: Path) -> SavedPolicy:
     """The policy with one bit of one tensor of `part` flipped."""
     out = Path(shutil.copytree(checkpoint.directory, folder / "policy"))
     tensors = checkpoint.tensors
@@ -139,22 +140,22 @@ def other_weights(checkpoint: Checkpoint, *, part: str, folder: Path) -> Checkpo
     data = bytearray((out / "model.safetensors").read_bytes())
     data[8 + len(tensors.header) + tensors._infos[tensors.stored_keys[key]]["data_offsets"][0]] ^= 1
     (out / "model.safetensors").write_bytes(data)
-    return load_checkpoint(out)
+    return load_saved_policy(out)
 
 
-def other_config(checkpoint: Checkpoint, **changes: object) -> Checkpoint:
+def other_config(checkpoint: SavedPolicy, **changes: object) -> SavedPolicy:
     config: ModelConfig = dataclasses.replace(checkpoint.config, **changes)
     return dataclasses.replace(checkpoint, config=config)
 
 
-def other_normalization(checkpoint: Checkpoint) -> Checkpoint:
+def other_normalization(checkpoint: SavedPolicy) -> SavedPolicy:
     normalizer = checkpoint.processors.normalizer
     stats = {**normalizer.stats, CAMERA: {"mean": np.zeros(3, np.float32), "std": np.ones(3, np.float32)}}
     normalizer = dataclasses.replace(normalizer, norm_map={**normalizer.norm_map, "VISUAL": "MEAN_STD"}, stats=stats)
     return dataclasses.replace(checkpoint, processors=dataclasses.replace(checkpoint.processors, normalizer=normalizer))
 
 
-def other_camera(checkpoint: Checkpoint) -> Checkpoint:
+def other_camera(checkpoint: SavedPolicy) -> SavedPolicy:
     """The same views under another name."""
     inputs = {key.replace("front", "top"): feature for key, feature in checkpoint.policy.input_features.items()}
     policy = dataclasses.replace(checkpoint.policy, input_features=inputs)
@@ -181,14 +182,14 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(("part", "change"), CHANGES.values(), ids=list(CHANGES))
-def test_other_policy_is_refused(made: SimpleNamespace, checkpoint: Checkpoint, part, change, tmp_path: Path) -> None:
+def test_other_policy_is_refused(made: SimpleNamespace, checkpoint: SavedPolicy, part, change, tmp_path: Path) -> None:
     message = rf"{part}: expected .*, found .*python -m jaxreflow\.data\.features {made.root} --policy .* --out "
     with pytest.raises(DatasetError, match=message):
         open_features(made.cache.root, change(checkpoint, tmp_path), made.dataset)
 
 
 def test_weights_that_make_no_tokens_do_not_matter(
-    made: SimpleNamespace, checkpoint: Checkpoint, tmp_path: Path
+    made: SimpleNamespace, checkpoint: SavedPolicy, tmp_path: Path
 ) -> None:
     """A student shares its teacher's cache."""
     open_features(made.cache.root, other_weights(checkpoint, part="lm_expert", folder=tmp_path), made.dataset)
@@ -203,7 +204,7 @@ def test_weights_that_make_no_tokens_do_not_matter(
     ],
 )
 def test_other_dataset_is_refused(
-    made: SimpleNamespace, checkpoint: Checkpoint, part: str, file: str, tmp_path: Path
+    made: SimpleNamespace, checkpoint: SavedPolicy, part: str, file: str, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(made.root, tmp_path / "data"))
     assert feature_parts(checkpoint, LeRobotDataset.open(root)) == read_manifest(made.cache.root).parts
@@ -214,7 +215,7 @@ def test_other_dataset_is_refused(
         open_features(made.cache.root, checkpoint, other)
 
 
-def test_videos_are_part_of_the_dataset(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_videos_are_part_of_the_dataset(checkpoint: SavedPolicy, tmp_path: Path) -> None:
     dataset = LeRobotDataset.open(write_v30(tmp_path / "data"))
     before = feature_parts(checkpoint, dataset)
     with next(dataset.root.rglob("*.mp4")).open("ab") as stream:
@@ -233,7 +234,7 @@ def test_damaged_manifest_is_named(made: SimpleNamespace, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_examples_come_in_the_same_order(
-    made: SimpleNamespace, checkpoint: Checkpoint, workers: int, monkeypatch: pytest.MonkeyPatch
+    made: SimpleNamespace, checkpoint: SavedPolicy, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = FinetuneConfig(dataset=DatasetConfig(holdout=0.3), batch_size=4, eval_batches=2)
     transforms = checkpoint.load_transforms()
@@ -293,7 +294,7 @@ def test_trained_tower_is_refused(made: SimpleNamespace, tmp_path: Path, capsys:
 
 
 def test_a_student_that_sees_differently_is_not_measured_on_the_teachers_tokens(
-    made: SimpleNamespace, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: SimpleNamespace, checkpoint: SavedPolicy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     student = other_weights(checkpoint, part="connector", folder=tmp_path).directory
     sides = ["--teacher", str(checkpoint.directory), "--student", str(student), "--dataset.root", str(made.root)]

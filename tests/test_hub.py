@@ -7,15 +7,15 @@ import pytest
 
 import train
 from convert.__main__ import main as convert
-from jaxreflow import evaluate
 from jaxreflow.data import features
 from jaxreflow.errors import CheckpointError, ConfigError, DatasetError
-from jaxreflow.hub import HubError, download, without_token
-from jaxreflow.pretrained import find_checkpoint
-from jaxreflow.run_config import DatasetConfig
-from jaxreflow.run_data import open_dataset
-from jaxreflow.sim.evaluate import SimConfig, _load
-from jaxreflow.vlm import load_vlm
+from jaxreflow.evaluate import comparison as evaluate
+from jaxreflow.policy.saved import find_saved_policy
+from jaxreflow.policy.vlm import load_vlm
+from jaxreflow.run.config import DatasetConfig
+from jaxreflow.run.data import open_dataset
+from jaxreflow.sim.closed_loop import SimConfig, _load
+from jaxreflow.support.hub import HubError, download, without_token
 from tests.tiny import tiny_policy
 from tests.tiny_policy import DATASET
 
@@ -93,7 +93,7 @@ def test_the_simulator_asks_for_the_revision_of_hub_policies_only(asked):
 
 def test_a_folder_has_no_revision():
     with pytest.raises(CheckpointError, match="is a folder, which has no revision, found 'v2'"):
-        find_checkpoint(TEACHER, "v2")
+        find_saved_policy(TEACHER, "v2")
     with pytest.raises(ConfigError, match=r"--dataset\.revision v2 is one of --dataset\.repo-id"):
         DatasetConfig(root=str(DATASET), revision="v2")
 

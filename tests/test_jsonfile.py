@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxreflow.jsonfile import parse_json
+from jaxreflow.support.strict_json import parse_json
 
 
 def test_documents_are_read():

@@ -1,109 +1,109 @@
-"""Imports go one way: config, types <- sharding, model, flow, data <- training, evaluation <- train.py."""
+"""Imports go one way. The table says which package may import which, as data; docs/design.md says why."""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
-PACKAGE = sorted((ROOT / "jaxreflow").rglob("*.py"))
-CONVERT = sorted((ROOT / "convert").glob("*.py"))
-EVERYTHING = [*PACKAGE, *CONVERT, *sorted((ROOT / "configs").glob("*.py")), ROOT / "train.py"]
+PACKAGE = ROOT / "jaxreflow"
 
-# What a module may import of the package. A directory stands for all in it.
-COMMANDS = {"command_line", "option_types", "console"}
-BASE = {"errors", "config_fields", "config", "types", "jsonfile", "hub", "storage", *COMMANDS}
-VISION = {"data", "model", "weights", "observation", "pretrained", "run_config", "sharding"}
-FORMATS = {"aloha", "normalization", "processors", "statistics", "vlm"}
-ALLOWED = {
+# What a package, or a module where it differs from its package, may import of jaxreflow beside itself.
+# A package stands for all in it; the longest name that fits counts.
+BELOW_RUN = {"errors", "flow", "support", "model", "policy", "data", "training"}
+# Readers and writers of data, which run in worker processes and must not load JAX; they may import each other.
+LIGHT = {
+    f"data.{module}"
+    for module in (
+        *("metadata", "columns", "lerobot", "video", "video_writer", "writer", "shards", "packed_frames"),
+        "feature_cache",
+    )
+}
+ALLOWED: dict[str, set[str]] = {
+    "": {"policy.smolvla_policy"},
     "errors": set(),
-    "config_fields": set(),
-    "jsonfile": set(),
-    "hub": set(),
-    "storage": {"errors", "console"},
-    "console": set(),
-    "option_types": set(),
-    "command_line": {"errors", "console", "option_types"},
-    # What runs on a robot knows no JAX.
-    "messages": {"errors"},
-    "client": {"errors", "messages", "command_line"},
-    "server": {"errors", "messages"},
-    "config": {"errors", "config_fields"},
-    "types": {"errors", "config"},
-    "sharding": BASE,
-    "flow": BASE,
-    "model": {*BASE, "model"},
-    "data": {*BASE, "data"},
-    # The program that fills a cache of image tokens: it runs the model over the data.
-    "data.features": {*BASE, *FORMATS, *VISION},
-    # The program that packs frames, at the size that a policy looks at.
-    "data.pack": {*BASE, "data", "model", "pretrained"},
-    **{module: {*BASE, *FORMATS, "tensorfile"} for module in FORMATS},
-    "tensorfile": {"errors", "jsonfile"},
-    "weights": {*BASE, "model", "statistics", "tensorfile"},
-    "observation": {*BASE, *FORMATS},
-    "pretrained": {*BASE, *FORMATS, "tensorfile", "weights", "observation"},
+    "flow": set(),
+    "client": {"errors", "support.command_line", "serve.messages"},
+    "cli": set(),
+    "support": {"errors"},
+    "model": {"errors"},
+    "policy": {"errors", "flow", "support", "model"},
+    "policy.names": set(),
+    "policy.config_fields": set(),
+    "data": {"errors", "support", "model", "policy"},
+    **{module: {"errors", "support", "policy.names", *LIGHT} for module in LIGHT},
+    "training": {"errors", "flow", "support", "model"},
+    "run": BELOW_RUN,
+    "evaluate": {*BELOW_RUN, "run"},
+    "publish": {"errors", "support", "policy", "run", "evaluate"},
+    "sim": {"errors", "flow", "support", "policy", "data"},
+    "serve": {"errors", "support", "policy"},
+    "serve.messages": {"errors"},
+    "serve.server": {"errors", "serve.messages"},
 }
-# `convert` reads, writes and publishes checkpoints, merges adapters, and samples to measure what a position id is worth; it never
-# trains.
-CONVERT_MAY = {
-    *(*BASE, *FORMATS, "model", "flow", "tensorfile", "weights", "lora", "pretrained", "policy", "checkpoint"),
-    "publication",
-}
-TOP_LEVEL = {"train", "convert", "configs"}
+PROGRAMS = {"train", "convert", "configs", "benchmarks", "jaxreflow.cli"}
+NEVER = {"torch", "lerobot", "pickle"}
+
+
+def name_of(path: Path) -> str:
+    """`jaxreflow/data/video.py` -> `data.video`; an `__init__.py` is its package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Absolute names of the modules that a file imports, also inside functions; relative ones start with a dot."""
+    """Absolute names of what a file imports, also inside functions: `jaxreflow.flow` for `from jaxreflow import flow`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            name = "." * node.level + (node.module or "")
-            # `from jaxreflow import flow` names a module, `from jaxreflow.flow import euler` a thing in it.
-            yield from (f"{name}.{alias.name}" for alias in node.names) if name == "jaxreflow" else (name,)
+            base = ".".join(filter(None, [path.parent.name if node.level else "", node.module]))
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def layer(module: str) -> str:
-    """`jaxreflow.data.video` -> `data`."""
-    return [*module.split("."), ""][1]
-
-
-def own(path: Path) -> set[str]:
-    return {layer(name) for name in imports(path) if name.split(".")[0] == "jaxreflow"}
-
-
-def names(paths: list[Path]) -> list[str]:
-    return [path.relative_to(ROOT).as_posix() for path in paths]
-
-
-@pytest.mark.parametrize("path", PACKAGE, ids=names(PACKAGE))
-def test_lower_layers_know_no_higher_ones(path):
-    parts = path.relative_to(ROOT / "jaxreflow").with_suffix("").parts
-    allowed = ALLOWED.get(".".join(parts), ALLOWED.get(parts[0]))
-    if allowed is not None:
-        assert own(path) <= allowed, f"{path} imports from a layer above its own"
-
-
-@pytest.mark.parametrize("path", EVERYTHING, ids=names(EVERYTHING))
-def test_nobody_imports_a_program(path):
+def modules(path: Path) -> set[str]:
+    """The package's own modules that a file imports, below `jaxreflow`."""
+    found = set()
     for name in imports(path):
-        assert name.split(".")[0] not in TOP_LEVEL, f"{path} imports {name}, which is a program"
-        assert not name.startswith(("jaxreflow.cli", "torch", "lerobot", "pickle")), f"{path} imports {name}"
+        first, *rest = name.split(".")
+        if first == "jaxreflow":
+            while rest and ".".join(rest) not in FILES:
+                rest.pop()
+            found.add(".".join(rest))
+    return found
 
 
-@pytest.mark.parametrize("path", CONVERT, ids=names(CONVERT))
-def test_convert_reads_checkpoints_only(path):
-    assert own(path) <= CONVERT_MAY
+def within(module: str, place: str) -> bool:
+    return module == place or module.startswith(f"{place}.")
 
 
-def test_modules_do_not_import_each_other_in_circles():
-    graph = {}
-    for path in PACKAGE:
-        parts = path.relative_to(ROOT / "jaxreflow").with_suffix("").parts
-        graph.setdefault(parts[0], set()).update(own(path) - {parts[0]})
-    graph.pop("__init__")  # hands out the policy on first use
+def allowed(module: str) -> set[str]:
+    """The row of the table for a module: its own, else its package's."""
+    rows = [name for name in ALLOWED if within(module, name)]
+    own = max(rows, key=len, default="")
+    return {*ALLOWED[own], own} if "." not in own else ALLOWED[own]
+
+
+def test_every_package_has_a_row():
+    assert {name.partition(".")[0] for name in FILES} == {name.partition(".")[0] for name in ALLOWED}
+    assert all(name in FILES for name in ALLOWED)
+
+
+def test_imports_go_one_way():
+    wrong = {
+        module: sorted(above)
+        for module, path in FILES.items()
+        if (
+            above := {m for m in modules(path) if m and not any(within(m, place) for place in allowed(module) if place)}
+        )
+    }
+    assert not wrong, "not in the table of allowed imports"
+
+
+def test_files_do_not_import_each_other_in_circles():
+    graph = {name: modules(path) - {name} for name, path in FILES.items() if path.name != "__init__.py"}
     done: set[str] = set()
 
     def visit(module: str, above: tuple[str, ...]) -> None:
@@ -115,3 +115,26 @@ def test_modules_do_not_import_each_other_in_circles():
 
     for module in graph:
         visit(module, ())
+
+
+def test_packages_do_not_import_each_other_in_circles():
+    order = [name for name in ALLOWED if "." not in name and name]
+    above: dict[str, set[str]] = {name: set() for name in order}
+    for module, path in FILES.items():
+        top = module.partition(".")[0]
+        if top:
+            above[top] |= {m.partition(".")[0] for m in modules(path) if m} - {top}
+    left = set(above)
+    while left:
+        bottom = {name for name in left if not above[name] & left}
+        assert bottom, f"circle among {sorted(left)}"
+        left -= bottom
+
+
+def test_nobody_imports_a_program_or_what_is_not_ours():
+    programs = [ROOT / "train.py", *(ROOT / "convert").glob("*.py"), *(ROOT / "configs").glob("*.py")]
+    for path in [*FILES.values(), *programs]:
+        for name in imports(path):
+            assert name.partition(".")[0] not in NEVER, f"{path} imports {name}"
+            if not (path.parent.name == "convert" and within(name, "convert")):
+                assert not any(within(name, program) for program in PROGRAMS), f"{path} imports {name}, a program"

@@ -22,29 +22,32 @@ import train
 from benchmarks.workload import full_policy
 from convert.__main__ import main as convert
 from convert.orbax import TreeReader
-from jaxreflow import update
-from jaxreflow.config import ModelConfig, VLMConfig
-from jaxreflow.data.features import check_vision_frozen
+from jaxreflow.data.feature_match import check_vision_frozen
 from jaxreflow.errors import ConfigError
-from jaxreflow.lora import LoraConfig, adapted_kernels, adapter_shapes, init_adapters, merge_adapters
-from jaxreflow.metrics import read_metrics
 from jaxreflow.model import init_params, memorise, observe, velocity
-from jaxreflow.pretrained import load_checkpoint
-from jaxreflow.run_config import FinetuneConfig, PolicySource, ReflowConfig
-from jaxreflow.sharding import make_mesh
-from jaxreflow.tensorfile import TensorFile
-from jaxreflow.training import TrainState, shares_context
-from jaxreflow.types import Params
-from jaxreflow.update import Weights, make_update, split_weights, trained_paths
-from jaxreflow.weights import ParamPath, merge_params, split_params, table, trainable_in_reflow
+from jaxreflow.model.config import VLMConfig
+from jaxreflow.model.params import ParamPath, merge_params, split_params, trainable_in_reflow
+from jaxreflow.model.types import Params
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.policy.saved import load_saved_policy
+from jaxreflow.policy.weights import parameter_table
+from jaxreflow.run import programs as update
+from jaxreflow.run.config import FinetuneConfig, PolicySource, ReflowConfig
+from jaxreflow.run.programs import Weights, make_update, split_weights, trained_paths
+from jaxreflow.run.record.metrics import read_metrics
+from jaxreflow.support.mesh import make_mesh
+from jaxreflow.support.safetensors_file import TensorFile
+from jaxreflow.training.lora import LoraConfig, adapted_kernels, adapter_shapes, init_adapters, merge_adapters
+from jaxreflow.training.losses import shares_context
+from jaxreflow.training.step import TrainState
 from tests import test_update as small
 from tests.checkpoint_edits import GOLDENS
 from tests.short_run import assert_same_state, flags, make_teacher
 from tests.tiny import VLM, tiny_policy
 from tests.tiny_policy import make_batch, perturb
 
-CONFIG = ModelConfig.create(tiny_policy(), VLM)
-FULL = ModelConfig.create(full_policy(2), VLMConfig())
+CONFIG = network_of(tiny_policy(), VLM)
+FULL = network_of(full_policy(2), VLMConfig())
 LORA = LoraConfig(rank=2, alpha=3.0)
 
 
@@ -61,7 +64,7 @@ def names(paths: frozenset[ParamPath]) -> set[str]:
 
 
 def test_default_targets_are_all_linear_layers_that_reflow_trains() -> None:
-    linear = {e.path for e in table(CONFIG) if trainable_in_reflow(e.path) and e.path[-1] == "kernel"}
+    linear = {e.path for e in parameter_table(CONFIG) if trainable_in_reflow(e.path) and e.path[-1] == "kernel"}
     assert adapted_kernels(LORA, CONFIG) == linear
     assert len(linear) == 4 * 7 + 5
 
@@ -180,13 +183,13 @@ def test_merged_weights_act_as_the_layers_with_their_adapters_beside_them() -> N
 
 
 def test_the_kernels_stay_in_float32_and_the_teachers_in_the_compute_dtype() -> None:
-    checkpoint = load_checkpoint(GOLDENS / "cross", dtype="bfloat16")
+    checkpoint = load_saved_policy(GOLDENS / "cross", dtype="bfloat16")
     weights = split_weights(ReflowConfig(lora=LORA, dtype="bfloat16"), checkpoint, make_mesh())
     assert weights.base is not None
     assert {x.dtype for x in jax.tree.leaves((weights.start, weights.base))} == {np.dtype("float32")}
     assert weights.teacher["expert"]["layers"]["0"]["mlp"]["up_proj"]["kernel"].dtype == jnp.bfloat16
     assert weights.frozen["text_model"]["embed_tokens"]["embedding"].dtype == jnp.bfloat16
-    float32 = split_weights(ReflowConfig(lora=LORA), load_checkpoint(GOLDENS / "cross"), make_mesh())
+    float32 = split_weights(ReflowConfig(lora=LORA), load_saved_policy(GOLDENS / "cross"), make_mesh())
     assert all(a is b for a, b in zip(*map(jax.tree.leaves, (float32.base, float32.teacher)), strict=True))
 
 
@@ -276,10 +279,10 @@ def test_a_student_is_a_plain_checkpoint(teacher: Path, run: Path) -> None:
     assert [(k, before.shape(k), before.dtype(k)) for k in before.keys] == [
         (k, after.shape(k), after.dtype(k)) for k in after.keys
     ]
-    model = load_checkpoint(teacher).config
+    model = load_saved_policy(teacher).config
     kernels = adapted_kernels(LoraConfig(rank=2), model)
     moved = {key for key in before.keys if before.read(key).tobytes() != after.read(key).tobytes()}
-    assert moved == {entry.key for entry in table(model) if entry.path in kernels}
+    assert moved == {entry.key for entry in parameter_table(model) if entry.path in kernels}
     fields = [json.loads((path / "config.json").read_text()) for path in (teacher, last(run))]
     assert fields[1] == {**fields[0], "num_steps": 1}
     assert fields[1]["use_peft"] is False
@@ -289,10 +292,10 @@ def test_a_student_is_a_plain_checkpoint(teacher: Path, run: Path) -> None:
 def test_convert_merges_as_the_run_does(name: str, teacher: Path, run: Path, tmp_path: Path) -> None:
     assert convert(["to-lerobot", str(run), str(tmp_path / "out"), *(["--ema"] if name == "ema" else [])]) == 0
     state = TreeReader(run / "checkpoints" / "last" / "training_state" / "state", name)
-    model = load_checkpoint(teacher).config
+    model = load_saved_policy(teacher).config
     start, found = (TensorFile(path / "model.safetensors") for path in (teacher, tmp_path / "out"))
     assert len(state.shapes) == 2 * len(adapted_kernels(LoraConfig(rank=2), model))
-    for entry in table(model):
+    for entry in parameter_table(model):
         if entry.path[-1] == "kernel" and (*entry.path[:-1], "lora_A") in state.shapes:
             first, second = (state.read((*entry.path[:-1], part)) for part in ("lora_A", "lora_B"))
             expected = start.read(entry.key).astype(np.float32).T + 2 * (first @ second)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from openpi_client import msgpack_numpy
 
 from jaxreflow.errors import ServeError
-from jaxreflow.messages import check_installed, pack, unpack
+from jaxreflow.serve.messages import check_installed, pack, unpack
 
 MESSAGE = {
     "image": np.arange(24, dtype=np.uint8).reshape(2, 4, 3)[:, ::2],

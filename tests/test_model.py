@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreflow.config import ModelConfig, VLMConfig
 from jaxreflow.errors import ConfigError
 from jaxreflow.model import embed_images, encode, extend, memorise, observe, velocity, vision
+from jaxreflow.model.config import ModelConfig, VLMConfig
 from jaxreflow.model.layers import (
     Rows,
     attend,
@@ -21,8 +21,9 @@ from jaxreflow.model.layers import (
     split_rows,
     time_embedding,
 )
+from jaxreflow.model.types import Observation
 from jaxreflow.model.vision import attend_by_head, connector, interpolation_matrix, position_ids, resize_with_pad
-from jaxreflow.types import Observation
+from jaxreflow.policy.architecture import network_of
 from tests.tiny import CAMERA, VLM, WRIST, tiny_model, tiny_observation, tiny_policy
 
 
@@ -268,13 +269,13 @@ def test_images_without_a_square_grid_are_refused(model):
 
 def test_expert_layers_that_lerobot_cannot_run_are_refused():
     with pytest.raises(ConfigError, match="num_expert_layers"):
-        ModelConfig.create(tiny_policy(num_expert_layers=2), VLM)
+        network_of(tiny_policy(num_expert_layers=2), VLM)
     with pytest.raises(ConfigError, match="must divide"):
-        ModelConfig.create(tiny_policy(num_expert_layers=3), VLM)
+        network_of(tiny_policy(num_expert_layers=3), VLM)
 
 
 def test_dimensions_of_the_published_model():
-    config = ModelConfig.create(tiny_policy(num_vlm_layers=16, resize_imgs_with_padding=(512, 512)), VLMConfig())
+    config = network_of(tiny_policy(num_vlm_layers=16, resize_imgs_with_padding=(512, 512)), VLMConfig())
     assert (config.expert_hidden_size, config.expert_intermediate_size) == (720, 2048)
     assert config.expert_layer_kinds == ("self", "cross") * 8
     assert config.num_context_layers == 16

@@ -11,14 +11,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from jaxreflow.augmentation import ImageTransformsConfig
 from jaxreflow.errors import ConfigError
-from jaxreflow.evaluation.report import read_report
-from jaxreflow.lora import LoraConfig
-from jaxreflow.model_card import CardSource, model_card, pictures
-from jaxreflow.pretrained import read_policy_config
-from jaxreflow.public_names import PolicyName
-from jaxreflow.run_config import (
+from jaxreflow.evaluate.report.report import read_report
+from jaxreflow.policy.saved import read_policy_config
+from jaxreflow.publish.model_card import CardSource, model_card, pictures
+from jaxreflow.publish.public_names import PolicyName
+from jaxreflow.run.config import (
     DatasetConfig,
     FinetuneConfig,
     OptimizerFlags,
@@ -26,6 +24,8 @@ from jaxreflow.run_config import (
     ReflowConfig,
     TeacherSource,
 )
+from jaxreflow.training.augmentation import ImageTransformsConfig
+from jaxreflow.training.lora import LoraConfig
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "docs" / "results" / "default" / "report.json"

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from jaxreflow import flow
+from jaxreflow.data.matching import pad_last
 from jaxreflow.data.metadata import FeatureSpec
-from jaxreflow.data.transforms import pad_last
-from jaxreflow.evaluation.monitor import action_units, make_error_step, root_errors
-from jaxreflow.loop import mean_scores
 from jaxreflow.model import memorise, observe, velocity
-from jaxreflow.observation import Transforms
-from jaxreflow.pretrained import Checkpoint, load_checkpoint
-from jaxreflow.run_config import FinetuneConfig, ReflowConfig
-from jaxreflow.sharding import make_mesh
-from jaxreflow.types import Batch, Params
-from jaxreflow.update import Weights
-from jaxreflow.weights import merge_params, split_params, trainable_in_reflow
+from jaxreflow.model.params import merge_params, split_params, trainable_in_reflow
+from jaxreflow.model.types import Batch, Params
+from jaxreflow.policy.observation import Transforms
+from jaxreflow.policy.saved import SavedPolicy, load_saved_policy
+from jaxreflow.run.config import FinetuneConfig, ReflowConfig
+from jaxreflow.run.loop import mean_scores
+from jaxreflow.run.monitor import action_units, make_error_step, root_errors
+from jaxreflow.run.programs import Weights
+from jaxreflow.support.mesh import make_mesh
 from tests.tiny_policy import perturb
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -31,9 +31,9 @@ PADDED = np.array([[False, False, True], [False, False, False]])
 
 
 @functools.cache
-def aloha() -> tuple[Checkpoint, Transforms]:
+def aloha() -> tuple[SavedPolicy, Transforms]:
     """A policy whose actions are Aloha's: flipped joints and rescaled grippers besides mean and standard deviation."""
-    checkpoint = load_checkpoint(GOLDENS / "aloha")
+    checkpoint = load_saved_policy(GOLDENS / "aloha")
     return checkpoint, checkpoint.load_transforms()
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from benchmarks.naive import naive_loss
 from jaxreflow import flow
-from jaxreflow.training import make_draw, reflow_loss
-from jaxreflow.weights import merge_params
+from jaxreflow.model.params import merge_params
+from jaxreflow.training.losses import reflow_loss
+from jaxreflow.training.step import make_draw
 from tests.test_training import CONFIG, weights
 from tests.tiny_policy import make_batch
 

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from jaxreflow.errors import ConfigError
-from jaxreflow.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 
 # LeRobot 0.4.4's `CosineDecayWithWarmupSchedulerConfig(1000, 30000, 1e-4, 2.5e-6)`: 30,000 updates, then 3,000.
 LONG = {

@@ -10,7 +10,7 @@ import pytest
 import jaxreflow
 from jaxreflow import SmolVLAPolicy
 from jaxreflow.errors import CheckpointError, ConfigError, ProcessorError
-from jaxreflow.pretrained import load_checkpoint, save_pretrained
+from jaxreflow.policy.saved import load_saved_policy, save_pretrained
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -113,11 +113,11 @@ def test_a_student_is_its_teacher_with_other_weights(source, tmp_path):
     }
     (source / "config.json").write_text(json.dumps(fields))
     with pytest.warns(UserWarning, match="use_reflow"):
-        teacher = load_checkpoint(source)
+        teacher = load_saved_policy(source)
     bias = teacher.load_params()["action_out_proj"]["bias"] + 1
     params = {"action_out_proj": {"bias": bias}}
     save_pretrained(tmp_path / "student", teacher, params, num_steps=1, train_config={"steps": np.int64(5)})
-    student = load_checkpoint(tmp_path / "student")
+    student = load_saved_policy(tmp_path / "student")
     np.testing.assert_array_equal(student.load_params()["action_out_proj"]["bias"], bias)
     assert student.policy.num_steps == 1
     assert student.policy.carried["load_vlm_weights"] is False
@@ -137,7 +137,7 @@ def test_nothing_is_overwritten_or_left_half_written(policy, tmp_path, monkeypat
     def no_space(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jaxreflow.pretrained.write_params", no_space)
+    monkeypatch.setattr("jaxreflow.policy.saved.write_params", no_space)
     with pytest.raises(CheckpointError, match="No space left"):
         policy.save_pretrained(tmp_path / "full")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

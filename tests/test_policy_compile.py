@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxreflow import SmolVLAPolicy
-from jaxreflow.compilation import CompileWatch
 from jaxreflow.errors import ConfigError
-from jaxreflow.observation import Transforms, example_observation
-from jaxreflow.types import Observation
+from jaxreflow.model.types import Observation
+from jaxreflow.policy.observation import Transforms, example_observation
+from jaxreflow.support.compilation import CompileWatch
 
 CROSS = Path(__file__).parent / "goldens" / "cross"
 TOP, WRIST = "observation.images.top", "observation.images.wrist"
@@ -46,7 +46,7 @@ def test_the_first_action_compiles_nothing(policy):
 
 def test_the_program_of_compile_is_what_runs(policy, monkeypatch):
     expected = policy.predict_action_chunk(observation(), num_steps=1, key=jax.random.key(0))
-    monkeypatch.setattr("jaxreflow.policy.sample_chunks", None)
+    monkeypatch.setattr("jaxreflow.policy.smolvla_policy.sample_chunks", None)
     np.testing.assert_array_equal(policy.predict_action_chunk(observation(), None, 1, jax.random.key(0)), expected)
     with pytest.raises(TypeError, match="None"):
         policy.predict_action_chunk(observation(), num_steps=2)

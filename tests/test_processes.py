@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxreflow.checkpoint import find_damage, last_step
-from jaxreflow.metrics import read_metrics
+from jaxreflow.run.checkpoints import find_damage, last_step
+from jaxreflow.run.record.metrics import read_metrics
 from tests.short_run import (
     BATCH,
     STEPS,
@@ -156,7 +156,11 @@ def test_kills_at_random_and_within_checkpoints_change_nothing(
 ) -> None:
     """Just before the policy is exported, before the checksums are written, before `last` moves; then at a random moment."""
     argv = flags(teacher, tmp_path / "run", "--save-every", "1")
-    functions = ["train.save_pretrained", "jaxreflow.checkpoint._write_checksums", "jaxreflow.checkpoint._point"]
+    functions = [
+        "train.save_pretrained",
+        "jaxreflow.run.checkpoints._write_checksums",
+        "jaxreflow.run.checkpoints._point",
+    ]
     for kill, function in enumerate(functions, 1):
         process = start(tmp_path / f"{kill}.jsonl", resume_or_begin(argv, tmp_path / "run"), kill_in=function, at=2)
         assert process.wait() == -9

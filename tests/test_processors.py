@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from jaxreflow import aloha
-from jaxreflow.config import Feature, PolicyConfig
 from jaxreflow.errors import ConfigError, ProcessorError
-from jaxreflow.normalization import normalize, unnormalize
-from jaxreflow.observation import Transforms
-from jaxreflow.pretrained import load_processors, read_policy_config
-from jaxreflow.processors import (
+from jaxreflow.policy import aloha
+from jaxreflow.policy.config import Feature, PolicyConfig
+from jaxreflow.policy.normalization import normalize, unnormalize
+from jaxreflow.policy.observation import Transforms
+from jaxreflow.policy.processors import (
     PREPROCESSOR,
     Processors,
     create_processors,
     parse_processors,
     read_processor_files,
 )
-from jaxreflow.statistics import stats_in_weights
-from jaxreflow.tensorfile import TensorFile
-from jaxreflow.vlm import load_tokenizer
+from jaxreflow.policy.saved import load_processors, read_policy_config
+from jaxreflow.policy.statistics import stats_in_weights
+from jaxreflow.policy.vlm import load_tokenizer
+from jaxreflow.support.safetensors_file import TensorFile
 
 GOLDENS = Path(__file__).parent / "goldens"
 STATS = {

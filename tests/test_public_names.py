@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jaxreflow.public_names import (
+from jaxreflow.publish.public_names import (
     PolicyName,
     folder_name,
     is_folder,
@@ -84,15 +84,29 @@ def test_settings_are_published_without_paths_and_addresses():
 
 
 def test_settings_of_another_program_lose_their_paths_too():
-    settings = {"dataset": {"repo_id": "a/b", "root": "/home/ann/b"}, "policy": {"pretrained_path": "a/base"}, "job": "x/y/z"}
+    settings = {
+        "dataset": {"repo_id": "a/b", "root": "/home/ann/b"},
+        "policy": {"pretrained_path": "a/base"},
+        "job": "x/y/z",
+    }
     public = public_settings(settings)
     assert public == {"dataset": {"repo_id": "a/b", "root": "b"}, "policy": {"pretrained_path": "a/base"}, "job": "z"}
 
 
 def test_only_absolute_paths_leave_a_config():
-    config = {"pretrained_path": "/home/ann/teacher", "vlm_model_name": "a/b", "steps": [{"tokenizer_name": "~/vlm"}], "x": "/"}
+    config = {
+        "pretrained_path": "/home/ann/teacher",
+        "vlm_model_name": "a/b",
+        "steps": [{"tokenizer_name": "~/vlm"}],
+        "x": "/",
+    }
     public = without_absolute_paths(config)
-    assert public == {"pretrained_path": "teacher", "vlm_model_name": "a/b", "steps": [{"tokenizer_name": "vlm"}], "x": "/"}
+    assert public == {
+        "pretrained_path": "teacher",
+        "vlm_model_name": "a/b",
+        "steps": [{"tokenizer_name": "vlm"}],
+        "x": "/",
+    }
 
 
 def test_a_page_has_names_where_it_had_paths():

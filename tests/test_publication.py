@@ -11,11 +11,11 @@ import pytest
 import train
 from convert.__main__ import main as convert
 from jaxreflow.errors import ConfigError, PublishError
-from jaxreflow.hub import HubError, check_may_write
-from jaxreflow.pretrained import load_checkpoint, save_pretrained
-from jaxreflow.publication import belongs, open_folder, prepare, publish
-from jaxreflow.run_config import DatasetConfig, ReflowConfig, TeacherSource
-from jaxreflow.weights import split_params, trainable_in_reflow
+from jaxreflow.model.params import split_params, trainable_in_reflow
+from jaxreflow.policy.saved import load_saved_policy, save_pretrained
+from jaxreflow.publish.publication import belongs, open_folder, prepare, publish
+from jaxreflow.run.config import DatasetConfig, ReflowConfig, TeacherSource
+from jaxreflow.support.hub import HubError, check_may_write
 from tests.fake_hub import READ_TOKEN, TOKEN, Hub, fake_hub
 from tests.tiny_policy import DATASET, perturb
 
@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dataset=DatasetConfig(root=str(DATASET)),
         steps=10,
     )
-    checkpoint = load_checkpoint(TEACHER)
+    checkpoint = load_saved_policy(TEACHER)
     trained, _ = split_params(checkpoint.load_params(), trainable_in_reflow)
     source = {"path": str(TEACHER.resolve()), "sha256": checkpoint.tensors.sha256}
     settings = {**dataclasses.asdict(config), "source": source, "update": 10}
@@ -59,7 +59,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     page = (REPORTS / "report.html").read_text()
     (out / "report.json").write_text(json.dumps(report))
     (out / "report.html").write_text(page.replace(before[0], after[0]).replace(before[1], after[1]))
-    for name in (".hidden.json", "config.json.bak", "notes.txt", "optimizer.safetensors", "weights.bin", "vlm/.token.json"):
+    for name in (
+        ".hidden.json",
+        "config.json.bak",
+        "notes.txt",
+        "optimizer.safetensors",
+        "weights.bin",
+        "vlm/.token.json",
+    ):
         (out / name).write_text("{}")
     (out.parent / "training_state").mkdir()
     (out.parent / "training_state" / "config.json").write_text("{}")
@@ -108,7 +115,7 @@ def test_nothing_that_is_published_tells_of_this_machine(made: Path) -> None:
     assert b"Teacher teacher, 10 Euler steps; student me/student" in files["report.html"]
     card = files["README.md"].decode()
     assert "| teacher | `teacher`, a local folder |" in card
-    assert f"sha256 `{load_checkpoint(TEACHER).tensors.sha256}`" in card
+    assert f"sha256 `{load_saved_policy(TEACHER).tensors.sha256}`" in card
     assert "| updates | 10 |" in card
     assert "| student@1 | 0.093 [0.087, 0.098] |" in card
     assert 'snapshot_download("me/student")' in card
@@ -245,7 +252,9 @@ def test_what_fails_half_way_publishes_nothing(hub: Hub, student: Path, where: s
     assert hub.repos["me/student"].files()["model.safetensors"] == (student / "model.safetensors").read_bytes()
 
 
-def test_a_dry_run_writes_what_would_be_uploaded_and_may_be_edited(hub: Hub, student: Path, tmp_path: Path, capsys) -> None:
+def test_a_dry_run_writes_what_would_be_uploaded_and_may_be_edited(
+    hub: Hub, student: Path, tmp_path: Path, capsys
+) -> None:
     out = tmp_path / "out"
     assert convert(["push", str(student), "me/student", "--dry-run", str(out), "--license", "mit"]) == 0
     assert not hub.asked

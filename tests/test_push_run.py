@@ -11,16 +11,16 @@ import pytest
 
 import train
 from jaxreflow.errors import ConfigError
-from jaxreflow.pretrained import HUB_FILES
-from jaxreflow.run_config import FinetuneConfig, ReflowConfig
-from jaxreflow.run_directory import check_resumable
+from jaxreflow.policy.saved import HUB_FILES
+from jaxreflow.run.config import FinetuneConfig, ReflowConfig
+from jaxreflow.run.directory import check_resumable
 from tests.fake_hub import TOKEN, Hub, fake_hub
 from tests.short_run import flags, make_teacher
 from tests.watched_run import ROOT
 
 LOAD = """
 import shutil, sys
-from jaxreflow.pretrained import load_checkpoint
+from jaxreflow.policy.saved import load_checkpoint
 shutil.copytree(load_checkpoint("me/student").directory, sys.argv[1])
 """
 
@@ -29,7 +29,9 @@ def run(hub: Hub, cache: Path, *command: str) -> subprocess.CompletedProcess:
     """A command in a process that knows this hub and has a token for it."""
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, cwd=ROOT, check=False)
+    return subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, cwd=ROOT, check=False
+    )
 
 
 @pytest.mark.slow
@@ -57,7 +59,11 @@ def test_a_run_is_pushed_after_its_end_and_comes_back_byte_for_byte(tmp_path: Pa
 
         done = run(hub, tmp_path / "cache", "-c", LOAD, str(tmp_path / "back"))
         assert done.returncode == 0, done.stderr
-    back = {path.relative_to(tmp_path / "back").as_posix(): path for path in (tmp_path / "back").rglob("*") if path.is_file()}
+    back = {
+        path.relative_to(tmp_path / "back").as_posix(): path
+        for path in (tmp_path / "back").rglob("*")
+        if path.is_file()
+    }
     written = {path.relative_to(policy).as_posix(): path for pattern in HUB_FILES for path in policy.rglob(pattern)}
     assert set(back) == set(written)
     assert {name for name in back if back[name].read_bytes() != written[name].read_bytes()} == {"train_config.json"}
@@ -68,7 +74,9 @@ def test_a_run_is_pushed_after_its_end_and_comes_back_byte_for_byte(tmp_path: Pa
 
 
 @pytest.mark.parametrize("config", [ReflowConfig, FinetuneConfig])
-def test_the_report_comes_before_the_push_and_the_check_before_everything(config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_comes_before_the_push_and_the_check_before_everything(
+    config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
     for name in ("check_push", "run", "report", "push_run"):
         monkeypatch.setattr(train, name, lambda _, name=name: order.append(name))

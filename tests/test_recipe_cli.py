@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import train
-from jaxreflow.metrics import read_metrics
-from jaxreflow.tensorfile import TensorFile
+from jaxreflow.run.record.metrics import read_metrics
+from jaxreflow.support.safetensors_file import TensorFile
 from tests.cached_policy import make_cached_policy
 
 RECIPE = ["--real-share", "0.5", "--objective", "pseudo-huber", "--loss-dims", "real", "--teacher-solver", "heun"]

@@ -34,7 +34,7 @@ from benchmarks.recipe.write_up import (
 )
 from configs import metaworld
 from jaxreflow.errors import ConfigError, TrainingError
-from jaxreflow.run_config import ReflowConfig
+from jaxreflow.run.config import ReflowConfig
 
 
 def test_chunks_go_to_the_sides_that_they_reach() -> None:

@@ -13,21 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxreflow import profiling
-from jaxreflow.augmentation import ImageTransformsConfig
-from jaxreflow.camera_views import EXAMPLES, camera_views, to_png, write_views
-from jaxreflow.config import ModelConfig
 from jaxreflow.errors import ConfigError, TrainingError
-from jaxreflow.metrics import memory
-from jaxreflow.profiling import ProfileWindow
-from jaxreflow.provenance import provenance, source_commit, write_provenance
-from jaxreflow.run_config import DatasetConfig, FinetuneConfig, RunConfig
-from jaxreflow.training import TrainState
-from jaxreflow.types import Batch
+from jaxreflow.model.types import Batch
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.run.config import DatasetConfig, FinetuneConfig, RunConfig
+from jaxreflow.run.record import profiling
+from jaxreflow.run.record.cameras import EXAMPLES, camera_views, to_png, write_views
+from jaxreflow.run.record.metrics import memory
+from jaxreflow.run.record.profiling import ProfileWindow
+from jaxreflow.run.record.provenance import provenance, source_commit, write_provenance
+from jaxreflow.training.augmentation import ImageTransformsConfig
+from jaxreflow.training.step import TrainState
 from tests.tiny import CAMERA, VLM, WRIST, tiny_observation, tiny_policy
 from tests.tiny_policy import make_batch
 
-CONFIG = ModelConfig.create(tiny_policy(), VLM)
+CONFIG = network_of(tiny_policy(), VLM)
 TOKEN = "hf_secretSECRETsecret0123456789"
 
 

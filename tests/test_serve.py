@@ -22,9 +22,10 @@ from jaxreflow import SmolVLAPolicy
 from jaxreflow.client import PolicyClient
 from jaxreflow.client import main as client_main
 from jaxreflow.errors import ConfigError, ProcessorError, ServeError
-from jaxreflow.messages import pack, unpack
-from jaxreflow.serve import Answers, ServeConfig, main, prepare, serve
-from jaxreflow.server import bind
+from jaxreflow.serve.__main__ import ServeConfig, main, prepare, serve
+from jaxreflow.serve.answers import Answers
+from jaxreflow.serve.messages import pack, unpack
+from jaxreflow.serve.server import bind
 from tests.served import serving
 from tests.watched_run import ROOT, compiled_programs
 
@@ -179,7 +180,7 @@ def test_a_wrong_request_is_named_and_the_next_one_served(port, request_, error)
 
 def test_forms_of_pictures_are_bounded(served, monkeypatch, caplog):
     answers = Answers(served[0]._policy, num_steps=1, seed=0)
-    monkeypatch.setattr("jaxreflow.serve.MOST_FORMS", 2)
+    monkeypatch.setattr("jaxreflow.serve.answers.MOST_FORMS", 2)
     one_camera = {name: value for name, value in observation().items() if name != WRIST}
     for request in (observation(), one_camera, observation()):
         answers(request, 0, 0)

@@ -9,7 +9,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from jaxreflow.messages import pack, unpack
+from jaxreflow.serve.messages import pack, unpack
 from tests.served import health, serving
 
 

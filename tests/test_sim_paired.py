@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxreflow.sim.paired import mcnemar, paired_difference, wilson
+from jaxreflow.sim.intervals import mcnemar, paired_difference, wilson
 
 
 def outcomes(both: int, only_first: int, only_second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:

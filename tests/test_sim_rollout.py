@@ -9,7 +9,7 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from jaxreflow.errors import ConfigError
-from jaxreflow.policy import SmolVLAPolicy
+from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
 from jaxreflow.sim import environment
 from jaxreflow.sim.environment import ActionChunks, EnvOptions, parse_env, policy_observation
 from jaxreflow.sim.results import Result

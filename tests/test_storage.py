@@ -12,14 +12,15 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 import train
-from jaxreflow import storage
-from jaxreflow.checkpoint import CheckpointStore, last_step, newest_policy
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.errors import CheckpointError, ConfigError, StorageError
-from jaxreflow.metrics import MetricsLog, read_metrics
-from jaxreflow.pretrained import find_checkpoint, new_directory
-from jaxreflow.run_config import DatasetConfig, ReflowConfig
-from jaxreflow.storage import as_path, check_path, list_files, local_copy, remove_folder, upload
+from jaxreflow.policy.saved import find_saved_policy
+from jaxreflow.run.checkpoints import CheckpointStore, last_step, newest_policy
+from jaxreflow.run.config import DatasetConfig, ReflowConfig
+from jaxreflow.run.record.metrics import MetricsLog, read_metrics
+from jaxreflow.support import storage
+from jaxreflow.support.new_folder import new_directory
+from jaxreflow.support.storage import as_path, check_path, list_files, local_copy, remove_folder, upload
 from tests.event_files import shown_scalars
 from tests.fake_gcs import fake_gcs
 from tests.lerobot_fixtures import write_v21
@@ -131,9 +132,9 @@ def test_dataset_of_chosen_episodes(folder: str, tmp_path: Path) -> None:
 
 def test_policy(folder: str) -> None:
     with pytest.raises(CheckpointError, match=r"config.json: no such file; expected a policy in LeRobot's layout"):
-        find_checkpoint(folder)
+        find_saved_policy(folder)
     upload(TEACHER, as_path(folder))
-    found = list_files(find_checkpoint(folder))
+    found = list_files(find_saved_policy(folder))
     assert {name: file.digest() for name, file in list_files(TEACHER).items() if name in found} == {
         name: file.digest() for name, file in found.items()
     }
@@ -198,7 +199,7 @@ def test_run(google: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     names = list_files(as_path(run))
     assert {"cameras/observation.image.png", "provenance.jsonl"} <= set(names)
     assert any(name.startswith("profile/") and name.endswith(".xplane.pb") for name in names)
-    student = find_checkpoint(f"{run}/checkpoints/000001/pretrained_model")
+    student = find_saved_policy(f"{run}/checkpoints/000001/pretrained_model")
     assert json.loads((student / "train_config.json").read_text())["dataset"]["root"] == data
     assert train.main(["finetune", *flags]) == 1
     assert f"error: {run} holds a run; nothing is overwritten" in capsys.readouterr().err

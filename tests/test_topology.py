@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxreflow.sharding import fsdp_axis, parameter_spec
+from jaxreflow.support.mesh import fsdp_axis, parameter_spec
 
 # Devices and how many of them the state is split over; the first is the reference.
 MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (8, 4))
@@ -27,10 +27,10 @@ import jax
 import numpy as np
 from jaxreflow import flow
 from jaxreflow.augmentation import ImageTransformsConfig
-from jaxreflow.checkpoint import CheckpointStore
+from jaxreflow.run.checkpoints import CheckpointStore
 from jaxreflow.lora import LoraConfig, init_adapters
 from jaxreflow.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from jaxreflow.run_config import DatasetConfig, FinetuneConfig, OptimizerFlags
+from jaxreflow.run.config import DatasetConfig, FinetuneConfig, OptimizerFlags
 from jaxreflow.sharding import gather, make_mesh, replicate, shard_batch, sharded_copy
 from jaxreflow.training import init_state, make_draw, make_train_step
 from jaxreflow.update import Weights, exported_params, make_update, trained_paths

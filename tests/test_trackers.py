@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxreflow import trackers
 from jaxreflow.errors import ConfigError, TrainingError
-from jaxreflow.metrics import MetricsLog, last_logged, read_metrics
-from jaxreflow.trackers import check_tracker, open_tracker
+from jaxreflow.run.record import trackers
+from jaxreflow.run.record.metrics import MetricsLog, last_logged, read_metrics
+from jaxreflow.run.record.trackers import check_tracker, open_tracker
 from tests.event_files import read_events, read_wandb, shown, shown_scalars, wait_for_wandb, wandb_config, wandb_history
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)

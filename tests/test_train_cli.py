@@ -12,10 +12,10 @@ from PIL import Image
 
 import train
 from jaxreflow import SmolVLAPolicy
-from jaxreflow.checkpoint import CheckpointStore, last_step
-from jaxreflow.compilation import COMPILE_EVENT
-from jaxreflow.metrics import read_metrics
-from jaxreflow.tensorfile import TensorFile
+from jaxreflow.run.checkpoints import CheckpointStore, last_step
+from jaxreflow.run.record.metrics import read_metrics
+from jaxreflow.support.compilation import COMPILE_EVENT
+from jaxreflow.support.safetensors_file import TensorFile
 from tests.event_files import shown_scalars
 from tests.tiny_policy import DATASET, make_vlm
 

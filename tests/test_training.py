@@ -10,28 +10,19 @@ import optax
 import pytest
 
 from jaxreflow import flow
-from jaxreflow.config import ModelConfig
 from jaxreflow.errors import TrainingError
 from jaxreflow.model import init_params, memorise, observe, velocity
-from jaxreflow.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from jaxreflow.sharding import check_batch_size, make_mesh, shard_batch, sharded_copy
-from jaxreflow.training import (
-    TrainState,
-    finetune_loss,
-    init_state,
-    make_draw,
-    make_eval_step,
-    make_train_step,
-    mixed_reflow_loss,
-    reflow_loss,
-    shares_context,
-)
-from jaxreflow.types import Batch, Params
-from jaxreflow.weights import merge_params, split_params, trainable_in_reflow
+from jaxreflow.model.params import merge_params, split_params, trainable_in_reflow
+from jaxreflow.model.types import Batch, Params
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.support.mesh import check_batch_size, make_mesh, shard_batch, sharded_copy
+from jaxreflow.training.losses import finetune_loss, mixed_reflow_loss, reflow_loss, shares_context
+from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxreflow.training.step import TrainState, init_state, make_draw, make_eval_step, make_train_step
 from tests.tiny import VLM, tiny_policy
 from tests.tiny_policy import make_batch, perturb
 
-CONFIG = ModelConfig.create(tiny_policy(), VLM)
+CONFIG = network_of(tiny_policy(), VLM)
 SETTINGS = OptimizerConfig(warmup_steps=0)
 LOSSES = {
     "reflow": reflow_loss(CONFIG, teacher_steps=2, shared_context=True),

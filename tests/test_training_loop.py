@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from jaxtyping import Array
 
-from jaxreflow.config import ModelConfig
 from jaxreflow.errors import TrainingError
-from jaxreflow.loop import Cadence, fit, mean_scores
-from jaxreflow.metrics import MetricsLog, read_metrics
-from jaxreflow.sharding import make_mesh
-from jaxreflow.training import TrainState
-from jaxreflow.types import Batch
+from jaxreflow.model.types import Batch
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.run.loop import Cadence, fit, mean_scores
+from jaxreflow.run.record.metrics import MetricsLog, read_metrics
+from jaxreflow.support.mesh import make_mesh
+from jaxreflow.training.step import TrainState
 from tests.tiny import VLM, tiny_policy
 from tests.tiny_policy import make_batch
 
-CONFIG = ModelConfig.create(tiny_policy(), VLM)
+CONFIG = network_of(tiny_policy(), VLM)
 STATE = TrainState(jnp.int32(0), {"x": jnp.zeros(2)}, (), None)
 
 
@@ -44,7 +44,7 @@ def run(
         assert int(batch.index[0]) == 100 * (done - 1)
         return TrainState(jnp.int32(done), state.trainable, (), None), {"loss": jnp.float32(losses.get(done, 1.0))}
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    def score(state: TrainState) -> dict[str, float]:
         events.append(("evaluate", int(state.step)))
         return {"held_out_loss": 0.5}
 
@@ -55,7 +55,7 @@ def run(
     settings = Cadence(**{"steps": 6, "log_every": 2, "eval_every": 4, "save_every": 3, **cadence})
     with MetricsLog(tmp_path, start=0, steps=6) as log:
         fit(
-            STATE, step, batches(), make_mesh(), settings, log, batch_size=2, evaluate=evaluate, save=save,
+            STATE, step, batches(), make_mesh(), settings, log, batch_size=2, score=score, save=save,
             skip_nonfinite=skip, stop=lambda step: step == stop_after, heard=lambda: events.append(("heard", 0)),
         )  # fmt: skip
     assert events.count(("heard", 0)) == (stop_after or 6) + sum(kind != "heard" for kind, _ in events)
@@ -119,7 +119,7 @@ def test_nothing_is_saved_after_a_non_finite_update(tmp_path: Path) -> None:
     with MetricsLog(tmp_path, start=0, steps=6) as log, pytest.raises(TrainingError, match="update 3"):
         fit(
             STATE, step, batches(), make_mesh(), Cadence(6, 6, 6, 1), log,
-            batch_size=2, evaluate=lambda _: {}, save=lambda step, _: written.append(step),
+            batch_size=2, score=lambda _: {}, save=lambda step, _: written.append(step),
         )  # fmt: skip
     assert written == [1, 2]
 
@@ -161,7 +161,7 @@ def test_an_update_that_compiles_again_is_named(tmp_path: Path, caplog: pytest.L
     with MetricsLog(tmp_path, start=0, steps=6) as log, caplog.at_level("WARNING"):
         fit(
             STATE, step, sizes(), make_mesh(), Cadence(6, 1, 6, 6), log,
-            batch_size=2, evaluate=lambda _: {}, save=lambda *_: None,
+            batch_size=2, score=lambda _: {}, save=lambda *_: None,
         )  # fmt: skip
     (record,) = caplog.records
     assert record.getMessage().startswith("update 4 compiled 1 program(s) again")

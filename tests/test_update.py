@@ -9,20 +9,20 @@ import jax.numpy as jnp
 import pytest
 
 from jaxreflow import flow
-from jaxreflow.config import ModelConfig
 from jaxreflow.errors import ConfigError
 from jaxreflow.model import init_params
-from jaxreflow.pretrained import Checkpoint, load_checkpoint
-from jaxreflow.run_config import FinetuneConfig, ReflowConfig, RunConfig
-from jaxreflow.training import LossFunction, finetune_loss, mixed_reflow_loss, reflow_loss
-from jaxreflow.update import loss_and_draw, make_loss
-from jaxreflow.weights import split_params, trainable_in_reflow
+from jaxreflow.model.params import split_params, trainable_in_reflow
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.policy.saved import SavedPolicy, load_saved_policy
+from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.run.programs import loss_and_draw, make_loss
+from jaxreflow.training.losses import LossFunction, finetune_loss, mixed_reflow_loss, reflow_loss
 from tests.checkpoint_edits import GOLDENS
 from tests.tiny import VLM, tiny_policy
 from tests.tiny_policy import make_batch
 
 NOISES, REAL_DIMS = 2, 4
-CONFIG = ModelConfig.create(tiny_policy(num_vlm_layers=2), VLM)
+CONFIG = network_of(tiny_policy(num_vlm_layers=2), VLM)
 
 
 @functools.cache
@@ -31,9 +31,9 @@ def weights() -> Any:
     return split_params(params, trainable_in_reflow)
 
 
-def checkpoint(num_steps: int = 10) -> Checkpoint:
+def checkpoint(num_steps: int = 10) -> SavedPolicy:
     policy = tiny_policy(num_vlm_layers=2, num_steps=num_steps)
-    return dataclasses.replace(load_checkpoint(GOLDENS / "cross"), policy=policy, config=CONFIG)
+    return dataclasses.replace(load_saved_policy(GOLDENS / "cross"), policy=policy, config=CONFIG)
 
 
 def program(loss: LossFunction) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxreflow.config import PolicyConfig, VLMConfig
 from jaxreflow.errors import CheckpointError, ConfigError, ProcessorError
-from jaxreflow.vlm import has_weights, load_tokenizer, load_vlm
+from jaxreflow.model.config import VLMConfig
+from jaxreflow.policy.config import PolicyConfig
+from jaxreflow.policy.vlm import has_weights, load_tokenizer, load_vlm
 
 VLM = Path(__file__).parent / "goldens" / "cross" / "vlm"
 

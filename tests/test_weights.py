@@ -10,26 +10,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxreflow.config import ModelConfig, VLMConfig
 from jaxreflow.errors import CheckpointError, ConfigError
-from jaxreflow.tensorfile import TensorFile
-from jaxreflow.weights import (
-    PROJECTIONS,
-    Entry,
-    count_parameters,
-    dead_tensors,
-    expected_tensors,
-    merge_params,
-    read_params,
-    split_params,
-    table,
-    trainable_by_policy,
-    trainable_in_reflow,
-    write_params,
-)
+from jaxreflow.model.config import ModelConfig, VLMConfig
+from jaxreflow.model.params import PROJECTIONS, count_parameters, merge_params, split_params, trainable_in_reflow
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.policy.weights import Entry, dead_tensors, expected_tensors, parameter_table, read_params, write_params
+from jaxreflow.run.programs import trainable_by_policy
+from jaxreflow.support.safetensors_file import TensorFile
 from tests.tiny import VLM, tiny_policy
 
-CONFIG = ModelConfig.create(tiny_policy(), VLM)
+CONFIG = network_of(tiny_policy(), VLM)
 ARRANGEMENTS = [
     {},
     {"attention_mode": "self_attn"},
@@ -54,7 +44,7 @@ def write(path: Path, tensors, metadata=None) -> TensorFile:
 @pytest.mark.parametrize("changes", ARRANGEMENTS)
 @pytest.mark.parametrize("prefix", ["", "_orig_mod."])
 def test_round_trip_is_byte_identical(tmp_path, changes, prefix):
-    config = ModelConfig.create(tiny_policy(**changes), VLM)
+    config = network_of(tiny_policy(**changes), VLM)
     tensors = {key.replace("model.", f"model.{prefix}", 1): t for key, t in random_tensors(config).items()}
     file = write(tmp_path / "in.safetensors", tensors, {"format": "pt", "note": "kept"})
     write_params(tmp_path / "out.safetensors", file, read_params(file, config), config)
@@ -87,16 +77,16 @@ def test_a_leaf_comes_from_its_key(tmp_path):
 
 
 def test_the_full_model_has_its_published_counts():
-    config = ModelConfig.create(
+    config = network_of(
         tiny_policy(max_state_dim=32, max_action_dim=32, num_vlm_layers=16, resize_imgs_with_padding=(512, 512)),
         VLMConfig(),
     )
     expected = expected_tensors(config)
     assert len(expected) == 500
     assert count_parameters(expected) == 450_046_176
-    trained = [e for e in table(config) if trainable_by_policy(tiny_policy(), config)(e.path)]
+    trained = [e for e in parameter_table(config) if trainable_by_policy(tiny_policy(), config)(e.path)]
     assert sum(int(np.prod(e.shape)) for e in trained) == 99_880_992
-    assert {e.path for e in trained} == {e.path for e in table(config) if trainable_in_reflow(e.path)}
+    assert {e.path for e in trained} == {e.path for e in parameter_table(config) if trainable_in_reflow(e.path)}
     # The tail of the last text layer (q, o, three of the MLP, a norm), the final norm and lm_head never run.
     assert count_parameters(dead_tensors(config)) == 2 * 960 * 960 + 3 * 960 * 2560 + 960 + 960 + 49280 * 960
 
@@ -174,7 +164,7 @@ def test_headers_that_do_not_fit_the_data_are_refused(tmp_path, header):
 @pytest.mark.parametrize("multiplier", [1e-300, 0.04, 0.625])
 def test_an_expert_has_an_even_width(multiplier):
     with pytest.raises(ConfigError, match=r"expert_width_multiplier.*must give an even width"):
-        ModelConfig.create(tiny_policy(expert_width_multiplier=multiplier), VLM)
+        network_of(tiny_policy(expert_width_multiplier=multiplier), VLM)
 
 
 def test_shapes_of_any_size_take_no_memory():
@@ -206,7 +196,7 @@ def test_splitting_and_merging_is_lossless():
 )
 def test_trainable_sets_of_lerobot(changes, trained, not_trained):
     policy = tiny_policy(**changes)
-    is_trained = trainable_by_policy(policy, ModelConfig.create(policy, VLM))
+    is_trained = trainable_by_policy(policy, network_of(policy, VLM))
     assert all(is_trained((name, "x")) for name in trained)
     assert not any(is_trained((name, "x")) for name in not_trained)
     # LeRobot freezes the last text layer, all of it.

@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxreflow.config import Feature, ModelConfig, PolicyConfig, TextConfig, VisionConfig, VLMConfig
 from jaxreflow.model import init_params
-from jaxreflow.types import Observation, Params
+from jaxreflow.model.config import ModelConfig, TextConfig, VisionConfig, VLMConfig
+from jaxreflow.model.types import Observation, Params
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.policy.config import Feature, PolicyConfig
 
 TEXT = TextConfig(
     hidden_size=24,
@@ -50,7 +52,7 @@ def tiny_policy(**changes: Any) -> PolicyConfig:
 
 def tiny_model(policy: PolicyConfig | None = None, vlm: VLMConfig = VLM, **options: Any) -> tuple[ModelConfig, Params]:
     """Architecture and random parameters in which no norm is one and no bias is zero."""
-    config = ModelConfig.create(policy or tiny_policy(), vlm, **options)
+    config = network_of(policy or tiny_policy(), vlm, **options)
     params = jax.jit(init_params, static_argnames="config")(jax.random.key(0), config=config)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))

@@ -9,8 +9,8 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from jaxreflow.config import ModelConfig
-from jaxreflow.types import Batch, Params
+from jaxreflow.model.config import ModelConfig
+from jaxreflow.model.types import Batch, Params
 from tests.tiny import TEXT, VISION, tiny_observation
 
 DATASET = Path(__file__).parent / "assets" / "metaworld_mini"

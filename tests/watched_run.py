@@ -34,7 +34,7 @@ import jax
 import train
 from jaxreflow.data.video import FrameReaders
 from jaxreflow.errors import DatasetError
-from jaxreflow.types import Batch
+from jaxreflow.model.types import Batch
 
 ROOT = Path(__file__).parent.parent
 # Seconds after which a run is taken to hang; on a machine with other work a short one takes two minutes.

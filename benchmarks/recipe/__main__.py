@@ -35,9 +35,9 @@ from benchmarks.recipe.variants import (
     shortened,
 )
 from benchmarks.recipe.write_up import write_up
-from jaxreflow.command_line import parse
-from jaxreflow.command_line import run as run_command
 from jaxreflow.errors import ConfigError
+from jaxreflow.support.command_line import parse
+from jaxreflow.support.command_line import run as run_command
 
 Part = Literal["core", "screen", "confirm", "rounds", "length", "capacity"]
 PARTS: tuple[Part, ...] = get_args(Part)

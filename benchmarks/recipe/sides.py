@@ -19,16 +19,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from benchmarks.recipe.lab import EARLY_TASK
-from jaxreflow.command_line import parse, run
-from jaxreflow.compilation import use_compilation_cache
+from jaxreflow.data.frames import early_positions, pick
 from jaxreflow.data.lerobot import load_dataset
-from jaxreflow.evaluation.distribution import draw_chunks
-from jaxreflow.evaluation.frames import early_positions, pick
-from jaxreflow.evaluation.sampling import Candidate, Trial, make_subject
-from jaxreflow.evaluation.settings import Settings
-from jaxreflow.pretrained import load_checkpoint
-from jaxreflow.run_config import DatasetConfig, ReflowConfig
-from jaxreflow.run_data import split_data
+from jaxreflow.evaluate.measures.distribution import draw_chunks
+from jaxreflow.evaluate.sampling import Candidate, Trial, make_subject
+from jaxreflow.evaluate.settings import Settings
+from jaxreflow.policy.saved import load_saved_policy
+from jaxreflow.run.config import DatasetConfig, ReflowConfig
+from jaxreflow.run.data import split_data
+from jaxreflow.support.command_line import parse, run
+from jaxreflow.support.compilation import use_compilation_cache
 
 # Meta-World's hand moves a centimetre for an action of 1.
 METRES_PER_ACTION = 0.01
@@ -104,7 +104,7 @@ def _quotient(part: np.ndarray, whole: np.ndarray) -> float:
 def measure(config: SidesConfig) -> list[dict[str, object]]:
     """A record per policy and step count."""
     dataset = load_dataset(config.dataset)
-    opened = [load_checkpoint(path) for path in config.policy]
+    opened = [load_saved_policy(path) for path in config.policy]
     transforms = opened[0].load_transforms()
     source = split_data(dataset, opened[0].policy, transforms, ReflowConfig(dataset=DatasetConfig(holdout=0.0))).train
     teacher = make_subject("0", opened[0].load_params(), opened[0].config)

@@ -33,8 +33,8 @@ from benchmarks.recipe.variants import (
     short_name,
 )
 from jaxreflow.errors import ConfigError
-from jaxreflow.evaluation.estimate import relative_error_difference
-from jaxreflow.sim.paired import wilson
+from jaxreflow.evaluate.measures.estimate import relative_error_difference
+from jaxreflow.sim.intervals import wilson
 from jaxreflow.sim.results import Result, comparison_table, pooled, read_results
 
 Report = dict[str, Any]
@@ -263,7 +263,9 @@ def _difference(first: Report, report: Report, role: str, steps: int) -> str:
     reference, other = (np.array(row.get("episode_references", ())) for row in (theirs, ours))
     # Cached image tokens are rounded, so a student that is measured without them has a teacher that is a little different.
     if not reference.size or reference.shape != other.shape or not np.allclose(reference, other, rtol=1e-2):
-        raise ConfigError("reports of one table: expected the same frames and teacher, found others; measure all of them again")
+        raise ConfigError(
+            "reports of one table: expected the same frames and teacher, found others; measure all of them again"
+        )
     found = relative_error_difference(np.array(theirs["episode_errors"]), np.array(ours["episode_errors"]), reference)
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 

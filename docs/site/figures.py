@@ -22,9 +22,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxreflow import SmolVLAPolicy, flow, model
-from jaxreflow.config import ModelConfig
 from jaxreflow.data.lerobot import LeRobotDataset, holdout_split, load_dataset
-from jaxreflow.types import Memory, Observation, Params
+from jaxreflow.model.config import ModelConfig
+from jaxreflow.model.types import Memory, Observation, Params
 
 ROOT = Path(__file__).parents[2]
 ASSETS, IMAGES = ROOT / "tests" / "assets", ROOT / "docs" / "images"

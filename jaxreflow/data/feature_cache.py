@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxreflow.data.shards import check_counts, open_shards, publish, shard_files
 from jaxreflow.errors import DatasetError
-from jaxreflow.jsonfile import parse_json
+from jaxreflow.support.strict_json import parse_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -13,47 +13,39 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxreflow.command_line import parse, run
-from jaxreflow.config import ModelConfig
-from jaxreflow.console import Advance, progress
-from jaxreflow.data.feature_cache import (
-    SHARD_FRAMES,
-    FeatureCache,
-    Manifest,
-    claim_folder,
-    differences,
-    read_manifest,
+from jaxreflow.data.feature_cache import SHARD_FRAMES, FeatureCache, Manifest, claim_folder
+from jaxreflow.data.feature_match import (
+    _vision_params,
+    camera_map,
+    feature_parts,
 )
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.shards import write_shard
-from jaxreflow.data.transforms import match_cameras
 from jaxreflow.errors import ConfigError, DatasetError
 from jaxreflow.model import embed_images
-from jaxreflow.observation import Transforms
-from jaxreflow.pretrained import Checkpoint, load_checkpoint
-from jaxreflow.run_config import RenameMap
-from jaxreflow.sharding import check_batch_size, make_mesh, replicate, shard_batch
-from jaxreflow.storage import check_path, local_copy
-from jaxreflow.types import Params
-from jaxreflow.weights import Entry, stored_in_compute_dtype, table
+from jaxreflow.model.config import ModelConfig
+from jaxreflow.model.params import stored_in_compute_dtype
+from jaxreflow.model.types import Params
+from jaxreflow.policy.observation import Transforms
+from jaxreflow.policy.saved import load_saved_policy
+from jaxreflow.support.command_line import parse, run
+from jaxreflow.support.console import Advance, progress
+from jaxreflow.support.mesh import check_batch_size, make_mesh, replicate, shard_batch
+from jaxreflow.support.storage import check_path
+from jaxreflow.support.tyro_rules import RenameMap
 
-VISION_PARAMS = ("vision_model", "connector")
 Images = dict[str, np.ndarray]
 
 
@@ -98,7 +90,7 @@ def compute_features(config: FeaturesConfig, *, shard_frames: int = SHARD_FRAMES
     frames = dataset.frame_indices()
     if not np.array_equal(frames, np.arange(len(frames))):
         raise DatasetError(f"{dataset.root}: expected frames 0 to {len(frames) - 1}, found gaps between episodes")
-    checkpoint = load_checkpoint(
+    saved = load_saved_policy(
         config.policy,
         revision=config.revision,
         vlm=config.vlm,
@@ -108,18 +100,18 @@ def compute_features(config: FeaturesConfig, *, shard_frames: int = SHARD_FRAMES
         dataset_stats=dataset.stats,
         rename_map=config.rename_map or None,
     )
-    transforms = checkpoint.load_transforms()
-    cameras = camera_map(checkpoint, dataset)
-    params = replicate(stored_in_compute_dtype(_vision_params(checkpoint), checkpoint.config), mesh)
+    transforms = saved.load_transforms()
+    cameras = camera_map(saved, dataset)
+    params = replicate(stored_in_compute_dtype(_vision_params(saved), saved.config), mesh)
 
     def batch(chosen: Sequence[int]) -> Images:
         return _images(dataset, transforms, cameras, chosen, config.batch_size)
 
     # The first batch says how many tokens an image has; nothing is computed for it.
-    embed = functools.partial(embed_images, config=checkpoint.config)
+    embed = functools.partial(embed_images, config=saved.config)
     shapes = {key: (x.shape[1], x.shape[2]) for key, x in jax.eval_shape(embed, params, batch([0])).items()}
     manifest = Manifest(
-        feature_parts(checkpoint, dataset),
+        feature_parts(saved, dataset),
         {key: shapes[key] for key in cameras},
         len(frames),
         config.dtype,
@@ -129,7 +121,7 @@ def compute_features(config: FeaturesConfig, *, shard_frames: int = SHARD_FRAMES
     claim_folder(out, manifest)
     missing = manifest.missing(out)
     done = manifest.frames - sum(len(held) for _, held in missing)
-    tokens = functools.partial(_flat_tokens(checkpoint.config), params)
+    tokens = functools.partial(_flat_tokens(saved.config), params)
     with progress("image tokens", manifest.frames, unit="frame", done=done) as advance:
         for path, held in missing:
             write_shard(path, _records(tokens, batch, held, config.batch_size, mesh, advance), len(held))
@@ -179,128 +171,6 @@ def _images(
     filled = [*frames, *[frames[-1]] * (size - len(frames))]
     images = {key: {frame: dataset.image(frame, name) for frame in frames} for key, name in cameras.items()}
     return {key: transforms.normalize_image(key, np.stack([held[f] for f in filled])) for key, held in images.items()}
-
-
-def camera_map(checkpoint: Checkpoint, dataset: LeRobotDataset) -> dict[str, str]:
-    """The dataset's camera of every policy camera that it has."""
-    policy = checkpoint.policy
-    rename_map = checkpoint.processors.rename_map
-    return match_cameras(dataset.camera_keys, policy.camera_keys, rename_map, policy.empty_cameras)
-
-
-def feature_parts(checkpoint: Checkpoint, dataset: LeRobotDataset) -> dict[str, Any]:
-    """All that the image tokens depend on, as JSON; two equal ones mean the same tokens."""
-    config, cameras, normalizer = checkpoint.config, camera_map(checkpoint, dataset), checkpoint.processors.normalizer
-    modes: dict[str, Any] = {}
-    for key in cameras:
-        modes[key] = mode = normalizer.mode(key)
-        if mode != "IDENTITY":
-            stats = {name: np.asarray(x).tolist() for name, x in sorted(normalizer.stats.get(key, {}).items())}
-            modes[key] = {"mode": mode, "eps": normalizer.eps, "stats": stats}
-    parts = {
-        "weights": _weights_hash(checkpoint),
-        "vision_config": {**dataclasses.asdict(config.vision), "scale_factor": config.scale_factor},
-        "resize_imgs_with_padding": config.resize_imgs_with_padding,
-        "vision_positions": config.vision_positions,
-        "image_normalization": modes,
-        "cameras": cameras,
-        "rename_map": dict(checkpoint.processors.rename_map),
-        **_dataset_parts(dataset),
-    }
-    return json.loads(json.dumps(parts))
-
-
-def _vision_entries(checkpoint: Checkpoint) -> list[Entry]:
-    return [entry for entry in table(checkpoint.config) if entry.path[0] in VISION_PARAMS]
-
-
-def _vision_params(checkpoint: Checkpoint) -> Params:
-    read = checkpoint.tensors.read
-    return unflatten_dict(
-        {e.path: np.ascontiguousarray(e.from_torch(read(e.key)), np.float32) for e in _vision_entries(checkpoint)}
-    )
-
-
-def _weights_hash(checkpoint: Checkpoint) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(entry.key for entry in _vision_entries(checkpoint)):
-        tensor = checkpoint.tensors.read(key)
-        digest.update(f"{key} {tensor.dtype} {tensor.shape}\n".encode())
-        digest.update(tensor.tobytes())
-    return digest.hexdigest()
-
-
-def _dataset_parts(dataset: LeRobotDataset) -> dict[str, Any]:
-    root, meta = dataset.root, dataset.root / "meta"
-    names = {path.relative_to(root).as_posix() for path in (meta / "episodes").rglob("*.parquet")}
-    names |= {f"meta/{path.name}" for path in meta.glob("episodes*.jsonl")}
-    for episode in dataset.metadata.episodes:
-        names |= {episode.data_file, *(file for file, _ in episode.videos.values())}
-    sizes = {name: (root / name).stat().st_size if (root / name).is_file() else None for name in sorted(names)}
-    return {
-        "dataset_info": hashlib.sha256((meta / "info.json").read_bytes()).hexdigest(),
-        "dataset_files": {
-            "count": len(sizes),
-            "bytes": sum(size or 0 for size in sizes.values()),
-            "sha256": hashlib.sha256(json.dumps(sizes).encode()).hexdigest(),
-        },
-    }
-
-
-def open_features(
-    root: str | Path,
-    checkpoint: Checkpoint,
-    dataset: LeRobotDataset,
-    *,
-    rename_map: Mapping[str, str] | None = None,
-    stats_from: str | None = None,
-) -> FeatureCache:
-    """The cache in `root` if its tokens are those of this policy and dataset; DatasetError says what differs."""
-    command = ["python", "-m", "jaxreflow.data.features", str(dataset.root), "--policy", str(checkpoint.directory)]
-    config = checkpoint.config
-    command += ["--vision-positions", config.vision_positions] if config.vision_positions != "exact" else []
-    command += ["--vlm", str(checkpoint.vlm_dir)] if checkpoint.vlm_dir else []
-    command += ["--rename-map", json.dumps(dict(rename_map))] if rename_map else []
-    command += ["--stats-from", stats_from] if stats_from else []
-
-    def advice(out: str) -> str:
-        return f"run `{shlex.join([*command, '--out'])} {out}`"
-
-    folder = local_copy(root)
-    if not folder.is_dir():
-        raise DatasetError(f"--dataset.features {root}: no such folder; {advice(shlex.quote(str(root)))}")
-    manifest = read_manifest(folder)
-    changed = differences(feature_parts(checkpoint, dataset), manifest.parts)
-    if changed:
-        raise DatasetError(
-            f"--dataset.features {root}: made for something else: {'; '.join(changed)}; {advice('ANOTHER_FOLDER')} and "
-            "give that"
-        )
-    try:
-        return FeatureCache(folder, manifest)
-    except DatasetError as error:
-        raise DatasetError(f"--dataset.features {error}; {advice(shlex.quote(str(root)))}, which goes on") from error
-
-
-def check_serves(cache: FeatureCache, checkpoint: Checkpoint, dataset: LeRobotDataset) -> None:
-    """DatasetError if the cache of one policy does not hold the image tokens of another."""
-    changed = differences(feature_parts(checkpoint, dataset), cache.manifest.parts)
-    if changed:
-        raise DatasetError(
-            f"--features {cache.root}: not the image tokens of {checkpoint.directory}: {'; '.join(changed)}; leave it out: "
-            "policies that see differently are measured on the frames themselves"
-        )
-
-
-def check_vision_frozen(trained: Params) -> None:
-    """ConfigError if what feature caches are made with is among the trained parameters."""
-    moving = [name for name in VISION_PARAMS if name in trained]
-    if moving:
-        raise ConfigError(
-            f"--dataset.features: expected a frozen vision tower and connector, found {' and '.join(moving)} among the "
-            "trained parameters, so that cached image tokens would soon be wrong; leave it out, or train the expert only "
-            "(--trainable expert in reflow, --policy.train-expert-only True in finetune)"
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
 
-from jaxreflow.console import progress
 from jaxreflow.data.columns import read_columns
 from jaxreflow.data.metadata import Episode, FeatureSpec, Metadata, Stats, read_metadata
 from jaxreflow.data.packed_frames import FOLDER, PackedFrames
-from jaxreflow.data.transforms import ACTION, STATE
 from jaxreflow.data.video import FrameReaders
 from jaxreflow.errors import ConfigError, DatasetError
-from jaxreflow.hub import HubError, download
-from jaxreflow.storage import is_remote, local_copy
+from jaxreflow.policy.names import ACTION, STATE
+from jaxreflow.support.console import progress
+from jaxreflow.support.hub import HubError, download
+from jaxreflow.support.storage import is_remote, local_copy
 
 # LeRobot's own tolerance between a frame's timestamp and the time at which the video shows it.
 TOLERANCE_S = 1e-4

@@ -22,9 +22,10 @@ from jaxtyping import Bool, Float32, Int, Int32
 
 from jaxreflow.data.feature_cache import FeatureCache
 from jaxreflow.data.lerobot import LeRobotDataset
-from jaxreflow.data.transforms import ACTION, STATE, pad_last
+from jaxreflow.data.matching import pad_last
 from jaxreflow.errors import ConfigError, DatasetError
-from jaxreflow.types import Batch, Observation
+from jaxreflow.model.types import Batch, Observation
+from jaxreflow.policy.names import ACTION, STATE
 
 # More examples than any run draws.
 _ENDLESS = 1 << 48

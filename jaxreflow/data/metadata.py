@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxreflow.errors import DatasetError
-from jaxreflow.jsonfile import parse_json
+from jaxreflow.support.strict_json import parse_json
 
 Stats = dict[str, dict[str, np.ndarray]]
 _Parsed = TypeVar("_Parsed")

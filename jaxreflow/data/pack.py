@@ -27,8 +27,6 @@ import pyarrow.parquet as pq
 import tyro
 from jaxtyping import UInt8
 
-from jaxreflow.command_line import parse, run
-from jaxreflow.console import progress
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.packed_frames import (
     FOLDER,
@@ -42,8 +40,10 @@ from jaxreflow.data.packed_frames import (
 from jaxreflow.data.shards import publish, write_shard
 from jaxreflow.errors import ConfigError, DatasetError
 from jaxreflow.model.vision import fitted_size, interpolation_matrix
-from jaxreflow.pretrained import read_policy_config
-from jaxreflow.storage import check_path
+from jaxreflow.policy.saved import read_policy_config
+from jaxreflow.support.command_line import parse, run
+from jaxreflow.support.console import progress
+from jaxreflow.support.storage import check_path
 
 # 28 MB of one camera's raw frames at 96 x 96, 800 MB at 512 x 512: what is lost when a run is killed.
 SHARD_FRAMES = 1024

@@ -22,7 +22,7 @@ from PIL import Image
 
 from jaxreflow.data.shards import check_counts, open_shards, shard_files
 from jaxreflow.errors import DatasetError
-from jaxreflow.jsonfile import parse_json
+from jaxreflow.support.strict_json import parse_json
 
 FOLDER = "frames"
 MANIFEST = "manifest.json"

@@ -12,11 +12,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
-from jaxreflow.data.feature_statistics import feature_statistics
 from jaxreflow.data.video_writer import AV1, VideoWriter
 from jaxreflow.errors import DatasetError
+
+_QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
+
+
+def feature_statistics(values: Shaped[np.ndarray, "N ..."], frames: int) -> dict[str, np.ndarray]:
+    """min, max, mean, std and five quantiles over the first axis, shaped as one entry (`[1]` for a scalar), and count `[frames]`.
+
+    An image's entries are pixels `[3, 1, 1]` in [0, 1], any number of them per frame.
+    """
+    table = values.reshape(len(values), *(values.shape[1:] or (1,))).astype(np.float64)
+    stats = {"min": table.min(axis=0), "max": table.max(axis=0), "mean": table.mean(axis=0), "std": table.std(axis=0)}
+    quantiles = np.quantile(table, list(_QUANTILES.values()), axis=0)
+    return {**stats, "count": np.array([frames]), **dict(zip(_QUANTILES, quantiles, strict=True))}
+
 
 _DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 _VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

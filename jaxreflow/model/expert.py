@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxreflow.config import ModelConfig, TextConfig
+from jaxreflow.model.config import ModelConfig, TextConfig
 from jaxreflow.model.layers import (
     KV,
     GatedMLP,
@@ -20,7 +20,7 @@ from jaxreflow.model.layers import (
     rotate,
     split_rows,
 )
-from jaxreflow.types import Context, Memory, Params
+from jaxreflow.model.types import Context, Memory, Params
 
 
 class ExpertLayer(nn.Module):

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxreflow.config import ModelConfig, TextConfig
+from jaxreflow.model.config import ModelConfig, TextConfig
 from jaxreflow.model.layers import KV, GatedMLP, Rows, SelfAttentionProjections, apply, attend, rms_norm, rotate
-from jaxreflow.types import Params
+from jaxreflow.model.types import Params
 
 
 class TextLayer(nn.Module):

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxreflow.config import TextConfig
-from jaxreflow.types import Params
+from jaxreflow.model.config import TextConfig
+from jaxreflow.model.types import Params
 
 ROPE_BASE = 10_000.0
 """SmolVLA rotates with this constant, whatever `rope_theta` the VLM's config states (100,000 for SmolVLM2)."""

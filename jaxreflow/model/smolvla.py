@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxreflow.config import ModelConfig
 from jaxreflow.errors import ConfigError
+from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.expert import expert_layers, init_expert, remember_context
 from jaxreflow.model.language import embed_tokens, init_text, text_layers
 from jaxreflow.model.layers import Rows, apply, projection, time_embedding
+from jaxreflow.model.types import Context, Memory, Observation, Params
 from jaxreflow.model.vision import connector, init_vision, to_pixels, vision_tower
-from jaxreflow.types import Context, Memory, Observation, Params
 
 P = ParamSpec("P")
 R = TypeVar("R")

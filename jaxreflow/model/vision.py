@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from jaxreflow.config import ModelConfig, VisionConfig
 from jaxreflow.errors import ConfigError
+from jaxreflow.model.config import ModelConfig, VisionConfig
 from jaxreflow.model.layers import Rows, apply, attend, dense, merge_queries, split_queries, split_rows
-from jaxreflow.types import Params
+from jaxreflow.model.types import Params
 
 CPU_SCORE_BYTES = 32 << 20
 """Attention scores, in float32, up to which all heads are taken at once: a common size of the last-level cache."""

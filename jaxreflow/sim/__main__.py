@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from jaxreflow.command_line import parse, run, usage_error
-from jaxreflow.sim import evaluate as evaluation
+from jaxreflow.sim import closed_loop
 from jaxreflow.sim import record as recording
+from jaxreflow.support.command_line import parse, run, usage_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,8 +22,8 @@ def _main(args: list[str]) -> int:
         prog, about = "python -m jaxreflow.sim record", recording.__doc__ or ""
         recording.record(parse(recording.RecordConfig, args[1:], prog=prog, about=about))
     else:
-        about = evaluation.__doc__ or ""
-        print(evaluation.evaluate(parse(evaluation.SimConfig, args, prog="python -m jaxreflow.sim", about=about)))
+        about = closed_loop.__doc__ or ""
+        print(closed_loop.run_trials(parse(closed_loop.SimConfig, args, prog="python -m jaxreflow.sim", about=about)))
     return 0
 
 

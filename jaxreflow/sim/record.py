@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxreflow.console import progress
 from jaxreflow.data.writer import DatasetFeatures, DatasetWriter
 from jaxreflow.errors import ConfigError, SimulationError
-from jaxreflow.pretrained import new_directory
 from jaxreflow.sim.environment import EnvOptions, make_env, parse_env
+from jaxreflow.support.console import progress
+from jaxreflow.support.new_folder import new_directory
 
 CAMERA = "observation.image"
 FEATURES = {"observation.state": ("x", "y", "z", "gripper"), "action": ("dx", "dy", "dz", "grab")}

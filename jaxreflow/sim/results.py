@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxreflow.errors import ConfigError
-from jaxreflow.sim.paired import mcnemar, paired_difference, wilson
+from jaxreflow.sim.intervals import mcnemar, paired_difference, wilson
 
 
 @dataclasses.dataclass(frozen=True)

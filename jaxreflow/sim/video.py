@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxreflow.data.video_writer import H264, VideoWriter
-from jaxreflow.policy import SmolVLAPolicy
+from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
 from jaxreflow.sim.environment import EnvOptions, make_env, policy_observation
 from jaxreflow.sim.results import Result
 from jaxreflow.sim.rollout import episode_noise

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jaxreflow.config import Feature, ModelConfig, PolicyConfig
 from jaxreflow.data.pack import PackConfig, pack
-from jaxreflow.pretrained import CONFIG, WEIGHTS, write_json
-from jaxreflow.processors import create_processors
-from jaxreflow.run_config import ReflowConfig
-from jaxreflow.run_directory import CONFIG_FILE, write_config
-from jaxreflow.statistics import to_float32
-from jaxreflow.vlm import load_vlm
-from jaxreflow.weights import expected_tensors
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.policy.config import Feature, PolicyConfig
+from jaxreflow.policy.processors import create_processors
+from jaxreflow.policy.saved import CONFIG, WEIGHTS
+from jaxreflow.policy.statistics import to_float32
+from jaxreflow.policy.vlm import load_vlm
+from jaxreflow.policy.weights import expected_tensors
+from jaxreflow.run.config import ReflowConfig
+from jaxreflow.run.directory import CONFIG_FILE, write_config
+from jaxreflow.support.new_folder import write_json
 from tests.fuzz.harness import Tally, Worker
 from tests.lerobot_fixtures import CAMERA, HEIGHT, LENGTHS, WIDTH, episode_stats, write_v21, write_v30
 
@@ -59,7 +61,7 @@ def write_policy(folder: Path, stats: Mapping[str, Any]) -> Path:
         num_vlm_layers=2,
     )
     shutil.copytree(VLM, folder / "vlm")
-    config = ModelConfig.create(policy, load_vlm(policy, folder).config)
+    config = network_of(policy, load_vlm(policy, folder).config)
     random = np.random.default_rng(0)
     tensors = {key: random.normal(size=shape).astype("f4") for key, shape in expected_tensors(config).items()}
     write_json(folder / CONFIG, policy.to_json())

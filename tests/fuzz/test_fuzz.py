@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from jaxreflow.pretrained import CONFIG, TRAIN_CONFIG, WEIGHTS
-from jaxreflow.processors import POSTPROCESSOR, PREPROCESSOR
+from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR
+from jaxreflow.policy.saved import CONFIG, TRAIN_CONFIG, WEIGHTS
 from tests.fuzz.harness import Tally, Target, Worker, replaced
 from tests.fuzz.mutations import damaged, json_lines, json_text, mp4_file, parquet_file, safetensors_file
 from tests.lerobot_fixtures import CAMERA

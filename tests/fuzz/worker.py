@@ -26,10 +26,10 @@ from convert.inspection import inspect_checkpoint
 from jaxreflow.data.lerobot import load_dataset
 from jaxreflow.data.loader import iterate_once
 from jaxreflow.errors import JaxReflowError
-from jaxreflow.pretrained import load_checkpoint
-from jaxreflow.run_config import DatasetConfig, RunConfig
-from jaxreflow.run_data import normalized_batch, split_data
-from jaxreflow.run_directory import recorded_settings
+from jaxreflow.policy.saved import load_saved_policy
+from jaxreflow.run.config import DatasetConfig, RunConfig
+from jaxreflow.run.data import normalized_batch, split_data
+from jaxreflow.run.directory import recorded_settings
 
 LIMIT = 1 << 30
 
@@ -37,7 +37,7 @@ LIMIT = 1 << 30
 def train(policy: Path, dataset: Path, stats_from: str | None) -> None:
     """What train.py reads before the first update, and the first batch of every episode."""
     data = load_dataset(dataset)
-    checkpoint = load_checkpoint(policy, dataset_stats=data.stats, stats_from=stats_from)
+    checkpoint = load_saved_policy(policy, dataset_stats=data.stats, stats_from=stats_from)
     checkpoint.load_params()
     config = RunConfig(dataset=DatasetConfig(holdout=0.3))
     split = split_data(data, checkpoint.policy, checkpoint.load_transforms(), config)

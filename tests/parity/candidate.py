@@ -11,12 +11,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from jaxreflow import SmolVLAPolicy
-from jaxreflow.data.transforms import pad_last
+from jaxreflow.data.matching import pad_last
 from jaxreflow.flow import euler, flow_matching_loss
 from jaxreflow.model import embed_images, encode, extend, memorise, observe, remember, velocity
+from jaxreflow.model.params import ParamPath, merge_params, split_params
+from jaxreflow.model.types import Observation, Params
 from jaxreflow.model.vision import to_pixels
-from jaxreflow.types import Observation, Params
-from jaxreflow.weights import ParamPath, merge_params, split_params, table, trainable_by_policy
+from jaxreflow.policy.weights import parameter_table
+from jaxreflow.run.programs import trainable_by_policy
 from tests.parity.inputs import Inputs
 
 Arrays = dict[str, np.ndarray]
@@ -105,7 +107,7 @@ class Candidate:
         """The leaves of a (part of the) parameter tree under LeRobot's keys, in PyTorch's layout."""
         flat = flatten_dict(tree)
         record: Arrays = {}
-        for entry in table(self.config):
+        for entry in parameter_table(self.config):
             if entry.path in flat:
                 record[prefix + entry.key] = entry.to_torch(np.asarray(flat[entry.path]))
         return record
@@ -114,7 +116,7 @@ class Candidate:
         """The inverse of `by_key`, flat by parameter path; entries whose keys `arrays` lacks are left out."""
         return {
             entry.path: entry.from_torch(arrays[prefix + entry.key])
-            for entry in table(self.config)
+            for entry in parameter_table(self.config)
             if prefix + entry.key in arrays
         }
 

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxreflow import augmentation
-from jaxreflow.augmentation import TRANSFORMS, ImageTransformsConfig
 from jaxreflow.data.lerobot import load_dataset
+from jaxreflow.training import augmentation
+from jaxreflow.training.augmentation import TRANSFORMS, ImageTransformsConfig
 from tests.parity.lerobot_shim import torch
 from tests.tiny_policy import DATASET
 

@@ -4,7 +4,7 @@ import dataclasses
 import typing
 from collections.abc import Iterator
 
-from jaxreflow.lerobot_flags import INSTEAD, RENAMED
+from jaxreflow.run.lerobot_flags import INSTEAD, RENAMED
 
 from .lerobot_shim import upstream_warnings_ignored
 

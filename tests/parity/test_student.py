@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import train
-from jaxreflow.weights import merge_params, split_params, trainable_in_reflow
+from jaxreflow.model.params import merge_params, split_params, trainable_in_reflow
 from tests.parity.candidate import Candidate
 from tests.parity.case import Case
 from tests.parity.conftest import Measure

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxreflow.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from jaxreflow.option_groups import policy_optimizer
-from jaxreflow.sharding import make_mesh
-from jaxreflow.training import Draw, finetune_loss, init_state, make_train_step
-from jaxreflow.types import Batch
+from jaxreflow.model.types import Batch
+from jaxreflow.run.config_groups import policy_optimizer
+from jaxreflow.support.mesh import make_mesh
+from jaxreflow.training.losses import finetune_loss
+from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxreflow.training.step import Draw, init_state, make_train_step
 from tests.parity.case import Case
 from tests.parity.comparison import WITHOUT_GRADIENT
 from tests.parity.conftest import Measure

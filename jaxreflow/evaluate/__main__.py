@@ -1,0 +1,48 @@
+"""Is the student the teacher? Compares a distilled policy with its teacher on held-out episodes and says what to deploy.
+
+    python -m jaxreflow.evaluate --teacher DIR --student RUN/checkpoints/last/pretrained_model --dataset.root DATASET --out REPORT
+    python -m jaxreflow.evaluate --teacher DIR --dataset.root DATASET --out REPORT     # without a student: do you need to distil?
+
+Writes report.json and report.html, a page of its own without links, into REPORT, and prints the table and the verdict. What is
+measured is the student in its folder, in the dtypes that it is stored in. A student that a run of train.py made brings the run's
+dataset and held-out episodes along; other policies are measured on all episodes unless --dataset.episodes names some. Give
+--early-task where several ways are open at the start of an episode: only there, and where whole chunks are
+executed, do policies of few steps differ in what a robot does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from jaxreflow.evaluate.comparison import (
+    REPORT_HTML,
+    compare,
+)
+from jaxreflow.evaluate.options import EvaluateConfig
+from jaxreflow.evaluate.report.table import format_report
+from jaxreflow.evaluate.settings import Settings
+from jaxreflow.support.command_line import parse, run
+from jaxreflow.support.compilation import use_compilation_cache
+from jaxreflow.support.storage import as_path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; 0 if the report was written, 1 after an error. A failed check is a result, not an error."""
+    return run(_main, argv)
+
+
+def _main(args: list[str]) -> int:
+    sections = {"measurement": [field.name for field in dataclasses.fields(Settings)]}
+    prog, about = "python -m jaxreflow.evaluate", __doc__ or ""
+    config = parse(EvaluateConfig, args, prog=prog, about=about, sections=sections)
+    use_compilation_cache()
+    report = compare(config).report
+    print(format_report(report))
+    print(f"\n{as_path(config.out) / REPORT_HTML}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

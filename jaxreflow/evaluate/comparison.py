@@ -1,0 +1,245 @@
+"""Compares a distilled policy with its teacher on held-out episodes and says what to deploy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxreflow.data.feature_match import check_serves
+from jaxreflow.data.frames import ALL, EARLY, frame_sets, pick
+from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.data.loader import TrainingSource
+from jaxreflow.errors import ConfigError, DatasetError
+from jaxreflow.evaluate.measure import Training, measure
+from jaxreflow.evaluate.measures.consistency import find_run, last_update
+from jaxreflow.evaluate.options import DatasetFlags, EvaluateConfig
+from jaxreflow.evaluate.paths import Example, sample_examples
+from jaxreflow.evaluate.report.page import render_page
+from jaxreflow.evaluate.report.report import About, Report
+from jaxreflow.evaluate.sampling import Candidate, Trial, make_subject
+from jaxreflow.evaluate.settings import Settings
+from jaxreflow.evaluate.verdict import judge
+from jaxreflow.policy.latency import device_name
+from jaxreflow.policy.names import ACTION, STATE
+from jaxreflow.policy.saved import SavedPolicy, find_saved_policy, load_saved_policy
+from jaxreflow.run.checkpoints import newest_policy
+from jaxreflow.run.config import DatasetConfig, ReflowConfig, RunConfig
+from jaxreflow.run.data import open_dataset, open_run_features, split_data
+from jaxreflow.run.directory import recorded_settings
+from jaxreflow.run.record.metrics import METRICS_FILE, Record, read_metrics
+from jaxreflow.support.storage import AnyPath, as_path, is_remote, make_folder, place_of_copy
+
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A report, and what its pictures are drawn from."""
+
+    report: Report
+    examples: list[Example]
+    records: list[Record]
+
+
+def compare(config: EvaluateConfig) -> Comparison:
+    """Measures and judges; writes `report.json` and `report.html` into `config.out`.
+
+    Raises:
+        CheckpointError, ConfigError, DatasetError, ProcessorError: a policy or the dataset cannot be read, or they do not fit.
+    """
+    student_dir = find_saved_policy(config.student, config.student_revision) if config.student else None
+    recorded = recorded_settings(student_dir) if student_dir else None
+    basis = _basis(config, recorded)
+    dataset = open_dataset(basis.dataset)
+    teacher = _open(config.teacher, basis, dataset, config.teacher_revision)
+    student = _open(str(student_dir), basis, dataset) if student_dir else None
+    if student is not None:
+        check_comparable(teacher, student)
+    source = _source(basis, teacher, student, dataset)
+    first = make_subject("teacher", teacher.load_params(), teacher.config)
+    subjects = [first]
+    if student is not None:
+        subjects.append(make_subject("student", student.load_params(), student.config, like=first))
+    settings = Settings(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)})
+    reference = Candidate(first, _reference_steps(recorded, teacher))
+    trial = Trial(tuple(subjects), reference, source, teacher.load_transforms(), settings)
+    training = _training(config.run, recorded, teacher, student)
+    measures = measure(trial, training)
+    verdict = judge(measures, teacher.policy.chunk_size, settings.n_action_steps, config.thresholds)
+    report = Report(_about(config, trial, basis.dataset.holdout > 0), measures, verdict)
+    run = training.run if training is not None else None
+    records = list(read_metrics(run)) if run is not None and (run / METRICS_FILE).is_file() else []
+    evaluation = Comparison(report, _examples(trial), records)
+    _write(as_path(config.out), evaluation)
+    return evaluation
+
+
+def compare_run(config: ReflowConfig, run_dir: AnyPath, **settings: Any) -> Comparison:
+    """Compares a finished run's student with its teacher; the report lies beside the student's weights."""
+    assert config.teacher.path is not None
+    student = str(newest_policy(run_dir / "checkpoints"))
+    return compare(
+        EvaluateConfig(
+            teacher=config.teacher.path,
+            teacher_revision=config.teacher.revision,
+            student=student,
+            out=student,
+            dataset=DatasetFlags(config.dataset.root, config.dataset.repo_id, config.dataset.revision),
+            # A remote student is measured on a copy, which has no run around it.
+            run=str(run_dir) if is_remote(run_dir) else None,
+            features=config.dataset.features,
+            vlm=config.vlm,
+            early_task=config.early_task,
+            frames=config.eval_frames,
+            **settings,
+        )
+    )
+
+
+def _basis(config: EvaluateConfig, recorded: RunConfig | None) -> RunConfig:
+    """The settings that say which data meet which policy how: the student's run's, under the flags."""
+    base = recorded or ReflowConfig()
+    given = {name: getattr(config, name) for name in ("rename_map", "stats_from", "vlm", "dtype", "vision_positions")}
+    flags = config.dataset
+    there = (base.dataset.root, base.dataset.repo_id, base.dataset.revision)
+    given_here = (flags.root, flags.repo_id, flags.revision)
+    chosen = given_here if any(given_here) else there
+    # What a run held out says nothing of another dataset, which is measured whole.
+    same = recorded is not None and flags.episodes is None and chosen == there
+    own = base.dataset if same else DatasetConfig(holdout=0.0)
+    dataset = dataclasses.replace(
+        own,
+        root=chosen[0],
+        repo_id=chosen[1],
+        revision=chosen[2],
+        episodes=own.episodes if flags.episodes is None else flags.episodes,
+        cache_frames=0.0,
+        features=config.features,
+    )
+    return dataclasses.replace(
+        base, dataset=dataset, num_workers=0, **{name: value for name, value in given.items() if value is not None}
+    )
+
+
+def _open(path: str, basis: RunConfig, dataset: LeRobotDataset, revision: str | None = None) -> SavedPolicy:
+    return load_saved_policy(
+        path,
+        revision=revision,
+        vlm=basis.vlm,
+        dtype=basis.dtype,
+        vision_positions=basis.vision_positions,
+        stats_from=basis.stats_from,
+        dataset_stats=dataset.stats,
+        rename_map=basis.rename_map or None,
+    )
+
+
+def check_comparable(teacher: SavedPolicy, student: SavedPolicy) -> None:
+    """ConfigError, naming it, for what keeps two policies from being compared in normalised units: architecture, statistics."""
+    own, other = dataclasses.asdict(student.config), dataclasses.asdict(teacher.config)
+    changed = [f"{name} {other[name]} -> {own[name]}" for name in own if own[name] != other[name]]
+    if changed:
+        raise ConfigError(
+            f"--student {student.directory} is of another architecture than its teacher: {'; '.join(changed)}; give the "
+            "teacher that it was distilled from"
+        )
+    for key in (STATE, ACTION):
+        ours, theirs = (saved.processors.normalizer.stats.get(key, {}) for saved in (student, teacher))
+        wrong = [n for n in {**ours, **theirs} if not np.array_equal(ours.get(n, np.nan), theirs.get(n, np.nan))]
+        if wrong:
+            raise ConfigError(
+                f"--student {student.directory}: its statistics of `{key}` ({', '.join(sorted(wrong))}) are not the "
+                "teacher's, so the same numbers mean other actions; give --stats-from as its run had it"
+            )
+
+
+def _source(
+    basis: RunConfig, teacher: SavedPolicy, student: SavedPolicy | None, dataset: LeRobotDataset
+) -> TrainingSource:
+    features = open_run_features(basis, teacher, dataset)
+    if features is not None and student is not None:
+        check_serves(features, student, dataset)
+    data = split_data(dataset, teacher.policy, teacher.load_transforms(), basis, features)
+    source = data.held_out or data.train
+    if not len(source):
+        raise DatasetError(f"{dataset.root}: no frames to measure on; give other --dataset.episodes")
+    return source
+
+
+def _training(
+    run: str | None, recorded: RunConfig | None, teacher: SavedPolicy, student: SavedPolicy | None
+) -> Training | None:
+    if student is None or not isinstance(recorded, ReflowConfig) or _has_other_teacher(recorded, teacher):
+        return None
+    if run is not None:
+        return Training(recorded, teacher, as_path(run), None)
+    return Training(recorded, teacher, find_run(student.directory), last_update(student.directory))
+
+
+def _reference_steps(recorded: RunConfig | None, teacher: SavedPolicy) -> int:
+    """Euler steps of the sampler that is compared with: what the student's run imitated, if this is its teacher.
+
+    A teacher that is a student itself names one step, and its students still imitate ten.
+    """
+    own = teacher.policy.num_steps
+    if not isinstance(recorded, ReflowConfig) or _has_other_teacher(recorded, teacher):
+        return own
+    return recorded.reference_steps(own)
+
+
+def _has_other_teacher(recorded: ReflowConfig, teacher: SavedPolicy) -> bool:
+    """Whether the run's teacher lies here and is another, as that of a second round of reflow."""
+    path = recorded.teacher.path
+    if not path:
+        return False
+    own = place_of_copy(path) if is_remote(path) else Path(path)
+    return own.is_dir() and own.resolve() != teacher.directory
+
+
+def _about(config: EvaluateConfig, trial: Trial, held_out: bool) -> About:
+    dataset, policy = trial.source.dataset, trial.transforms.policy
+    here = set(trial.source.frames.tolist())
+    return About(
+        teacher=config.teacher,
+        student=config.student,
+        dataset=config.dataset.repo_id or dataset.root.name,
+        episodes=tuple(episode.index for episode in dataset.episodes if episode.first in here),
+        held_out=held_out,
+        teacher_steps=trial.reference.num_steps,
+        chunk_size=policy.chunk_size,
+        action_names=tuple((dataset.features[ACTION].names or []) if ACTION in dataset.features else [])
+        or tuple(f"action {i}" for i in range(policy.action_dim)),
+        padded_dims=policy.max_action_dim - policy.action_dim,
+        fps=dataset.fps,
+        dtype=trial.config.dtype,
+        device=device_name(),
+        versions={name: version(name) for name in ("jaxreflow", "jax")},
+        settings=trial.settings,
+    )
+
+
+def _examples(trial: Trial) -> list[Example]:
+    """Two early frames, of different episodes, if there are such, and one of another task, or else from amid all frames."""
+    settings = trial.settings
+    sets = frame_sets(trial.source, settings.frames, settings.early_task, settings.early_frames)
+    early = pick(sets[EARLY][:: settings.early_frames], 2) if EARLY in sets else []
+    few = min(settings.num_steps)
+    chosen = [trial.reference, *(Candidate(subject, few) for subject in trial.subjects)]
+    frames, dataset = trial.source.frames, trial.source.dataset
+    other = [i for i in sets[ALL] if dataset.frame(int(frames[i]), ())["task"] != settings.early_task] or sets[ALL]
+    return sample_examples(trial, list({c.label: c for c in chosen}.values()), [*early, other[len(other) // 2]])
+
+
+def _write(out: AnyPath, evaluation: Comparison) -> None:
+    page = render_page(evaluation.report, evaluation.examples, evaluation.records)
+    try:
+        make_folder(out)
+        (out / REPORT_JSON).write_text(json.dumps(evaluation.report.to_json(), indent=1) + "\n", encoding="utf-8")
+        (out / REPORT_HTML).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error}); choose another directory") from error

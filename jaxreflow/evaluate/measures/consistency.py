@@ -1,0 +1,106 @@
+"""Whether a student's loss is what its training log says: weights exported wrongly, or trained on other noise, show here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxreflow.evaluate.sampling import Trial
+from jaxreflow.model.params import split_params
+from jaxreflow.policy.saved import SavedPolicy
+from jaxreflow.run.config import ReflowConfig
+from jaxreflow.run.programs import augmented, loss_and_draw, trained_paths
+from jaxreflow.run.record.metrics import METRICS_FILE, Record, read_metrics
+from jaxreflow.support.storage import AnyPath
+
+
+@dataclasses.dataclass(frozen=True)
+class Consistency:
+    """The reflow loss of the exported weights on held-out frames, and that of the run's last updates."""
+
+    loss: float
+    """With fresh noise, and with the run's own loss, noises per observation and law of t."""
+    train_loss: float | None
+    """Mean over the last tenth of its updates; None where there is no log of them."""
+    ratio: float | None
+    """Their quotient: 1 is right."""
+    note: str
+    """Where `train_loss` comes from, or why there is none."""
+
+
+def find_run(student: Path) -> Path | None:
+    """The run whose checkpoint `student` is: RUN/checkpoints/STEP/pretrained_model with RUN/metrics.jsonl beside it."""
+    parents = student.resolve().parents
+    if len(parents) < 3 or parents[1].name != "checkpoints":
+        return None
+    return parents[2] if (parents[2] / METRICS_FILE).is_file() else None
+
+
+def last_update(student: Path) -> int | None:
+    """The update that a checkpoint's folder is named after, if it is."""
+    name = student.resolve().parent.name
+    return int(name) if name.isdigit() else None
+
+
+def final_train_loss(records: Iterable[Record], last: int | None = None) -> tuple[float, int, int] | None:
+    """The mean loss of the last tenth of the updates up to `last`, and the first and last of them; None without any.
+
+    A log's line holds the mean since the line before; in logs from before there was one, the loss of its update alone.
+    """
+    lines = [r for r in records if "loss" in r and (not last or r["step"] <= last)]
+    if not lines:
+        return None
+    end, before = int(lines[-1]["step"]), 0
+    losses: list[float] = []
+    firsts: list[int] = []
+    for line in lines:
+        step = int(line["step"])
+        if step > 0.9 * end:
+            losses.append(float(line.get("loss_mean", line["loss"])))
+            firsts.append(before + 1 if "loss_mean" in line else step)
+        before = step
+    return float(np.mean(losses)), firsts[0], end
+
+
+def measure_consistency(
+    trial: Trial,
+    positions: Sequence[int],
+    config: ReflowConfig,
+    saved: SavedPolicy,
+    run: AnyPath | None,
+    last: int | None,
+) -> Consistency:
+    """The loss by which `config`'s run was trained, on these frames with fresh noise, against that run's log."""
+    teacher, student = trial.subjects
+    chosen = trained_paths(config, saved)
+    trainable, frozen = split_params(student.params, chosen)
+    teacher_params, _ = split_params(teacher.params, chosen)
+    loss_fn, draw = augmented(*loss_and_draw(config, saved, trainable), config, saved)
+    measure = jax.jit(loss_fn)
+    key = jax.random.key(trial.settings.seed + 3)
+    total, count = 0.0, 0.0
+    # Whole batches only: a filled-up one would weigh its last frame more.
+    size = min(trial.settings.batch_size, len(positions))
+    whole = positions[: len(positions) // size * size]
+    for i, part in enumerate(trial.batches(whole, task="training loss")):
+        drawn = draw(jax.random.fold_in(key, i), size)
+        part_sum, part_count = measure(trainable, frozen, teacher_params, part.batch, *drawn)
+        total, count = total + float(part_sum), count + float(part_count)
+    loss = total / count
+    found = final_train_loss(read_metrics(run), last) if run is not None and (run / METRICS_FILE).is_file() else None
+    return against_training(loss, found)
+
+
+def against_training(loss: float, found: tuple[float, int, int] | None) -> Consistency:
+    """The loss against that of training (None: there is no log of it), which says nothing where it is zero."""
+    if found is None:
+        return Consistency(loss, None, None, f"not available: no {METRICS_FILE} of the run that made the student")
+    train_loss, first, end = found
+    note = f"training loss of updates {first} to {end}"
+    if train_loss == 0:
+        return Consistency(loss, 0.0, None, f"not available: the {note} is 0")
+    return Consistency(loss, train_loss, loss / train_loss, note)

@@ -1,0 +1,1 @@
+"""A comparison as JSON, tables, figures and a page. Nothing here measures."""

@@ -1,0 +1,135 @@
+"""What the measures mean: whether the student was made rightly, which step count to deploy, and whether to distil at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from jaxreflow.data.frames import ALL, EARLY
+from jaxreflow.evaluate.checks import Check, Thresholds, health_checks
+from jaxreflow.evaluate.measure import Measures
+
+Execution = Literal["short", "whole chunk"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Suitability:
+    """Whether one policy at one step count may stand in for the teacher's sampler, in one way of executing chunks."""
+
+    name: str
+    num_steps: int
+    execution: Execution
+    n_action_steps: int
+    suitable: bool
+    reasons: tuple[str, ...]
+    """What speaks against it; empty if nothing does."""
+
+    @property
+    def label(self) -> str:
+        """Such as `student@1`."""
+        return f"{self.name}@{self.num_steps}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """One way of executing chunks: is distillation needed, and what should act: the fewest fit steps."""
+
+    execution: Execution
+    n_action_steps: int
+    distil: str
+    deploy: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """`passed`: no check failed (without a student there is none). Texts are for people, the rest for programs."""
+
+    passed: bool
+    headline: str
+    checks: tuple[Check, ...]
+    suitability: tuple[Suitability, ...]
+    advice: tuple[Advice, ...]
+    thresholds: Thresholds
+
+
+def judge(measures: Measures, chunk_size: int, n_action_steps: Sequence[int], thresholds: Thresholds) -> Verdict:
+    """The verdict on these measures."""
+    student = any(row.name == "student" for row in measures.fidelity)
+    checks = health_checks(measures, thresholds) if student else ()
+    failed = [check for check in checks if check.passed is False]
+    fit: list[Suitability] = []
+    advice: list[Advice] = []
+    short = min(n_action_steps)
+    ways: list[tuple[Execution, int]] = [("short", short)] if short < chunk_size else []
+    for execution, n in [*ways, ("whole chunk", chunk_size)]:
+        here = _suitabilities(measures, execution, n, thresholds)
+        fit += here
+        advice.append(_advise(measures, execution, n, here, student and not failed))
+    return Verdict(not failed, _headline(student, failed, advice), checks, tuple(fit), tuple(advice), thresholds)
+
+
+def _suitabilities(measures: Measures, execution: Execution, n: int, limits: Thresholds) -> list[Suitability]:
+    against: Callable[[Measures, str, int, Thresholds], list[str]] = (
+        _against_short if execution == "short" else _against_whole
+    )
+    found = []
+    for row in (row for row in measures.fidelity if row.frames == ALL):
+        reasons = [] if row.label == measures.reference else against(measures, row.label, n, limits)
+        found.append(Suitability(row.name, row.num_steps, execution, n, not reasons, tuple(reasons)))
+    return found
+
+
+def _against_short(measures: Measures, label: str, n: int, limits: Thresholds) -> list[str]:
+    """Replanning repairs what one chunk averages: only the size of the error over the executed part counts."""
+    row = next(row for row in measures.fidelity if row.label == label and row.frames == ALL)
+    error = row.executed.get(str(n), row.error).value
+    if error <= limits.short_error:
+        return []
+    return [f"error {error:.3f} over the first {n} actions, at most {limits.short_error}"]
+
+
+def _against_whole(measures: Measures, label: str, n: int, limits: Thresholds) -> list[str]:
+    del n
+    reasons = []
+    for row in (row for row in measures.fidelity if row.label == label):
+        bound = limits.early_error if row.frames == EARLY else limits.chunk_error
+        if row.error.value > bound:
+            reasons.append(f"error {row.error.value:.3f} on the {row.frames} frames, at most {bound}")
+    for found in (found for found in measures.distributions if found.label == label):
+        if found.share > limits.energy_share:
+            reasons.append(f"energy distance {found.share:.1%} of the teacher's own, at most {limits.energy_share:.0%}")
+        if found.spread_kept < limits.spread_kept:
+            reasons.append(f"{found.spread_kept:.0%} of the teacher's spread, at least {limits.spread_kept:.0%}")
+    return reasons
+
+
+def _fewest(rows: Sequence[Suitability]) -> Suitability:
+    """The fit one of fewest steps, the teacher rather than a student; the reference is always fit."""
+    return min((row for row in rows if row.suitable), key=lambda row: (row.num_steps, row.name != "teacher"))
+
+
+def _advise(
+    measures: Measures, execution: Execution, n: int, rows: Sequence[Suitability], student_sound: bool
+) -> Advice:
+    untouched = [row for row in rows if row.name == "teacher"]
+    teacher = _fewest(untouched)
+    below = [row.label for row in untouched if row.num_steps < teacher.num_steps]
+    if not below:
+        distil, words = "no", f"No: {teacher.label}, the teacher untouched, is fit"
+    elif teacher.label == measures.reference:
+        distil, words = "yes", f"Yes: in fewer steps than {teacher.num_steps} the untouched teacher is not fit"
+    else:
+        distil = f"below {teacher.num_steps} steps"
+        words = f"Only for fewer than {teacher.num_steps} steps: {teacher.label} is fit, {' and '.join(below)} not"
+    best = _fewest(rows if student_sound else untouched).label
+    how = f"When {n} actions are executed per chunk" + (", the whole chunk" if execution == "whole chunk" else "")
+    return Advice(execution, n, distil, best, f"{how}, do you need to distil? {words}. Deploy {best}.")
+
+
+def _headline(student: bool, failed: Sequence[Check], advice: Sequence[Advice]) -> str:
+    if failed:
+        return f"Do not deploy this student: {', '.join(check.name for check in failed)} failed."
+    deploy = "; ".join(f"{a.deploy} for {a.n_action_steps} actions per chunk" for a in advice)
+    return f"{'The student passes every check that could be made. ' if student else ''}Deploy {deploy}."

@@ -1,0 +1,207 @@
+"""What a checkpoint says of itself: LeRobot's SmolVLA `config.json`, the VLM's dimensions, and the network they make."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from jaxreflow.errors import ConfigError
+from jaxreflow.policy.config_fields import CARRIED_DEFAULTS, POLICY_FIELDS, parse_value
+
+DEFAULT_VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+NORMALIZATION_MODES = ("IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10")
+# Far above every policy's chunk, widths and steps; a stranger's config.json must not fill the memory.
+LARGEST = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """One input or output of a policy: `type` is STATE, VISUAL or ACTION; `shape` without batch (images C, H, W)."""
+
+    type: str
+    shape: tuple[int, ...]
+
+
+def _default_normalization() -> dict[str, str]:
+    return {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """LeRobot's SmolVLA `config.json`; defaults are LeRobot's.
+
+    Raises:
+        ConfigError: a field is unknown, inconsistent, or asks for what LeRobot itself cannot run.
+    """
+
+    input_features: Mapping[str, Feature] = dataclasses.field(default_factory=dict)
+    output_features: Mapping[str, Feature] = dataclasses.field(default_factory=dict)
+    normalization_mapping: Mapping[str, str] = dataclasses.field(default_factory=_default_normalization)
+    chunk_size: int = 50
+    n_action_steps: int = 50
+    max_state_dim: int = 32
+    max_action_dim: int = 32
+    resize_imgs_with_padding: tuple[int, int] | None = (512, 512)
+    empty_cameras: int = 0
+    adapt_to_pi_aloha: bool = False
+    tokenizer_max_length: int = 48
+    pad_language_to: str = "longest"
+    num_steps: int = 10
+    freeze_vision_encoder: bool = True
+    train_expert_only: bool = True
+    train_state_proj: bool = True
+    optimizer_lr: float = 1e-4
+    optimizer_betas: tuple[float, float] = (0.9, 0.95)
+    optimizer_eps: float = 1e-8
+    optimizer_weight_decay: float = 1e-10
+    optimizer_grad_clip_norm: float = 10.0
+    scheduler_warmup_steps: int = 1_000
+    scheduler_decay_steps: int = 30_000
+    scheduler_decay_lr: float = 2.5e-6
+    vlm_model_name: str = DEFAULT_VLM
+    add_image_special_tokens: bool = False
+    attention_mode: str = "cross_attn"
+    prefix_length: int = -1
+    num_expert_layers: int = -1
+    num_vlm_layers: int = 16
+    self_attn_every_n_layers: int = 2
+    expert_width_multiplier: float = 0.75
+    min_period: float = 4e-3
+    max_period: float = 4.0
+    carried: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(CARRIED_DEFAULTS))
+
+    def __post_init__(self) -> None:
+        def require(ok: bool, message: str) -> None:
+            if not ok:
+                raise ConfigError(f"config.json: {message}")
+
+        for name in (
+            "chunk_size",
+            "n_action_steps",
+            "max_state_dim",
+            "max_action_dim",
+            "tokenizer_max_length",
+            "num_steps",
+        ):
+            require(
+                1 <= getattr(self, name) <= LARGEST,
+                f"`{name}` must be at least 1 and at most {LARGEST}, found {getattr(self, name)}",
+            )
+        require(
+            self.n_action_steps <= self.chunk_size,
+            f"`n_action_steps` ({self.n_action_steps}) must not exceed `chunk_size` ({self.chunk_size})",
+        )
+        require(self.empty_cameras >= 0, f"`empty_cameras` must not be negative, found {self.empty_cameras}")
+        require(
+            0 < self.expert_width_multiplier <= 16,
+            f"`expert_width_multiplier` must be positive and at most 16, found {self.expert_width_multiplier}",
+        )
+        require(
+            self.pad_language_to in ("longest", "max_length"),
+            f'`pad_language_to` must be "longest" or "max_length", found {self.pad_language_to!r}',
+        )
+        require(
+            0 < self.min_period < self.max_period,
+            f"`min_period` ({self.min_period}) must be positive and below `max_period` ({self.max_period})",
+        )
+        for key, mode in self.normalization_mapping.items():
+            require(
+                mode in NORMALIZATION_MODES,
+                f"`normalization_mapping` of {key} must be one of {', '.join(NORMALIZATION_MODES)}, found {mode!r}",
+            )
+        require(
+            not self.carried.get("use_delta_joint_actions_aloha"),
+            "`use_delta_joint_actions_aloha` is true: neither LeRobot nor jaxreflow can honour it; set it to false",
+        )
+        require(
+            not self.carried.get("use_peft"),
+            "`use_peft` is true: the weights are an adapter; merge it into the policy in LeRobot first",
+        )
+        for key, limit in (("observation.state", self.max_state_dim), ("action", self.max_action_dim)):
+            feature = {**self.input_features, **self.output_features}.get(key)
+            require(
+                feature is None or feature.shape[0] <= limit,
+                f"`{key}` has {feature and feature.shape[0]} dimensions, more than the padded width {limit}",
+            )
+
+    @property
+    def visual_keys(self) -> tuple[str, ...]:
+        """All VISUAL inputs in the order of the config, LeRobot's `empty_camera_*` included."""
+        return tuple(key for key, feature in self.input_features.items() if feature.type == "VISUAL")
+
+    @property
+    def camera_keys(self) -> tuple[str, ...]:
+        """The real cameras in the order of the config."""
+        return tuple(key for key in self.visual_keys if ".empty_camera_" not in key)
+
+    @property
+    def state_dim(self) -> int:
+        """Real dimensions of `observation.state`; 0 if the policy has none."""
+        feature = self.input_features.get("observation.state")
+        return feature.shape[0] if feature else 0
+
+    @property
+    def action_dim(self) -> int:
+        """Real dimensions of `action`."""
+        if "action" not in self.output_features:
+            raise ConfigError(
+                "config.json: `output_features` has no `action`; expected its shape, found "
+                f"{sorted(self.output_features) or 'nothing'}"
+            )
+        return self.output_features["action"].shape[0]
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> PolicyConfig:
+        """The config of a parsed `config.json`; unknown fields are refused by name."""
+        fields = dict(fields)
+        if fields.get("type") != "smolvla":
+            raise ConfigError(
+                f'config.json: `type` must be "smolvla", found {fields.get("type")!r}: only SmolVLA policies can be read'
+            )
+        unknown = sorted(set(fields) - set(POLICY_FIELDS))
+        if unknown:
+            raise ConfigError(
+                f"config.json: unknown field(s) {', '.join(unknown)}: jaxreflow cannot tell whether they change the "
+                "policy; remove them if they do not, or upgrade jaxreflow"
+            )
+        legacy = sorted(name for name in fields if POLICY_FIELDS[name][0] == "legacy")
+        if legacy:
+            warnings.warn(
+                f"config.json holds training artefacts of an old fork ({', '.join(legacy)}); they are ignored and will "
+                "not be written (`python -m convert doctor DIR --fix` removes them)",
+                stacklevel=2,
+            )
+        own = {field.name for field in dataclasses.fields(cls)} - {"carried"}
+        try:
+            values = {name: _from_json(name, value) for name, value in fields.items() if name in own}
+        except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
+            raise ConfigError(f"config.json: a field has the wrong form: {error!r}") from error
+        carried = {name: fields[name] for name in fields if name not in own and name not in legacy and name != "type"}
+        return cls(**values, carried=carried)
+
+    def to_json(self) -> dict[str, Any]:
+        """The `config.json` that LeRobot reads: `type` first, legacy fields left out."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "carried"}
+        for name in ("input_features", "output_features"):
+            own[name] = {key: {"type": f.type, "shape": list(f.shape)} for key, f in own[name].items()}
+        own["normalization_mapping"] = dict(self.normalization_mapping)
+        for name, value in own.items():
+            own[name] = list(value) if isinstance(value, tuple) else value
+        return {"type": "smolvla", **own, **self.carried}
+
+
+def _from_json(name: str, value: Any) -> Any:
+    if name in ("input_features", "output_features"):
+        return {key: _feature(key, fields) for key, fields in (value or {}).items()}
+    if name == "normalization_mapping":
+        return dict(value)
+    return parse_value(name, PolicyConfig.__annotations__[name], value)
+
+
+def _feature(key: str, fields: Mapping[str, Any]) -> Feature:
+    shape = fields["shape"]
+    if not isinstance(shape, list) or not shape:
+        raise TypeError(f"the shape of `{key}` must be a list of whole numbers, found {shape!r}")
+    return Feature(str(fields["type"]), tuple(parse_value(f"{key}.shape", "int", size) for size in shape))

@@ -1,0 +1,177 @@
+"""LeRobot's normaliser on numpy: five modes, and the check that every feature has the statistics its mode needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float32
+
+from jaxreflow.errors import ProcessorError
+from jaxreflow.policy.config import NORMALIZATION_MODES, Feature, PolicyConfig
+from jaxreflow.policy.names import ACTION
+
+Stats = dict[str, dict[str, np.ndarray]]
+"""Statistics by feature, then by name ("mean", "std", "min", "max", "q01", ...)."""
+
+# What each mode reads: location and scale, or the two ends of the range that becomes [-1, 1].
+STATISTICS: Mapping[str, tuple[str, ...]] = {
+    "IDENTITY": (),
+    "MEAN_STD": ("mean", "std"),
+    "MIN_MAX": ("min", "max"),
+    "QUANTILES": ("q01", "q99"),
+    "QUANTILE10": ("q10", "q90"),
+}
+
+STATS_FROM_HINT = (
+    "choose `--stats-from dataset` (the dataset's own statistics) or `--stats-from FILE` (a stats.json, or a "
+    "safetensors file "
+    "with keys like `action.mean`)"
+)
+
+
+def normalize(
+    x: Float32[np.ndarray, "*shape"], stats: Mapping[str, np.ndarray], mode: str, eps: float = 1e-8
+) -> Float32[np.ndarray, "*shape"]:
+    """Dataset units -> the policy's: `(x - mean) / (std + eps)`, or a range to [-1, 1], in LeRobot's order."""
+    if mode == "IDENTITY":
+        return x
+    first, second = (stats[name] for name in STATISTICS[mode])
+    if mode == "MEAN_STD":
+        return (x - first) / (second + eps)
+    return 2 * (x - first) / _span(first, second, eps) - 1
+
+
+def unnormalize(
+    x: Float32[np.ndarray, "*shape"], stats: Mapping[str, np.ndarray], mode: str, eps: float = 1e-8
+) -> Float32[np.ndarray, "*shape"]:
+    """The policy's units -> dataset units: `x * std + mean` (no eps, as in LeRobot), or [-1, 1] mapped to the range."""
+    if mode == "IDENTITY":
+        return x
+    first, second = (stats[name] for name in STATISTICS[mode])
+    if mode == "MEAN_STD":
+        return x * second + first
+    span = _span(first, second, eps)
+    # The order of the two products differs between the modes in LeRobot, and with it the last bit.
+    return (x + 1) / 2 * span + first if mode == "MIN_MAX" else (x + 1) * span / 2 + first
+
+
+def _span(low: np.ndarray, high: np.ndarray, eps: float) -> np.ndarray:
+    span = high - low
+    return np.where(span == 0, span.dtype.type(eps), span)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalizer:
+    """LeRobot's (un)normaliser step: features, mode by feature type, statistics in float32 (images: one per channel).
+
+    `observation_keys`, where given, are the only observations that are normalised.
+    """
+
+    features: Mapping[str, Feature]
+    norm_map: Mapping[str, str]
+    stats: Mapping[str, Mapping[str, np.ndarray]]
+    eps: float = 1e-8
+    observation_keys: tuple[str, ...] | None = None
+
+    def mode(self, key: str) -> str:
+        """The mode that applies to a feature; what LeRobot passes through unchanged is IDENTITY."""
+        if key == ACTION:
+            return self.norm_map.get("ACTION", "IDENTITY")
+        if key not in self.features or (self.observation_keys is not None and key not in self.observation_keys):
+            return "IDENTITY"
+        return self.norm_map.get(self.features[key].type, "IDENTITY")
+
+    def normalize(self, key: str, x: Float32[np.ndarray, "... d"]) -> Float32[np.ndarray, "... d"]:
+        """Feature `key` in dataset units -> the policy's; images channels last, in [0, 1]."""
+        return normalize(x, self.stats.get(key, {}), self.mode(key), self.eps)
+
+    def unnormalize(self, key: str, x: Float32[np.ndarray, "... d"]) -> Float32[np.ndarray, "... d"]:
+        """Feature `key` in the policy's units -> dataset units."""
+        return unnormalize(x, self.stats.get(key, {}), self.mode(key), self.eps)
+
+
+def check_normalizer(normalizer: Normalizer, policy: PolicyConfig, keys: Sequence[str], where: str) -> None:
+    """Checks that each feature in `keys` that is to be normalised has sound statistics; LeRobot skips it without.
+
+    Raises:
+        ProcessorError: names feature, statistic, what was expected and what was found; `where` says in which file.
+    """
+    features = {**policy.input_features, **policy.output_features}
+    undeclared = [key for key in keys if key not in features]
+    if undeclared:
+        raise ProcessorError(
+            f"{where}: {_names(undeclared)} is to be normalised, but config.json has no such feature; it has {_names(features)}"
+        )
+    unlisted = [key for key in keys if key != ACTION and key not in normalizer.features]
+    unlisted = [key for key in unlisted if normalizer.norm_map.get(features[key].type, "IDENTITY") != "IDENTITY"]
+    if unlisted:
+        raise ProcessorError(
+            f"{where}: the normaliser does not list {_names(unlisted)}, inputs of the policy in config.json; it lists "
+            f"{_names(normalizer.features)}, so these inputs would reach the policy in the wrong units: add them to "
+            "its `features`"
+        )
+    needed = [key for key in keys if normalizer.mode(key) != "IDENTITY"]
+    missing = [key for key in needed if key not in normalizer.stats]
+    if missing:
+        share = "no feature that needs them" if len(missing) == len(needed) else "not every feature that needs them"
+        raise ProcessorError(
+            f"{where}: the statistics match {share}: expected {_names(missing)}, found {_names(normalizer.stats)}; "
+            "without them "
+            f"the robot would move in the wrong units: {STATS_FROM_HINT}"
+        )
+    for key in needed:
+        _check_feature(normalizer, key, features[key], where)
+
+
+def _check_feature(normalizer: Normalizer, key: str, feature: Feature, where: str) -> None:
+    mode, stats = normalizer.mode(key), normalizer.stats[key]
+    absent = [name for name in STATISTICS[mode] if name not in stats]
+    if absent:
+        raise ProcessorError(
+            f"{where}: `{key}` is normalised by {mode}, which needs {_names(absent)}; found {_names(stats)}: "
+            f"{STATS_FROM_HINT}"
+        )
+    size = feature.shape[0]
+    for name in STATISTICS[mode]:
+        if stats[name].shape != (size,):
+            raise ProcessorError(
+                f"{where}: `{key}.{name}` must have shape [{size}], as the feature in config.json, found "
+                f"{list(stats[name].shape)}: "
+                f"{STATS_FROM_HINT}"
+            )
+        if not np.all(np.isfinite(stats[name])):
+            raise ProcessorError(
+                f"{where}: `{key}.{name}` is not finite in dimension(s) {_dimensions(~np.isfinite(stats[name]))} "
+                "(statistics that "
+                f"were never filled in): {STATS_FROM_HINT}"
+            )
+    first, second = (stats[name] for name in STATISTICS[mode])
+    width, what = (second, "std") if mode == "MEAN_STD" else (second - first, " - ".join(reversed(STATISTICS[mode])))
+    if np.any(width <= 0):
+        raise ProcessorError(
+            f"{where}: `{key}`: {what} must be positive, found {'zero' if np.all(width >= 0) else 'zero or less'} in "
+            "dimension(s) "
+            f"{_dimensions(width <= 0)}; a constant dimension cannot be normalised: give it a scale (std 1, say) in a "
+            "file for "
+            "`--stats-from FILE`, or take `--stats-from dataset` if it moves there"
+        )
+
+
+def _names(keys: Mapping[str, object] | Sequence[str]) -> str:
+    names = [f"`{key}`" for key in keys]
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") if names else "none"
+
+
+def _dimensions(wrong: np.ndarray) -> str:
+    return ", ".join(str(i) for i in np.flatnonzero(wrong))
+
+
+def check_mode(mode: str, where: str) -> str:
+    """`mode` itself if it is one of LeRobot's; ProcessorError otherwise."""
+    if mode not in NORMALIZATION_MODES:
+        raise ProcessorError(
+            f"{where}: normalisation mode must be one of {', '.join(NORMALIZATION_MODES)}, found {mode!r}"
+        )
+    return mode

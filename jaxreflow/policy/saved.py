@@ -1,0 +1,267 @@
+"""A policy's folder in LeRobot's layout, read and written as one record: config, weights, processors, VLM files."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import warnings
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from jaxreflow.errors import CheckpointError, ProcessorError
+from jaxreflow.model.config import ModelConfig
+from jaxreflow.model.types import Params
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.policy.config import PolicyConfig
+from jaxreflow.policy.normalization import STATS_FROM_HINT, Stats
+from jaxreflow.policy.observation import Transforms
+from jaxreflow.policy.processors import Processors, create_processors, parse_processors, read_processor_files
+from jaxreflow.policy.statistics import BUFFER_PREFIXES, read_stats, rename_stats, stats_in_weights, to_float32
+from jaxreflow.policy.vlm import VLM_FOLDER, VLMFiles, has_weights, load_tokenizer, load_vlm
+from jaxreflow.policy.weights import check_tensors, read_params, write_params
+from jaxreflow.support.hub import HUB_NAME, HubError, download
+from jaxreflow.support.new_folder import new_directory, write_json
+from jaxreflow.support.safetensors_file import TensorFile
+from jaxreflow.support.storage import (
+    AnyPath,
+    as_path,
+    is_remote,
+    list_files,
+    local_copy,
+)
+from jaxreflow.support.strict_json import parse_json
+
+CONFIG, WEIGHTS, TRAIN_CONFIG = "config.json", "model.safetensors", "train_config.json"
+_log = logging.getLogger(__name__)
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedPolicy:
+    """A policy's folder: all but the weights' values, which `load_params` reads; `vlm_dir` is the user's `vlm=`."""
+
+    directory: Path
+    policy: PolicyConfig
+    vlm: VLMFiles
+    config: ModelConfig
+    processors: Processors
+    tensors: TensorFile
+    vlm_dir: Path | None = None
+
+    def load_params(self) -> Params:
+        """The network's parameters in float32, on the host."""
+        return read_params(self.tensors, self.config)
+
+    def load_transforms(self) -> Transforms:
+        """Pre- and postprocessing with the policy's tokenizer."""
+        name = self.processors.tokenizer.name
+        return Transforms(self.policy, self.processors, load_tokenizer(self.policy, self.directory, self.vlm_dir, name))
+
+
+def load_saved_policy(
+    path: str | Path,
+    *,
+    vlm: str | Path | None = None,
+    dtype: str = "float32",
+    vision_positions: str = "exact",
+    revision: str | None = None,
+    stats_from: str | Path | None = None,
+    dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
+    rename_map: Mapping[str, str] | None = None,
+) -> SavedPolicy:
+    """Reads a policy's folder (local, gs:// or s3://) or hub repository; weights are checked against the config, not yet read.
+
+    `stats_from` is "dataset" (takes `dataset_stats`), a file, or None: the checkpoint's own. `rename_map` maps dataset
+    names to the policy's; it applies to foreign statistics and replaces the preprocessor's map.
+
+    Raises:
+        CheckpointError: files are missing, damaged, or do not fit the config.
+        ConfigError: the config is no SmolVLA's, or asks for what cannot be honoured.
+        ProcessorError: pre- or postprocessing cannot be built.
+    """
+    directory = find_saved_policy(path, revision)
+    policy = read_policy_config(directory)
+    tensors = TensorFile(directory / WEIGHTS)
+    vlm_files = load_vlm(policy, directory, vlm)
+    config = network_of(policy, vlm_files.config, dtype=dtype, vision_positions=vision_positions)
+    check_tensors(tensors, config)
+    processors = load_processors(
+        directory, policy, tensors, stats_from=stats_from, dataset_stats=dataset_stats, rename_map=rename_map
+    )
+    return SavedPolicy(
+        directory, policy, vlm_files, config, processors, tensors, Path(vlm) if vlm is not None else None
+    )
+
+
+def find_saved_policy(path: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint, downloaded if it is remote or a hub name (at `revision`); CheckpointError otherwise."""
+    if is_remote(path) and CONFIG not in list_files(as_path(path)):
+        raise CheckpointError(f"{path}/{CONFIG}: no such file; expected a policy in LeRobot's layout")
+    directory = local_copy(path, lambda name: any(fnmatch(name, pattern) for pattern in HUB_FILES))
+    if directory.is_dir():
+        if revision is not None:
+            raise CheckpointError(
+                f"{path} is a folder, which has no revision, found {revision!r}: leave it out, or give a hub name"
+            )
+        if not (directory / CONFIG).is_file():
+            inner = [
+                p
+                for p in (directory / "pretrained_model", directory / "checkpoints/last/pretrained_model")
+                if p.is_dir()
+            ]
+            hint = f"did you mean {inner[0]}?" if inner else "expected a policy in LeRobot's layout"
+            raise CheckpointError(f"{directory / CONFIG}: no such file; {hint}")
+        return directory.resolve()
+    name = str(path)
+    if name.count("/") != 1 or not HUB_NAME.fullmatch(name):
+        raise CheckpointError(f"{name}: no such folder, and no hub name (OWNER/NAME) either")
+    _log.info("fetching %s from the hub, unless it is here already", name)
+    try:
+        return download(name, revision=revision, allow_patterns=HUB_FILES)
+    except HubError as error:
+        raise CheckpointError(
+            f"{name}: no such folder, and the hub repository cannot be read ({error}); check the name and the revision, or "
+            "give a local folder"
+        ) from error
+
+
+def read_policy_config(directory: Path) -> PolicyConfig:
+    """The folder's `config.json`; CheckpointError if it cannot be read, ConfigError if it cannot be honoured."""
+    return PolicyConfig.from_json(read_config_fields(directory / CONFIG))
+
+
+def read_config_fields(path: Path) -> dict[str, Any]:
+    """A config.json as it stands; CheckpointError if it is missing or no JSON object."""
+    try:
+        fields = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read as JSON ({error}); copy or download the checkpoint again"
+        ) from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(fields).__name__}")
+    return fields
+
+
+def load_processors(
+    directory: Path,
+    policy: PolicyConfig,
+    tensors: TensorFile,
+    *,
+    stats_from: str | Path | None = None,
+    dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
+    rename_map: Mapping[str, str] | None = None,
+) -> Processors:
+    """The checkpoint's processors; statistics from `stats_from`, else its files, else old buffers, else the dataset.
+
+    Raises:
+        ProcessorError: a feature that is normalised would get no sound statistics.
+    """
+    files = read_processor_files(directory)
+    stats = _chosen_stats(stats_from, dataset_stats, rename_map or {})
+    if not files and stats is None:
+        stats = _fallback_stats(directory, policy, tensors, dataset_stats, rename_map or {})
+    processors = parse_processors(files) if files else create_processors(policy, stats or {})
+    if files and stats is not None:
+        processors = processors.with_statistics(stats)
+    if rename_map:
+        processors = processors.with_rename_map(rename_map)
+    try:
+        processors.check(policy)
+    except ProcessorError as error:
+        if stats_from is None:
+            raise
+        source = (
+            "dataset (its meta/stats.json, or before v3.0 episodes_stats.jsonl)"
+            if stats_from == "dataset"
+            else stats_from
+        )
+        raise ProcessorError(f"--stats-from {source}: {error}") from error
+    return processors
+
+
+def _chosen_stats(
+    stats_from: str | Path | None, dataset_stats: Mapping[str, Mapping[str, Any]] | None, rename_map: Mapping[str, str]
+) -> Stats | None:
+    if stats_from is None:
+        return None
+    if str(stats_from) != "dataset":
+        return rename_stats(read_stats(Path(stats_from)), rename_map)
+    if not dataset_stats:
+        raise ProcessorError(
+            "--stats-from dataset: there is no dataset here, or it has no statistics; give a FILE instead, such as the "
+            "dataset's "
+            "meta/stats.json"
+        )
+    return rename_stats(to_float32(dataset_stats), rename_map)
+
+
+def _fallback_stats(
+    directory: Path,
+    policy: PolicyConfig,
+    tensors: TensorFile,
+    dataset_stats: Mapping[str, Mapping[str, Any]] | None,
+    rename_map: Mapping[str, str],
+) -> Stats:
+    """Statistics for a checkpoint without processor files, as LeRobot wrote them before 0.4."""
+    buffers = {key: tensors.read(key) for key in tensors.keys if key.startswith(BUFFER_PREFIXES)}
+    if buffers:
+        if policy.adapt_to_pi_aloha:
+            warnings.warn(
+                f"{directory}: `adapt_to_pi_aloha` with the statistics of a checkpoint from before LeRobot 0.4: that "
+                "version adapted "
+                "the state before normalising it, later ones (and jaxreflow) after; compare the actions before "
+                "trusting them",
+                stacklevel=2,
+            )
+        return stats_in_weights(buffers, {**policy.input_features, **policy.output_features})
+    if dataset_stats:
+        return rename_stats(to_float32(dataset_stats), rename_map)
+    if set(policy.normalization_mapping.values()) <= {"IDENTITY"}:
+        return {}
+    raise ProcessorError(
+        f"{directory}: neither processor files (policy_preprocessor.json) nor normalize_* buffers in {WEIGHTS} hold "
+        "statistics: "
+        f"{STATS_FROM_HINT}"
+    )
+
+
+def save_pretrained(
+    out: str | AnyPath,
+    saved: SavedPolicy,
+    params: Params,
+    *,
+    num_steps: int | None = None,
+    train_config: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a folder that unmodified LeRobot loads: `checkpoint` with the values of `params`, complete or not at all.
+
+    `params` may be part of the tree. Tensors keep their keys, shapes and dtypes, untouched ones their bits;
+    `load_vlm_weights` is true where the VLM that the config names has weights: LeRobot then runs it in its own dtype.
+
+    Raises:
+        CheckpointError: `out` is there already and not empty, or cannot be written; nothing is left behind then.
+    """
+    out = as_path(out)
+    fields = student_policy(saved.policy, num_steps).to_json()
+    # The source's order of fields, so that a comparison shows what changed and nothing else.
+    order = read_config_fields(saved.directory / CONFIG)
+    with new_directory(out) as folder:
+        write_json(folder / CONFIG, {key: fields[key] for key in {**order, **fields} if key in fields})
+        write_params(folder / WEIGHTS, saved.tensors, params, saved.config)
+        saved.processors.save(folder)
+        if train_config is not None:
+            write_json(folder / TRAIN_CONFIG, train_config)
+        if (saved.directory / VLM_FOLDER).is_dir():
+            shutil.copytree(saved.directory / VLM_FOLDER, folder / VLM_FOLDER, copy_function=shutil.copyfile)
+
+
+def student_policy(policy: PolicyConfig, num_steps: int | None = None) -> PolicyConfig:
+    """The config to be written: `load_vlm_weights` true if the VLM it names has weights, `num_steps` as asked."""
+    carried = dict(policy.carried)
+    if has_weights(policy.vlm_model_name):
+        carried["load_vlm_weights"] = True
+    return dataclasses.replace(policy, carried=carried, num_steps=policy.num_steps if num_steps is None else num_steps)

@@ -1,0 +1,1 @@
+"""Policies on the hub: model cards and uploads. Only what leaves the machine belongs here."""

@@ -1,0 +1,238 @@
+"""What a training run is asked to do: frozen dataclasses, of which configs/ makes runs; tyro makes the flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection
+from typing import Literal
+
+from jaxreflow.errors import ConfigError
+from jaxreflow.flow import OBJECTIVES, REDUCTIONS, SOLVERS, TIME_LAWS
+from jaxreflow.run.config_groups import DatasetConfig, OptimizerFlags, PolicySource, TeacherSource
+from jaxreflow.support.storage import check_path
+from jaxreflow.support.tyro_rules import RenameMap
+from jaxreflow.training.lora import LoraConfig
+
+# All that a file in configs/ needs, from one place.
+__all__ = [
+    "DatasetConfig",
+    "FinetuneConfig",
+    "OptimizerFlags",
+    "PolicySource",
+    "ReflowConfig",
+    "RenameMap",
+    "RunConfig",
+    "TeacherSource",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What every run has."""
+
+    output_dir: str | None = None
+    """Directory of this run, which may be gs://; must not hold another."""
+    resume: bool = False
+    """Continue the run in --output-dir exactly; settings come from there."""
+    dry_run: bool = False
+    """Say what the run would do, on what and in how much memory; train and write nothing."""
+    dataset: DatasetConfig = dataclasses.field(default_factory=DatasetConfig)
+    rename_map: RenameMap = dataclasses.field(default_factory=dict)
+    """Dataset names to policy names, such as '{"observation.images.front": "observation.images.camera1"}'."""
+    stats_from: str | None = None
+    """Normalise by `dataset`'s statistics or a FILE's (stats.json or safetensors) instead of the policy's own."""
+    vlm: str | None = None
+    """Directory of the VLM's config and tokenizer (default: the policy's vlm/ folder, else its vlm_model_name)."""
+    steps: int = 20_000
+    """Updates."""
+    batch_size: int = 32
+    """Observations per update, over all devices and microbatches."""
+    accumulate: int = 1
+    """Microbatches per update."""
+    distributed: str = "off"
+    """Processes of this run: off (this one alone), auto (as SLURM, Cloud TPU, Kubernetes or Open MPI say), or HOST:PORT,N,I:
+    process I of N, the first of which listens at HOST:PORT."""
+    step_timeout: float = 1_800.0
+    """Seconds for an update, an evaluation or a checkpoint, after which the run ends with every thread's stack; 0: no limit."""
+    skip_nonfinite: int = 0
+    """Updates whose loss or gradient may be not finite; they change nothing."""
+    fsdp: int = 1
+    """Devices over which trained parameters, optimizer state and moving average are split."""
+    noises: int = 1
+    """Noise draws per observation, M."""
+    time_law: str = "beta"
+    """Law of t: beta (LeRobot's), uniform, u-shaped, exponential, discrete (1 or 1/2), noise-biased (Beta(4, 1)); or half the
+    mass at exactly 1 and the rest u-shaped (half-at-one), half-at-one-beta or half-at-one-exponential."""
+    num_steps: int | None = None
+    """Euler steps that the exported policy takes (default: as the policy)."""
+    optimizer: OptimizerFlags = dataclasses.field(default_factory=OptimizerFlags)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    ema_decay: float = 0.0
+    """Decay of the moving average of weights; 0: none."""
+    export: Literal["ema", "raw"] = "ema"
+    """Weights that are evaluated and exported: the moving average where there is one, or the raw ones."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype; weights are trained in float32."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype in which devices send each other their gradients, once per update."""
+    vision_positions: Literal["exact", "shifted"] = "exact"
+    """Position ids of the vision tower, as the LeRobot set-up that will act has them."""
+    save_every: int = 2_000
+    """Updates between checkpoints; the last update is always saved."""
+    keep: int = 3
+    """Newest checkpoints that are kept; 0: all."""
+    keep_every: int = 0
+    """Keep every checkpoint whose step is a multiple of this, too; 0: none."""
+    log_every: int = 50
+    """Updates between metrics."""
+    eval_every: int = 500
+    """Updates between evaluations on held-out episodes."""
+    eval_batches: int = 8
+    """Batches per evaluation."""
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where metrics, cameras and settings go besides RUN/metrics.jsonl: event files in RUN/tensorboard, or Weights & Biases."""
+    profile: str | None = None
+    """START,N: trace N updates from update START on into RUN/profile, for XProf."""
+    num_workers: int = 0
+    """Processes that read data; 0: a thread."""
+    push_to_hub: str | None = None
+    """USER/NAME of a hub repository to which the finished policy is pushed, with a model card; it is made if it is not there."""
+    private: bool = False
+    """With --push-to-hub: the repository is private."""
+    seed: int = 0
+    """Of everything random."""
+
+    def __post_init__(self) -> None:
+        check_path("--output-dir", self.output_dir, schemes=("gs",), reason="where Orbax cannot write checkpoints")
+        for name in ("stats_from", "vlm"):
+            check_path(f"--{name.replace('_', '-')}", getattr(self, name), schemes=())
+        every = ("save_every", "log_every", "eval_every")
+        for name in ("steps", "batch_size", "accumulate", "noises", "eval_batches", *every):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
+        for name in ("keep", "keep_every", "num_workers", "seed", "step_timeout", "skip_nonfinite"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name.replace('_', '-')} must not be negative, found {getattr(self, name)}")
+        if self.num_steps is not None and self.num_steps < 1:
+            raise ConfigError(f"--num-steps must be at least 1, found {self.num_steps}")
+        if self.private and not self.push_to_hub:
+            raise ConfigError("--private is about --push-to-hub, which is missing: give both or neither")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"--ema-decay must lie in [0, 1), found {self.ema_decay}")
+        if self.num_workers and self.dataset.cache_frames:
+            raise ConfigError(
+                f"--dataset.cache-frames needs --num-workers 0, found {self.num_workers}: each process would decode and "
+                "hold all frames of its own, and one thread is enough to read them from memory"
+            )
+        _check_choice("--time-law", self.time_law, TIME_LAWS)
+        _parse_window(self.profile, self.steps)
+
+    @property
+    def profile_window(self) -> tuple[int, int] | None:
+        """First and number of the updates that are traced, if any."""
+        return _parse_window(self.profile, self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig(RunConfig):
+    """Flow matching on recorded actions, as LeRobot trains."""
+
+    policy: PolicySource = dataclasses.field(default_factory=PolicySource)
+    loss_compat: str = "lerobot-main"
+    """Reduction of the loss: lerobot-main (real dims, padding masked) or lerobot-0.4.4 (everything)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_choice("--loss-compat", self.loss_compat, REDUCTIONS)
+        if self.policy.new and self.lora.rank:
+            raise ConfigError(
+                "--policy.new and --lora.rank exclude each other: of a new policy's random weights adapters make none that "
+                "act; leave one of the two out"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReflowConfig(RunConfig):
+    """Distils a teacher into a student of one or two steps: flow matching on its (noise, endpoint) pairs."""
+
+    teacher: TeacherSource = dataclasses.field(default_factory=TeacherSource)
+    teacher_steps: int = 10
+    """Steps of the teacher's solver, whatever number its config.json names: a student's names its own."""
+    teacher_solver: str = "euler"
+    """Solver of the teacher's flow: euler (as it is deployed) or heun (second order, two evaluations a step)."""
+    objective: str = "mse"
+    """What is minimised of the velocity's error: mse, or pseudo-huber (its norm over a chunk, smooth at zero)."""
+    loss_dims: Literal["padded", "real"] = "padded"
+    """Action dims that the loss covers: all that the sampler integrates, or the real ones; noise and endpoint stay whole."""
+    times: int = 1
+    """Times t at which each pair is looked at; the teacher integrates once for all of them."""
+    real_share: float = 0.0
+    """Share of pairs that are recorded actions with the noise that the teacher's flow leads to them; a multiple of 1/--noises."""
+    trainable: Literal["expert", "as-policy"] = "expert"
+    """Train the expert and the projections, or what the policy's config says."""
+    noises: int = 4
+    time_law: str = "half-at-one"
+    optimizer: OptimizerFlags = dataclasses.field(
+        default_factory=lambda: OptimizerFlags(lr=1e-4, warmup_steps=500, decay_steps=20_000, decay_lr=2.5e-6)
+    )
+    ema_decay: float = 0.999
+    num_steps: int | None = 1
+    report: bool = True
+    """At the end compare the student with its teacher on held-out episodes: report.json and report.html beside its weights."""
+    early_task: str | None = None
+    """For the report: a task whose first frames leave several ways open."""
+    eval_frames: int = 192
+    """For the report: held-out frames, spread evenly."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eval_frames < 1:
+            raise ConfigError(f"--eval-frames must be at least 1, found {self.eval_frames}")
+        for name in ("teacher_steps", "times"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
+        _check_choice("--teacher-solver", self.teacher_solver, SOLVERS)
+        _check_choice("--objective", self.objective, OBJECTIVES)
+        if self.lora.rank and self.trainable != "expert":
+            raise ConfigError(
+                f"--trainable {self.trainable} and --lora.rank {self.lora.rank} exclude each other: with adapters, "
+                "--lora.targets says what is trained"
+            )
+        if not 0 <= self.real_share < 1:
+            raise ConfigError(f"--real-share must lie in [0, 1), found {self.real_share}")
+        if abs(self.real_share * self.noises - self.real_noises) > 1e-6:
+            possible = ", ".join(f"{k / self.noises:.4g}" for k in range(self.noises))
+            raise ConfigError(
+                f"--real-share must be a whole number of the {self.noises} noise(s) of an observation, one of {possible}; "
+                f"found {self.real_share}: choose one of these or another --noises"
+            )
+
+    @property
+    def real_noises(self) -> int:
+        """How many of an observation's noises are inverted from its recorded actions."""
+        return round(self.real_share * self.noises)
+
+    def reference_steps(self, own_steps: int) -> int:
+        """Euler steps of the sampler that the student imitates; the teacher's own number where another solver made its pairs."""
+        return self.teacher_steps if self.teacher_solver == "euler" else own_steps
+
+
+def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{flag} must be one of {', '.join(choices)}, found {value!r}")
+
+
+def _parse_window(profile: str | None, steps: int) -> tuple[int, int] | None:
+    if profile is None:
+        return None
+    match = re.fullmatch(r"(\d+),(\d+)", profile)
+    if not match:
+        raise ConfigError(f"--profile: expected START,N, such as 100,5, found {profile!r}")
+    first, count = int(match[1]), int(match[2])
+    if first < 1 or count < 1 or first + count - 1 > steps:
+        raise ConfigError(
+            f"--profile {profile}: expected START,N, at least one update of 1 to {steps} (--steps), found updates {first} to "
+            f"{first + count - 1}"
+        )
+    return first, count

@@ -1,0 +1,201 @@
+"""Options of a training run that belong together: its dataset, the policy that it starts from, its optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from jaxreflow.errors import ConfigError
+from jaxreflow.policy.config import PolicyConfig
+from jaxreflow.support.storage import check_path, is_remote
+from jaxreflow.support.tyro_rules import RenameMap
+from jaxreflow.training.augmentation import ImageTransformsConfig
+from jaxreflow.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConfig:
+    """The LeRobotDataset to train on."""
+
+    root: str | None = None
+    """Its directory, which may be gs:// or s3://."""
+    repo_id: str | None = None
+    """Its name on the hub, if it is not on disk."""
+    revision: str | None = None
+    """Of --dataset.repo-id: a commit, tag or branch (default: main)."""
+    episodes: tuple[int, ...] | None = None
+    """Episodes to use (default: all)."""
+    holdout: float = 0.1
+    """Share of the episodes that is held out of training and evaluated."""
+    cache_frames: float = 0.0
+    """Decode all frames into memory first, at most this many GiB per process; 0: decode each when it is needed."""
+
+    features: str | None = None
+    """Cache of image tokens made by `python -m jaxreflow.data.features`: no video is decoded, no vision tower runs."""
+    skip_bad: bool = False
+    """Put another frame in the place of one that cannot be decoded, and say so, instead of stopping."""
+    image_transforms: ImageTransformsConfig = dataclasses.field(default_factory=ImageTransformsConfig)
+
+    def __post_init__(self) -> None:
+        if self.revision and not self.repo_id:
+            raise ConfigError(
+                f"--dataset.revision {self.revision} is one of --dataset.repo-id, which is missing: give both"
+            )
+        check_path("--dataset.root", self.root)
+        check_path("--dataset.features", self.features)
+        if self.features and self.episodes is not None and is_remote(self.root or ""):
+            raise ConfigError(
+                "--dataset.features is checked against all files of the dataset, but of a remote one only those of "
+                "--dataset.episodes are fetched; leave one of the two out, or give a local copy of the dataset"
+            )
+        if self.features and self.cache_frames:
+            raise ConfigError("--dataset.features and --dataset.cache-frames exclude each other: give one of them")
+        if self.features and self.image_transforms.enable:
+            raise ConfigError(
+                "--dataset.image-transforms.enable changes images, of which --dataset.features holds the tokens, made "
+                "before: leave one of the two out"
+            )
+        if not 0 <= self.holdout < 1:
+            raise ConfigError(f"--dataset.holdout must lie in [0, 1), found {self.holdout}")
+        if not 0 <= self.cache_frames < math.inf:
+            raise ConfigError(f"--dataset.cache-frames must not be negative, found {self.cache_frames}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherSource:
+    """The policy to distil."""
+
+    path: str | None = None
+    """A LeRobot checkpoint: directory, which may be gs:// or s3://, or hub name."""
+    revision: str | None = None
+    """Of a hub name: a commit, tag or branch (default: main)."""
+
+    def __post_init__(self) -> None:
+        check_path("--teacher.path", self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySource:
+    """The policy to train: one that exists, or a new one. Fields of its config.json override what it would have."""
+
+    path: str | None = None
+    """A LeRobot checkpoint: directory, which may be gs:// or s3://, or hub name."""
+    revision: str | None = None
+    """Of a hub name: a commit, tag or branch (default: main)."""
+    new: bool = False
+    """Make a new policy for the dataset's features."""
+    vlm: str | None = None
+    """For a new policy, directory of the VLM: config, tokenizer, and weights (random if it holds none)."""
+    normalization_mapping: RenameMap | None = None
+    """MEAN_STD, MIN_MAX or IDENTITY of STATE, ACTION and VISUAL."""
+    chunk_size: int | None = None
+    """Actions predicted at once."""
+    n_action_steps: int | None = None
+    """Actions of a chunk that are executed."""
+    max_state_dim: int | None = None
+    """Width to which states are padded."""
+    max_action_dim: int | None = None
+    """Width to which actions are padded."""
+    resize_imgs_with_padding: tuple[int, int] | Literal["none"] | None = None
+    """Width and height to which images are resized and padded."""
+    empty_cameras: int | None = None
+    """Absent cameras that masked images stand in for."""
+    adapt_to_pi_aloha: bool | None = None
+    """Aloha's joints in pi's space."""
+    tokenizer_max_length: int | None = None
+    """Tokens of an instruction."""
+    pad_language_to: Literal["longest", "max_length"] | None = None
+    """Length to which instructions are padded."""
+    num_steps: int | None = None
+    """Euler steps of the sampler."""
+    freeze_vision_encoder: bool | None = None
+    """Leave the vision tower as it is."""
+    train_expert_only: bool | None = None
+    """Leave the whole VLM as it is."""
+    train_state_proj: bool | None = None
+    """Train the state's projection."""
+    vlm_model_name: str | None = None
+    """Hub name of the VLM that LeRobot loads."""
+    add_image_special_tokens: bool | None = None
+    """Tokens around the image tokens."""
+    attention_mode: Literal["cross_attn", "self_attn"] | None = None
+    """How the expert looks at the VLM."""
+    prefix_length: int | None = None
+    """Length to which the prefix is padded; -1: none."""
+    num_expert_layers: int | None = None
+    """Layers of the expert; -1: as many as of the VLM."""
+    num_vlm_layers: int | None = None
+    """First layers of the VLM that run."""
+    self_attn_every_n_layers: int | None = None
+    """Under cross_attn, one layer of so many has self-attention."""
+    expert_width_multiplier: float | None = None
+    """Width of the expert relative to the VLM's."""
+    min_period: float | None = None
+    """Shortest period of the time embedding."""
+    max_period: float | None = None
+    """Longest period of the time embedding."""
+
+    def __post_init__(self) -> None:
+        check_path("--policy.path", self.path)
+        check_path("--policy.vlm", self.vlm, schemes=())
+        if self.new and (self.path or self.revision):
+            given = "--policy.path" if self.path else "--policy.revision"
+            raise ConfigError(f"--policy.new and {given} exclude each other: give one of them")
+
+    def apply(self, policy: PolicyConfig) -> PolicyConfig:
+        """`policy` with the fields that are set here."""
+        own = {field.name for field in dataclasses.fields(PolicyConfig)}
+        given = {name: value for name, value in vars(self).items() if name in own and value is not None}
+        if given.get("resize_imgs_with_padding") == "none":
+            given["resize_imgs_with_padding"] = None
+        return dataclasses.replace(policy, **given)
+
+
+# All that may differ in a policy whose weights exist: the trainable set, and how the policy acts.
+FREE_FIELDS = frozenset(
+    {"num_steps", "n_action_steps", "freeze_vision_encoder", "train_expert_only", "train_state_proj"}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerFlags:
+    """The optimizer, with warm-up and cosine decay; what is not set comes from the policy's config.json."""
+
+    name: str = "adamw"
+    """adamw (LeRobot's), or muon (arXiv 2502.16982) for matrices and adamw for the rest."""
+    lr: float | None = None
+    """Peak learning rate."""
+    betas: tuple[float, float] | None = None
+    """Decay of AdamW's first and second moment."""
+    eps: float | None = None
+    """Added to the root of the second moment."""
+    weight_decay: float | None = None
+    """Decoupled weight decay."""
+    clip_norm: float | None = None
+    """Largest global norm of the gradient."""
+    warmup_steps: int | None = None
+    """Updates of linear warm-up."""
+    decay_steps: int | None = None
+    """Update at which the cosine ends; shorter runs scale it and the warm-up down to their length."""
+    decay_lr: float | None = None
+    """Learning rate from there on."""
+
+    def resolve(self, policy: PolicyConfig) -> OptimizerConfig:
+        """The optimizer of a run that starts from `policy`."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return OptimizerConfig(**{**policy_optimizer(policy), **given})
+
+
+def policy_optimizer(policy: PolicyConfig) -> dict[str, Any]:
+    """The optimizer that a policy's config.json names, as fields of `OptimizerConfig`."""
+    return {
+        "lr": policy.optimizer_lr,
+        "betas": policy.optimizer_betas,
+        "eps": policy.optimizer_eps,
+        "weight_decay": policy.optimizer_weight_decay,
+        "clip_norm": policy.optimizer_grad_clip_norm,
+        "warmup_steps": policy.scheduler_warmup_steps,
+        "decay_steps": policy.scheduler_decay_steps,
+        "decay_lr": policy.scheduler_decay_lr,
+    }

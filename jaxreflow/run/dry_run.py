@@ -1,0 +1,299 @@
+"""What `train.py NAME --dry-run` says: what the run would do, on what and in how much memory. Nothing is trained or written.
+
+The update is compiled, from shapes alone, but never executed; a new policy is made in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import shutil
+import tempfile
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding
+
+from jaxreflow.data.feature_match import camera_map, check_vision_frozen
+from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.data.packed_frames import FOLDER
+from jaxreflow.errors import ConfigError
+from jaxreflow.model.params import count_parameters, split_params, stored_in_compute_dtype
+from jaxreflow.model.types import Batch
+from jaxreflow.policy.processors import read_processor_files
+from jaxreflow.policy.saved import SavedPolicy
+from jaxreflow.policy.statistics import BUFFER_PREFIXES
+from jaxreflow.policy.weights import expected_tensors, parameter_table
+from jaxreflow.run.checkpoints import last_step
+from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.run.data import RunData, check_early_task, open_dataset, open_run_features, split_data, training_batches
+from jaxreflow.run.directory import check_directory
+from jaxreflow.run.programs import Weights, make_programs, trained_paths, unchanged_by
+from jaxreflow.run.start import open_initial_policy
+from jaxreflow.support import processes as distributed
+from jaxreflow.support.compilation import use_compilation_cache
+from jaxreflow.support.mesh import batch_sharding, check_batch_size, make_mesh, parameter_spec, replicated
+from jaxreflow.support.storage import AnyPath
+from jaxreflow.training.lora import adapter_shapes
+from jaxreflow.training.optimizer import fitted_lengths
+
+_log = logging.getLogger(__name__)
+_COLUMN, _TABLES = 13, ("first batch", "memory")
+Facts = dict[str, list[str]]
+"""Lines by title."""
+
+
+def dry_run(config: RunConfig) -> None:
+    """Prints what `describe` finds, in the first process."""
+    facts = describe(config)
+    if distributed.is_first():
+        print("\n".join(_paragraph(title, lines) for title, lines in facts.items()))
+
+
+def _paragraph(title: str, lines: list[str]) -> str:
+    """The lines in a column of their own; prose is wrapped to the terminal, columns are not."""
+    if title not in _TABLES:
+        width = max(shutil.get_terminal_size().columns - _COLUMN, 60)
+        fill = textwrap.TextWrapper(width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False).fill
+        lines = [fill(line) for line in lines]
+    return f"{title:{_COLUMN}}" + textwrap.indent("\n".join(lines), " " * _COLUMN).lstrip()
+
+
+def describe(config: RunConfig) -> Facts:
+    """What there is to know before a run, by title; the errors of a wrong setting are those of the run."""
+    use_compilation_cache()
+    distributed.check_connected()
+    mesh = make_mesh(config.fsdp)
+    check_batch_size(config.batch_size, config.accumulate, mesh)
+    run_dir = check_directory(config) if config.output_dir else None
+    dataset = open_dataset(config.dataset)
+    with _folder(config, run_dir) as folder:
+        saved = open_initial_policy(config, dataset, folder)
+        features = open_run_features(config, saved, dataset)
+        # Nothing is decoded but the first batch, by this process.
+        light = dataclasses.replace(
+            config, num_workers=0, dataset=dataclasses.replace(config.dataset, cache_frames=0.0)
+        )
+        data = split_data(dataset, saved.policy, saved.load_transforms(), light, features)
+        check_early_task(config, data.held_out)
+        weights = weight_shapes(config, saved)
+        if features is not None:
+            check_vision_frozen(weights.start)
+        with contextlib.closing(training_batches(data, light, 0)) as batches:
+            batch = next(batches)
+        return {
+            "run": _run_lines(config, run_dir),
+            "devices": _device_lines(mesh),
+            "policy": _policy_lines(config, saved, weights),
+            "statistics": [statistics_source(config, saved)],
+            "dataset": _dataset_lines(config, dataset, data),
+            "cameras": _camera_lines(config, saved, dataset),
+            "schedule": _schedule_lines(config, saved, len(data.train)),
+            "first batch": _batch_lines(batch),
+            "memory": _memory_lines(config, saved, weights, batch, mesh),
+        }
+
+
+@contextlib.contextmanager
+def _folder(config: RunConfig, run_dir: AnyPath | None) -> Iterator[AnyPath]:
+    """Where a new policy lies: in the run that is continued, or for as long as it is looked at."""
+    if run_dir is not None and config.resume:
+        yield run_dir
+        return
+    if isinstance(config, FinetuneConfig) and config.policy.new and jax.process_count() > 1:
+        raise ConfigError(
+            f"--dry-run: a new policy is made by one process, found {jax.process_count()}; leave --distributed out"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def weight_shapes(config: RunConfig, saved: SavedPolicy) -> Weights:
+    """What `split_weights` gives, as shapes and dtypes; no weight is read."""
+    model = saved.config
+    whole = unflatten_dict({e.path: jax.ShapeDtypeStruct(e.shape, np.float32) for e in parameter_table(model)})
+    start, frozen = split_params(whole, trained_paths(config, saved))
+    stored = jax.eval_shape(lambda *trees: [stored_in_compute_dtype(tree, model) for tree in trees], start, frozen)
+    teacher = stored[0] if isinstance(config, ReflowConfig) else {}
+    if not config.lora.rank:
+        return Weights(start, stored[1], teacher)
+    shapes = adapter_shapes(config.lora, model)
+    adapters = unflatten_dict({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
+    return Weights(adapters, stored[1], teacher, start)
+
+
+def statistics_source(config: RunConfig, saved: SavedPolicy) -> str:
+    """Where the statistics come from that states and actions are normalised by, in the order of `load_processors`."""
+    if config.stats_from is not None:
+        return f"--stats-from {config.stats_from}, in the place of the policy's own"
+    if isinstance(config, FinetuneConfig) and config.policy.new:
+        return "the dataset's, which the new policy keeps"
+    if read_processor_files(saved.directory):
+        return "the policy's own, from its processors"
+    if any(key.startswith(BUFFER_PREFIXES) for key in saved.tensors.keys):
+        return "the policy's own, from the normalize_* buffers among its weights"
+    return "the dataset's, as the policy brings none"
+
+
+def _run_lines(config: RunConfig, run_dir: AnyPath | None) -> list[str]:
+    where = f"into {run_dir}" if run_dir is not None else "no --output-dir yet"
+    if run_dir is not None and config.resume:
+        where = f"continues {run_dir} after update {last_step(run_dir / 'checkpoints') or 0}"
+    if not isinstance(config, ReflowConfig):
+        return [f"finetune: flow matching on recorded actions, t {config.time_law}; {where}"]
+    return [
+        f"reflow: {config.objective} over {config.loss_dims} action dims, t {config.time_law}; {where}",
+        f"pairs from {config.teacher_steps} {config.teacher_solver} steps of the teacher; exported for "
+        f"{config.num_steps or 'its'} step(s)",
+    ]
+
+
+def _device_lines(mesh: Mesh) -> list[str]:
+    kind = mesh.devices.flat[0].device_kind
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    return [f"{mesh.size} x {kind}, mesh {axes}; {jax.process_count()} process(es)"]
+
+
+def _policy_lines(config: RunConfig, saved: SavedPolicy, weights: Weights) -> list[str]:
+    total = count_parameters(expected_tensors(saved.config))
+    parts: Counter[str] = Counter()
+    for path, leaf in flatten_dict(weights.start).items():
+        parts[path[0]] += math.prod(leaf.shape)
+    trained = sum(parts.values())
+    path = "new, for the dataset's features"
+    if isinstance(config, ReflowConfig):
+        path = str(config.teacher.path)
+    elif isinstance(config, FinetuneConfig) and not config.policy.new:
+        path = str(config.policy.path)
+    adapters = f"adapters of rank {config.lora.rank}, " if config.lora.rank else ""
+    return [
+        path,
+        f"{total:,} parameters, {trained:,} trained ({100 * trained / total:.2f} %), {config.dtype} compute",
+        f"trained: {adapters}" + ", ".join(f"{name} {count:,}" for name, count in parts.most_common()),
+    ]
+
+
+def _dataset_lines(config: RunConfig, dataset: LeRobotDataset, data: RunData) -> list[str]:
+    held_out = len(data.held_out) if data.held_out else 0
+    episodes = ", ".join(map(str, data.held_out_episodes))
+    return [
+        f"{dataset.root}: {dataset.num_frames:,} frames in {len(dataset.episodes)} episodes",
+        f"trained on {len(data.train):,} frames",
+        f"held out: {held_out:,} frames of the episodes {episodes}" if held_out else "held out: none",
+        f"frames from {_frame_source(config, dataset)}",
+    ]
+
+
+def _frame_source(config: RunConfig, dataset: LeRobotDataset) -> str:
+    if config.dataset.features:
+        return f"image tokens in {config.dataset.features}: no image is decoded, no vision tower runs"
+    if (dataset.root / FOLDER).is_dir():
+        source = f"packed frames in {dataset.root / FOLDER}"
+    else:
+        videos = any(episode.videos for episode in dataset.episodes)
+        source = "video files" if videos else "images in the parquet files"
+    if config.dataset.cache_frames:
+        return f"memory, decoded from {source} before the first update (at most {config.dataset.cache_frames} GiB)"
+    return (
+        f"{source}, decoded when needed by {f'{config.num_workers} process(es)' if config.num_workers else 'a thread'}"
+    )
+
+
+def _camera_lines(config: RunConfig, saved: SavedPolicy, dataset: LeRobotDataset) -> list[str]:
+    policy, matched = saved.policy, camera_map(saved, dataset)
+    size = policy.resize_imgs_with_padding
+    seen = f"resized and padded to {size[1]} x {size[0]}" if size else "in its own size"
+    absent = [name for name in policy.camera_keys if name not in matched]
+    transforms = config.dataset.image_transforms
+    return [
+        *(f"{name} <- {source} {list(dataset.features[source].shape)}, {seen}" for name, source in matched.items()),
+        *(f"{name}: absent from the dataset" for name in absent),
+        *([f"empty cameras stand in for at most {policy.empty_cameras}"] if absent else []),
+        *([f"each training image changed by {transforms.num_transforms} transform(s)"] if transforms.enable else []),
+    ]
+
+
+def _schedule_lines(config: RunConfig, saved: SavedPolicy, frames: int) -> list[str]:
+    optimizer = config.optimizer.resolve(saved.policy)
+    warmup, decay = fitted_lengths(optimizer, config.steps)
+    per_epoch = frames / config.batch_size
+    times = config.times if isinstance(config, ReflowConfig) else 1
+    average = f", moving average {config.ema_decay}" if config.ema_decay else ""
+    return [
+        f"{config.steps:,} updates of {config.batch_size} observations x {config.noises} noise(s) x {times} time(s), in "
+        f"{config.accumulate} microbatch(es)",
+        f"{per_epoch:,.1f} updates an epoch, {config.steps / per_epoch:.2f} epochs",
+        f"{optimizer.name}: learning rate {optimizer.lr:g} after {warmup} updates of warm-up, by a cosine to "
+        f"{optimizer.decay_lr:g} at update {decay}; clipped at norm {optimizer.clip_norm:g}{average}",
+        f"logged every {config.log_every}, evaluated every {config.eval_every}, saved every {config.save_every} updates",
+    ]
+
+
+def _batch_lines(batch: Batch) -> list[str]:
+    """Every array of a batch by its name, with dtype and shape in this process."""
+    leaves = [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(x))
+        for path, x in jax.tree_util.tree_leaves_with_path(batch)
+    ]
+    width = max(len(name) for name, _ in leaves)
+    return [f"{name:{width}} {x.dtype} {list(x.shape)}" for name, x in leaves]
+
+
+def _memory_lines(config: RunConfig, saved: SavedPolicy, weights: Weights, batch: Batch, mesh: Mesh) -> list[str]:
+    """Bytes on each device: of what the update is given, by shapes, and of what it needs beside that, by its compiler."""
+    programs = make_programs(config, saved, weights.start, mesh)
+    whole, split = replicated(mesh), batch_sharding(mesh)
+
+    def place(x: Any) -> NamedSharding:
+        return NamedSharding(mesh, parameter_spec(x.shape, mesh.shape["fsdp"]))
+
+    state = _placed(jax.eval_shape(programs.init, weights.start), place)
+    frozen, teacher = (_placed(tree, lambda _: whole) for tree in (unchanged_by(weights), weights.teacher))
+    key = _placed(jax.eval_shape(lambda: jax.random.key(0)), lambda _: whole)
+    examples = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((len(x) * jax.process_count(), *x.shape[1:]), x.dtype, sharding=split), batch
+    )
+    _log.info("compiling the update, which is not run")
+    analysis = programs.update.lower(state, frozen, teacher, examples, key).compile().memory_analysis()
+    rows = {
+        "trained parameters": _bytes(state.trainable),
+        "optimizer state": _bytes(state.opt_state),
+        "moving average": _bytes(state.ema),
+        "frozen parameters": _bytes(frozen),
+        "teacher's trained parameters": _bytes(teacher),
+        "batch": _bytes(examples),
+    }
+    lines = [f"{name:30}{_size(size)}" for name, size in rows.items() if size]
+    if analysis is None:
+        return [*lines, "the compiler of this device does not say what the update needs beside that"]
+    needed = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    gradients = sum(4 * math.prod(x.shape) for x in jax.tree.leaves(weights.start))
+    limit = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
+    return [
+        "each device holds, by shapes and dtypes:",
+        *lines,
+        "and during an update, as its compiler says:",
+        f"{'activations, gradients':30}{_size(needed)}  (gradients alone, in float32: {_size(gradients).strip()})",
+        f"{'together':30}{_size(sum(rows.values()) + needed)}" + (f"  of {_size(limit).strip()}" if limit else ""),
+    ]
+
+
+def _placed(tree: Any, place: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree)
+
+
+def _bytes(tree: Any) -> int:
+    """Of a tree of placed shapes, what one device holds."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:8.2f} GiB" if size >= 2**30 else f"{size / 2**20:8.2f} MiB"

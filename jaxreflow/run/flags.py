@@ -1,0 +1,97 @@
+"""From `train.py NAME` and its options to a run's settings."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.run.directory import CONFIG_FILE, check_resumable, read_config
+from jaxreflow.run.lerobot_flags import LEROBOT
+from jaxreflow.support.command_line import parse, usage_error
+from jaxreflow.support.storage import as_path
+
+# Boxes of `--help`, in order, by the fields in each; those of a field's own dataclass have its name. The rest stands at the top.
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "teacher": (),
+    "policy": (),
+    "dataset": (),
+    "data": ("rename_map", "stats_from", "vlm", "vision_positions", "num_workers"),
+    "update": (
+        "noises",
+        "time_law",
+        "loss_compat",
+        "objective",
+        "loss_dims",
+        "times",
+        "real_share",
+        "teacher_steps",
+        "teacher_solver",
+        "trainable",
+        "ema_decay",
+        "dtype",
+        "skip_nonfinite",
+    ),
+    "optimizer": (),
+    "lora": (),
+    "device": ("accumulate", "fsdp", "reduce_dtype", "distributed", "step_timeout"),
+    "record": (
+        *("log_every", "eval_every", "eval_batches", "save_every", "keep", "keep_every", "export", "num_steps"),
+        *("tracker", "profile"),
+    ),
+    "hub": ("push_to_hub", "private"),
+    "comparison": ("report", "early_task", "eval_frames"),
+}
+
+
+def load_config(path: Path) -> ModuleType:
+    """The module configs/NAME.py, by its file: the folder is no package of an installed jaxreflow."""
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_settings(path: Path, args: Sequence[str]) -> RunConfig:
+    """The settings of a config file under the options; a resumed run's own settings under the options.
+
+    Ends the process after `--help` and, with exit code 2, where an option is wrong or missing.
+    """
+    module, prog = load_config(path), f"train.py {path.stem}"
+
+    def under(default: RunConfig) -> RunConfig:
+        about = _about(module, path.stem)
+        return parse(type(default), args, prog=prog, about=about, default=default, others=LEROBOT, sections=SECTIONS)
+
+    config = under(module.config)
+    if not config.output_dir and (config.resume or not config.dry_run):
+        usage_error(prog, "--output-dir is missing: the directory in which the run is to be kept")
+    if config.resume:
+        saved = read_config(type(config), as_path(str(config.output_dir)) / CONFIG_FILE)
+        config = under(saved)
+        check_resumable(saved, config)
+    missing = _missing(config)
+    if missing:
+        usage_error(prog, missing)
+    return config
+
+
+def _missing(config: RunConfig) -> str | None:
+    """What a run cannot do without, if it was not given."""
+    if isinstance(config, ReflowConfig) and not config.teacher.path:
+        return "--teacher.path is missing: the directory or hub name of the policy to distil, in LeRobot's layout"
+    if isinstance(config, FinetuneConfig) and not config.policy.path and not config.policy.new:
+        return "--policy.path (or --policy.new) is missing: the directory or hub name of a policy in LeRobot's layout"
+    if not config.dataset.root and not config.dataset.repo_id:
+        return "--dataset.root is missing: the directory of a LeRobotDataset, or --dataset.repo-id with its hub name"
+    return None
+
+
+def _about(module: ModuleType, name: str) -> str:
+    """The config's first paragraph and its commands; the rest gives reasons for its settings."""
+    sentence, commands = (module.__doc__ or "").strip().split("\n\n")[:2]
+    return f"{sentence}\n\n{commands}\n\nWhy its settings are what they are, and what to expect: configs/{name}.py."

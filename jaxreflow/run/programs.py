@@ -1,0 +1,234 @@
+"""From a run's settings to its functions: what is trained, by which loss, optimizer and random numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from jaxreflow import flow
+from jaxreflow.errors import ConfigError
+from jaxreflow.model.config import ModelConfig
+from jaxreflow.model.params import (
+    ParamPath,
+    split_params,
+    stored_in_compute_dtype,
+    trainable_in_reflow,
+)
+from jaxreflow.model.types import Batch, Params
+from jaxreflow.policy.config import PolicyConfig
+from jaxreflow.policy.saved import SavedPolicy
+from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.support.mesh import gather, make_replicated, replicate, sharded_copy
+from jaxreflow.training.augmentation import augment, draw_changes
+from jaxreflow.training.lora import adapted_kernels, init_adapters, merge_adapters
+from jaxreflow.training.losses import LossFunction, finetune_loss, mixed_reflow_loss, reflow_loss, shares_context
+from jaxreflow.training.optimizer import make_optimizer, make_schedule
+from jaxreflow.training.step import (
+    Draw,
+    Metrics,
+    TrainDraw,
+    TrainLoss,
+    TrainState,
+    init_state,
+    make_draw,
+    make_eval_step,
+    make_train_step,
+)
+
+
+class Weights(NamedTuple):
+    """The trained parameters at their start, the frozen ones, and the teacher's trained ones.
+
+    What no update changes is on the devices, in the compute dtype; so are those of the start that the teacher's equal to the
+    bit. The start's others are on the host. With LoRA the start is the adapters, and `base` the kernels that they change: in
+    float32, for what is exported is their sum.
+    """
+
+    start: Params
+    frozen: Params
+    teacher: Params
+    base: Params | None = None
+
+
+def trained_paths(config: RunConfig, saved: SavedPolicy) -> Callable[[ParamPath], bool]:
+    """Which parameters the run changes, by their paths: it trains them, or adapters of them."""
+    if config.lora.rank:
+        return adapted_kernels(config.lora, saved.config).__contains__
+    if isinstance(config, ReflowConfig) and config.trainable == "expert":
+        return trainable_in_reflow
+    return trainable_by_policy(saved.policy, saved.config)
+
+
+def split_weights(config: RunConfig, saved: SavedPolicy, mesh: Mesh) -> Weights:
+    """Reads the policy once; a student starts as its teacher and shares the frozen parameters with it."""
+    start, frozen = split_params(saved.load_params(), trained_paths(config, saved))
+    frozen, teacher = replicate(stored_in_compute_dtype(frozen, saved.config), mesh), {}
+    if isinstance(config, ReflowConfig):
+        teacher = replicate(stored_in_compute_dtype(start, saved.config), mesh)
+        start = jax.tree.map(lambda own, copy: copy if copy.dtype == own.dtype else own, start, teacher)
+    if not config.lora.rank:
+        return Weights(start, frozen, teacher)
+    # Of the seed's keys the first two are for updates and evaluations.
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    adapters = make_replicated(lambda: init_adapters(key, config.lora, saved.config), mesh)
+    return Weights(adapters, frozen, teacher, replicate(start, mesh))
+
+
+def make_loss(config: RunConfig, saved: SavedPolicy, trainable: Params) -> LossFunction:
+    """The loss that the run minimises, `(trainable, frozen, teacher, batch, noise, t) -> (sum, count)`.
+
+    `checkpoint` is the policy that the run starts from; of `trainable` only the structure counts: what is trained.
+    """
+    model, action_dim = saved.config, saved.policy.action_dim
+    if not isinstance(config, ReflowConfig):
+        assert isinstance(config, FinetuneConfig)
+        return finetune_loss(model, action_dim=action_dim, reduction=config.loss_compat)
+    options: dict[str, Any] = {
+        "teacher_steps": config.teacher_steps,
+        "shared_context": shares_context(trainable),
+        "solver": flow.SOLVERS[config.teacher_solver],
+        "objective": flow.OBJECTIVES[config.objective],
+        "dims": action_dim if config.loss_dims == "real" else None,
+    }
+    if not config.real_noises:
+        return reflow_loss(model, **options)
+    return mixed_reflow_loss(model, real_noises=config.real_noises, action_dim=action_dim, **options)
+
+
+def loss_and_draw(config: RunConfig, saved: SavedPolicy, trainable: Params) -> tuple[LossFunction, Draw]:
+    """The run's loss, and the noises and times that it is drawn with."""
+    times = config.times if isinstance(config, ReflowConfig) else 1
+    draw = make_draw(flow.TIME_LAWS[config.time_law], config.noises, saved.config, times=times)
+    return make_loss(config, saved, trainable), draw
+
+
+def _adapted(loss_fn: TrainLoss, scale: float) -> TrainLoss:
+    """The loss as a function of adapters; its frozen parameters are those of `unchanged_by`."""
+
+    def loss(adapters: Params, frozen: Params, *inputs: Any) -> tuple[Array, Array]:
+        return loss_fn(merge_adapters(frozen["base"], adapters, scale=scale), frozen["rest"], *inputs)
+
+    return loss
+
+
+def augmented(
+    loss_fn: TrainLoss, draw: TrainDraw, config: RunConfig, saved: SavedPolicy
+) -> tuple[TrainLoss, TrainDraw]:
+    """The loss on changed images, the same for teacher and student, and draws with what is changed; as they are if that is off."""
+    cameras, settings = saved.config.visual_keys, config.dataset.image_transforms
+    if not settings.enable:
+        return loss_fn, draw
+    for camera in cameras:
+        mode = saved.processors.normalizer.mode(camera)
+        if mode != "IDENTITY":
+            raise ConfigError(
+                f"--dataset.image-transforms.enable: expected images in [0, 1], but the policy normalises {camera} ({mode}); "
+                "leave it out"
+            )
+
+    def augmented_draw(key: Array, batch_size: int) -> tuple[Any, ...]:
+        # Noise and times take the first two keys: with and without augmentation they are the same.
+        changes = draw_changes(jax.random.fold_in(key, 2), batch_size, cameras, settings)
+        return (*draw(key, batch_size), changes)
+
+    def loss(*inputs: Any) -> tuple[Array, Array]:
+        trainable, frozen, teacher, batch, noise, t, changes = inputs
+        batch = dataclasses.replace(batch, observation=augment(batch.observation, changes))
+        return loss_fn(trainable, frozen, teacher, batch, noise, t)
+
+    return loss, augmented_draw
+
+
+class Programs(NamedTuple):
+    """A run's functions before any array is made.
+
+    `init(start) -> state` is jitted by whoever places the state; jitted are `update(state, unchanged, teacher, batch, key) ->
+    (state, metrics)`, where `unchanged` is what `unchanged_by` gives, and `measure(exported, frozen, teacher, batch, key)` of the
+    loss.
+    """
+
+    init: Callable[[Params], TrainState]
+    update: Any
+    measure: Any
+
+
+def unchanged_by(weights: Weights) -> Params:
+    """What an update reads beside its state and the teacher: the frozen parameters, and with LoRA the kernels that it adapts."""
+    return weights.frozen if weights.base is None else {"base": weights.base, "rest": weights.frozen}
+
+
+def make_programs(config: RunConfig, saved: SavedPolicy, trainable: Params, mesh: Mesh) -> Programs:
+    """The run's functions; of `trainable` only the structure counts."""
+    loss_fn, draw = loss_and_draw(config, saved, trainable)
+    train_loss, train_draw = augmented(loss_fn, draw, config, saved)
+    if config.lora.rank:
+        train_loss = _adapted(train_loss, config.lora.scale)
+    settings = config.optimizer.resolve(saved.policy)
+    optimizer = make_optimizer(settings, config.steps)
+    update = make_train_step(
+        train_loss,
+        optimizer,
+        make_schedule(settings, config.steps),
+        train_draw,
+        mesh,
+        accumulation=config.accumulate,
+        ema_decay=config.ema_decay,
+        reduce_dtype=config.reduce_dtype,
+    )
+    return Programs(
+        lambda start: init_state(start, optimizer, ema=config.ema_decay > 0),
+        update,
+        make_eval_step(loss_fn, draw, mesh),
+    )
+
+
+def make_update(
+    config: RunConfig, saved: SavedPolicy, weights: Weights, mesh: Mesh
+) -> tuple[TrainState, Callable[..., tuple[TrainState, Metrics]], Callable[..., tuple[Array, Array]]]:
+    """The first state, and the jitted `update(state, batch)` and `measure(exported, batch, index)` of the loss."""
+    programs, unchanged = make_programs(config, saved, weights.start, mesh), unchanged_by(weights)
+    # Evaluations draw the same noise and time every time, and none that training draws.
+    key, eval_key = make_replicated(lambda: tuple(jax.random.split(jax.random.key(config.seed))), mesh)
+
+    def update_state(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return programs.update(state, unchanged, weights.teacher, batch, key)
+
+    def measure_loss(exported: Params, batch: Batch, index: int) -> tuple[Array, Array]:
+        return programs.measure(exported, weights.frozen, weights.teacher, batch, jax.random.fold_in(eval_key, index))
+
+    return sharded_copy(weights.start, mesh, programs.init), update_state, measure_loss
+
+
+def exported_params(config: RunConfig, state: TrainState, weights: Weights, mesh: Mesh) -> Params:
+    """The parameters that the run has changed as they are evaluated and exported, whole on every device."""
+    trained = gather(state.averaged if config.export == "ema" else state.trainable, mesh)
+    if weights.base is None:
+        return trained
+    return merge_adapters(weights.base, trained, scale=config.lora.scale)
+
+
+def trainable_by_policy(policy: PolicyConfig, config: ModelConfig) -> Callable[[ParamPath], bool]:
+    """The trainable set that LeRobot derives from `train_expert_only`, `freeze_vision_encoder` and `train_state_proj`.
+
+    A full fine-tune freezes the last text layer (the last two where the expert has fewer layers), as LeRobot's main does.
+    """
+    frozen_from = config.num_vlm_layers - (1 if config.layer_stride == 1 else 2)
+
+    def trainable(path: ParamPath) -> bool:
+        match path:
+            case ("state_proj", *_):
+                return policy.train_state_proj
+            case ("vision_model", *_):
+                return not policy.train_expert_only and not policy.freeze_vision_encoder
+            case ("text_model", "layers", index, *_) if int(index) >= frozen_from:
+                return False
+            case ("text_model" | "connector", *_):
+                return not policy.train_expert_only
+        return True
+
+    return trainable

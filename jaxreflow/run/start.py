@@ -1,0 +1,63 @@
+"""The policy that a run starts from: a checkpoint, or a new one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.errors import ConfigError
+from jaxreflow.policy.saved import SavedPolicy, load_saved_policy
+from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.run.config_groups import FREE_FIELDS, PolicySource, TeacherSource
+from jaxreflow.run.new_policy import create_policy
+from jaxreflow.support import processes as distributed
+from jaxreflow.support.storage import AnyPath, is_taken
+
+
+def open_initial_policy(config: RunConfig, dataset: LeRobotDataset, folder: AnyPath) -> SavedPolicy:
+    """The policy that the run starts from; a new one is first written into `folder`.
+
+    Raises:
+        CheckpointError, ConfigError, DatasetError, ProcessorError: it cannot be read or made, or is not what the flags say.
+    """
+    source: TeacherSource | PolicySource
+    if isinstance(config, ReflowConfig):
+        source, flag = config.teacher, "--teacher.path"
+    else:
+        assert isinstance(config, FinetuneConfig)
+        source, flag = config.policy, "--policy.path (or --policy.new)"
+    path = source.path
+    if isinstance(source, PolicySource) and source.new:
+        initial = folder / "initial_policy"
+        path = str(initial)
+        if distributed.is_first() and not is_taken(initial):
+            new = dataclasses.replace(source, vlm=source.vlm or config.vlm)
+            create_policy(initial, new, dataset, rename_map=config.rename_map, seed=config.seed)
+        distributed.wait_for_all("the new policy")
+    if not path:
+        raise ConfigError(f"{flag} is missing: the directory or hub name of a policy in LeRobot's layout")
+    saved = load_saved_policy(
+        path,
+        revision=source.revision,
+        vlm=config.vlm,
+        dtype=config.dtype,
+        vision_positions=config.vision_positions,
+        stats_from=config.stats_from,
+        dataset_stats=dataset.stats,
+        rename_map=config.rename_map or None,
+    )
+    return _with_flags(config.policy, saved) if isinstance(config, FinetuneConfig) else saved
+
+
+def _with_flags(source: PolicySource, saved: SavedPolicy) -> SavedPolicy:
+    """The policy under the flags; ConfigError where they change what existing weights were made for."""
+    if source.new:
+        return saved
+    changed = source.apply(saved.policy)
+    fixed = [n for n, value in vars(changed).items() if n not in FREE_FIELDS and value != getattr(saved.policy, n)]
+    if fixed:
+        raise ConfigError(
+            f"--policy.{fixed[0].replace('_', '-')} differs from {source.path}'s, whose weights were made for its own; "
+            "leave it out, or make a new policy with --policy.new"
+        )
+    return dataclasses.replace(saved, policy=changed)

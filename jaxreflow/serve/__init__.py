@@ -1,0 +1,1 @@
+"""The policy server: protocol, connections and answers. Nothing here knows a simulator or a run."""

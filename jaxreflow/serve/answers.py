@@ -1,0 +1,75 @@
+"""Answers to a client's observations, from a policy."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxreflow.errors import ProcessorError
+from jaxreflow.policy.observation import TASK
+from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
+
+_log = logging.getLogger(__name__)
+PROMPT, NOISE = "prompt", "noise"
+# Every other form of the pictures is another program, which takes a while to compile and memory to keep.
+MOST_FORMS, LONGEST_SIDE = 8, 8192
+
+
+class Answers:
+    """A policy's answers to requests: one observation in, one chunk `[chunk, action_dim]` in dataset units out."""
+
+    def __init__(self, policy: SmolVLAPolicy, *, num_steps: int, seed: int) -> None:
+        self._policy, self._num_steps = policy, num_steps
+        self._key = jax.random.key(seed)
+        self._forms: set[tuple[Any, ...]] = set()
+
+    def __call__(self, request: dict[str, Any], client: int, number: int) -> np.ndarray:
+        """The noise of a client's request `number` is of the key fold_in(fold_in(key(seed), client), number).
+
+        Raises:
+            ProcessorError: the observation has the wrong form, or more forms came than are kept.
+        """
+        form = self._form(request)
+        if form not in self._forms and len(self._forms) == MOST_FORMS:
+            raise ProcessorError(
+                f"observation: pictures of {MOST_FORMS} different forms came before; send them in one size, found {form}"
+            )
+        if form not in self._forms and self._forms:
+            _log.warning("client %d sends pictures of another form, which may compile: %a", client, form)
+        noise = request.get(NOISE)
+        if noise is not None:
+            if not isinstance(noise, np.ndarray):
+                raise ProcessorError(f"`{NOISE}`: expected an array, found {type(noise).__name__}")
+            noise = noise[None]
+        observation = request if TASK in request else {**request, TASK: request.get(PROMPT)}
+        key = jax.random.fold_in(jax.random.fold_in(self._key, client), number)
+        actions = self._policy.predict_action_chunk(observation, noise, self._num_steps, key)[0]
+        if not np.all(np.isfinite(actions)):
+            raise ProcessorError(
+                "the policy's actions for this observation are not finite; check its values and the noise's"
+            )
+        self._forms.add(form)
+        return actions
+
+    def _form(self, request: dict[str, Any]) -> tuple[Any, ...]:
+        """Shapes and types of the pictures, of which a program is compiled."""
+        policy = self._policy
+        names = policy.transforms.processors.rename_map
+        form = []
+        for name, image in sorted(request.items()):
+            if names.get(name, name) not in policy.config.visual_keys:
+                continue
+            found = list(image.shape) if isinstance(image, np.ndarray) else type(image).__name__
+            if not isinstance(image, np.ndarray) or (image.ndim > 3 and len(image) != 1):
+                raise ProcessorError(
+                    f"`{name}`: expected one picture as an array, found {found}; send one observation at a time"
+                )
+            if image.ndim < 3 or not all(1 <= size <= LONGEST_SIDE for size in image.shape):
+                raise ProcessorError(
+                    f"`{name}`: expected a picture of at most {LONGEST_SIDE} x {LONGEST_SIDE}, found {found}"
+                )
+            form.append((name, image.shape, image.dtype.str))
+        return tuple(form)

@@ -1,0 +1,211 @@
+"""How every command reads its options: the same help, errors and spellings everywhere.
+
+tyro makes options, help and checks from a dataclass or a function. Before it sees them, this module names the nearest option
+where one is unknown, takes `--flag=true`, `--flag false` and lists as `[1, 2]`, and lets a command translate another program's
+spellings into its own. Wrong usage ends with exit code 2.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import itertools
+import shutil
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from jaxreflow.errors import ConfigError, JaxReflowError
+from jaxreflow.support.console import console_log
+from jaxreflow.support.tyro_rules import BOOLEANS, make_registry
+
+T = TypeVar("T")
+
+_POSITIONAL = typing.get_args(tyro.conf.Positional[str])[1]
+# Below this likeness a proposal would be a guess.
+_ALIKE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """An option as it was typed, in dashes: its name, and the words that follow it up to the next option."""
+
+    name: str
+    values: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """Another program's options in the place of a command's.
+
+    `names` are those that only have another name there, with the command's; `translate(flags, options)` gives all flags as the
+    command's, whose types by name are `options`, and raises ConfigError, which says what to do, for those without a meaning.
+    """
+
+    names: Mapping[str, str]
+    translate: Callable[[Sequence[Flag], Mapping[str, Any]], list[Flag]]
+
+
+def run(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
+    """Runs a command and shows its log; its exit code, or 1 after one of the package's errors, with a traceback under `--debug`."""
+    args, debug = without_debug(argv)
+    try:
+        with console_log():
+            return program(args)
+    except JaxReflowError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def without_debug(argv: Sequence[str] | None) -> tuple[list[str], bool]:
+    """The arguments (default: the process's), and whether `--debug` was among them."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    return [arg for arg in args if arg != "--debug"], "--debug" in args
+
+
+def usage_error(prog: str, message: str) -> NoReturn:
+    """Ends the process with exit code 2."""
+    print(f"error: {message}\n`{prog} --help` lists what there is", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def choose(args: Sequence[str], commands: Mapping[str, str], *, prog: str, about: str) -> tuple[str, list[str]]:
+    """The command that the first argument names, and its own arguments; `commands` has a sentence for each."""
+    name, *rest = args or [""]
+    if name in commands:
+        return name, rest
+    if name in ("-h", "--help"):
+        usage = f"usage: {prog} NAME [OPTIONS]"
+        print("\n\n".join([wrapped(about), usage, _listing(commands), f"`{prog} NAME --help` lists its options"]))
+        raise SystemExit(0)
+    nearest = difflib.get_close_matches(name, commands, 1, _ALIKE)
+    proposal = f"; did you mean {nearest[0]}?" if nearest else ""
+    usage_error(prog, f"{prog}: expected one of {', '.join(commands)}, found {name or 'nothing'}{proposal}")
+
+
+def _listing(commands: Mapping[str, str]) -> str:
+    column = max(map(len, commands)) + 4
+    width = max(shutil.get_terminal_size().columns, column + 40)
+    return "\n".join(
+        textwrap.fill(sentence, width, initial_indent=f"  {name}".ljust(column), subsequent_indent=" " * column)
+        for name, sentence in commands.items()
+    )
+
+
+def first_sentence(module: Path) -> str:
+    """What a module's docstring begins with, without running the module."""
+    doc = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+    return " ".join(doc.split("\n\n")[0].split())
+
+
+def parse(
+    target: Callable[..., T],
+    args: Sequence[str],
+    *,
+    prog: str,
+    about: str,
+    default: T | None = None,
+    others: Translation | None = None,
+    sections: Mapping[str, Sequence[str]] | None = None,
+) -> T:
+    """`target`, a dataclass or function, made with the options in `args`.
+
+    `about` opens the help and holds an example; `sections` are boxes of the help with the fields of `target` in each. Ends the
+    process after `--help` and, with exit code 2, after wrong usage.
+    """
+    options = _options(target)
+    try:
+        words = _words(args, options, others)
+    except ConfigError as error:
+        usage_error(prog, str(error))
+    if {"-h", "--help"} & set(words):
+        print(wrapped(about) + "\n")
+    settings: dict[str, Any] = {} if default is None else {"default": default}
+    settings["registry"] = make_registry(target, sections or {})
+    return tyro.cli(target, args=words, prog=prog, description="", **settings)
+
+
+def wrapped(about: str) -> str:
+    """Prose in the width of the terminal; commands, which are indented or begin with `python`, as they are."""
+    width = min(max(shutil.get_terminal_size().columns, 40), 120)
+    paragraphs = [textwrap.dedent(paragraph.strip("\n")) for paragraph in about.strip().split("\n\n")]
+    return "\n\n".join(
+        textwrap.indent(text, "    ") if text.startswith(("python ", "make ")) else textwrap.fill(text, width)
+        for text in paragraphs
+    )
+
+
+def _options(target: Any, prefix: str = "") -> dict[str, Any]:
+    """Types by option, `--dataset.repo-id`, of a dataclass or function, without positional arguments."""
+    options: dict[str, Any] = {}
+    for field, hint in typing.get_type_hints(target, include_extras=True).items():
+        kind = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+        if field == "return" or _POSITIONAL in typing.get_args(hint)[1:]:
+            continue
+        name = prefix + field.replace("_", "-")
+        if dataclasses.is_dataclass(kind):
+            options |= _options(kind, f"{name}.")
+        else:
+            options[f"--{name}"] = kind
+    return options
+
+
+def _words(args: Sequence[str], options: Mapping[str, Any], others: Translation | None) -> list[str]:
+    """The arguments as tyro wants them; ConfigError for an unknown option."""
+    bounds = [*(i for i, word in enumerate(args) if word.startswith("--")), len(args)]
+    leading, flags = args[: bounds[0]], [_split(args[i:j]) for i, j in itertools.pairwise(bounds)]
+    if others is not None:
+        flags = others.translate(flags, options)
+    names = others.names if others is not None else {}
+    return [*leading, *(word for flag in flags for word in _spelled(flag, options, names))]
+
+
+def _split(words: Sequence[str]) -> Flag:
+    name, given, value = words[0].partition("=")
+    return Flag(name.replace("_", "-"), (*([value] if given else []), *words[1:]))
+
+
+def _spelled(flag: Flag, options: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+    switches = [name for name, kind in options.items() if kind is bool]
+    opposite = {name: _inverse(name) for name in switches} | {_inverse(name): name for name in switches}
+    if flag.name not in {*options, *opposite, "--help"}:
+        nearest = max([*options, *opposite, *names], key=lambda option: _likeness(flag.name, option))
+        proposal = f"; did you mean {names.get(nearest, nearest)}?" if _likeness(flag.name, nearest) >= _ALIKE else ""
+        raise ConfigError(f"{flag.name}: there is no such option{proposal}")
+    if flag.name in opposite and flag.values and flag.values[0].lower() in BOOLEANS:
+        return [flag.name if BOOLEANS[flag.values[0].lower()] else opposite[flag.name], *flag.values[1:]]
+    if len(flag.values) == 1 and flag.values[0].startswith("[") and _takes_several(options.get(flag.name)):
+        return [flag.name, *(word.strip() for word in flag.values[0].strip("[]").split(",") if word.strip())]
+    return [flag.name, *flag.values]
+
+
+def _inverse(name: str) -> str:
+    """`--resume` -> `--no-resume`, `--dataset.skip-bad` -> `--dataset.no-skip-bad`."""
+    group, dot, last = name.removeprefix("--").rpartition(".")
+    return f"--{group}{dot}no-{last}"
+
+
+def _likeness(typed: str, option: str) -> float:
+    def ratio(a: str, b: str) -> float:
+        return difflib.SequenceMatcher(None, a, b).ratio()
+
+    # Whoever leaves the group out, or takes another one, means the last word.
+    return max(ratio(typed, option), 0.95 * ratio(typed.strip("-").split(".")[-1], option.strip("-").split(".")[-1]))
+
+
+def _takes_several(kind: Any) -> bool:
+    return tuple in (typing.get_origin(kind), *map(typing.get_origin, typing.get_args(kind)))
+
+
+def command_doc(function: Callable[..., Any]) -> str:
+    """The docstring of a command that is a function, without its list of arguments, which tyro shows beside the options."""
+    return (inspect.getdoc(function) or "").split("\n\nArgs:")[0]
