@@ -3,6 +3,7 @@
 #   make test     the test suite            make parity   comparison with real LeRobot, in an environment of its own
 #   make lint     ruff and mypy             make lock     pins the newest versions of all dependencies
 #   make slow     tests that take minutes: 20 kills at random moments, and what the benchmarks compute
+#   make check    test and slow in one go, without what only repeats them: part of .ci/run, as is `make parity CHECK=1`
 #   make fuzz     damaged and hostile checkpoints and datasets, 150 of each kind of file (CASES=N: so many)
 #   make notebooks  the notebooks, each in a fresh kernel, into build/notebooks      make docs   the site, into build/site
 #   make results  the experiments of docs/results.md, from nothing (what is there is not made again)
@@ -15,7 +16,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 CHECK_PYTHON := $(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	{ echo "make: $(PYTHON) must be Python 3.11 or newer with venv (Debian: python3-venv); or say make PYTHON=python3.12" >&2; exit 1; }
 
-.PHONY: demo test lint slow fuzz parity notebooks docs results lock clean
+.PHONY: demo test lint slow check fuzz parity notebooks docs results lock clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -32,8 +33,12 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 slow: .venv/ready
-	@echo "slow: the tests marked slow, but for fuzz; 20 kills at random moments among them"
-	$(BIN)/python -m pytest -m slow --ignore tests/fuzz -n 2 --dist loadfile
+	@echo "slow: the tests marked slow, but for the fuzz of make fuzz; 20 kills at random moments among them"
+	$(BIN)/python -m pytest -m slow --deselect tests/fuzz/test_fuzz.py::test_many -n 2 --dist loadfile
+
+check: .venv/ready
+	@echo "check: all tests but those marked nightly"
+	$(BIN)/python -m pytest -m "not nightly" -n 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: .venv/ready
 	@echo "fuzz: files of checkpoints and datasets, damaged and forged; every one is read, or refused by name"
@@ -41,7 +46,7 @@ fuzz: .venv/ready
 
 parity: .venv-parity/ready
 	@echo "parity: jaxreflow against LeRobot 0.4.4 in PyTorch; build/parity.json keeps what was measured"
-	$(PARITY)/python -m pytest tests/parity
+	$(PARITY)/python -m pytest tests/parity $(if $(CHECK),-m "not slow and not nightly")
 	$(PARITY)/python -m tests.parity.report
 
 notebooks: .venv/ready

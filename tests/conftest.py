@@ -1,6 +1,7 @@
 """Shapes and types on public signatures are checked here, and only here: the package itself does not pay for it."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests run many small programs once each: compiling them fast beats running them fast.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Programs are kept between sessions: compiling takes half of the first one. `make clean` removes them.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / "build" / "compiled_for_tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from jaxtyping import install_import_hook
 

@@ -16,7 +16,7 @@ from jaxreflow.model import init_params
 from jaxreflow.model.params import split_params
 from jaxreflow.model.types import Batch
 from jaxreflow.policy.normalization import Normalizer
-from jaxreflow.run import programs as update
+from jaxreflow.run import programs
 from jaxreflow.run.config import DatasetConfig, ReflowConfig
 from jaxreflow.run.flags import read_settings
 from jaxreflow.run.programs import Weights, make_update
@@ -149,7 +149,7 @@ def parts(monkeypatch: pytest.MonkeyPatch, enable: bool) -> dict[str, Any]:
     with monkeypatch.context() as patch:
         made = {name: Mock() for name in ("make_train_step", "make_eval_step")}
         for name, mock in made.items():
-            patch.setattr(update, name, mock)
+            patch.setattr(programs, name, mock)
         make_update(config(enable), checkpoint(), weights(), make_mesh())
     (loss, _, _, draw, _), (eval_loss, eval_draw, _) = (mock.call_args.args for mock in made.values())
     return {"loss": loss, "draw": draw, "eval_loss": eval_loss, "eval_draw": eval_draw}

@@ -58,6 +58,7 @@ def params() -> Params:
     return jax.eval_shape(lambda: init_params(jax.random.key(0), MODEL))
 
 
+@pytest.mark.slow
 def test_the_floor_counts_every_product(params: Params) -> None:
     batch, rows, x = make_batch(MODEL, 1, 2), 2 * 64 + LANGUAGE_TOKENS, jnp.zeros((1, 3, 50, 32))
 
@@ -86,6 +87,7 @@ def test_the_floor_counts_every_product(params: Params) -> None:
     assert whole["prefix"] + whole["loop"] / 7 == 5 * found["velocity"]
 
 
+@pytest.mark.slow
 def test_the_floor_of_an_update_is_what_its_gradient_needs(params: Params) -> None:
     """Autodiff has few products more, such as the gradient of the first layer's input."""
     trained, frozen = split_params(params, trainable_in_reflow)

@@ -63,12 +63,13 @@ import dataclasses, json, re, jax
 from benchmarks.collectives import collectives
 from jaxreflow.policy.architecture import network_of
 from jaxreflow import flow
-from jaxreflow.config import ModelConfig
+from jaxreflow.model.config import ModelConfig
 from jaxreflow.model import init_params
-from jaxreflow.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from jaxreflow.sharding import make_mesh, replicated, shard_batch
-from jaxreflow.training import init_state, make_draw, make_train_step, reflow_loss
-from jaxreflow.weights import split_params, trainable_in_reflow
+from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxreflow.support.mesh import make_mesh, replicated, shard_batch
+from jaxreflow.training.step import init_state, make_draw, make_train_step
+from jaxreflow.training.losses import reflow_loss
+from jaxreflow.model.params import split_params, trainable_in_reflow
 from tests.tiny import VISION, VLM, tiny_policy
 from tests.tiny_policy import make_batch
 

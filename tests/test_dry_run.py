@@ -21,8 +21,7 @@ import train
 from jaxreflow.data.lerobot import load_dataset
 from jaxreflow.policy.config import Feature
 from jaxreflow.policy.saved import load_saved_policy
-from jaxreflow.run import dry_run
-from jaxreflow.run import start as run_policy
+from jaxreflow.run import dry_run, start
 from jaxreflow.run.config import DatasetConfig, FinetuneConfig, PolicySource, ReflowConfig
 from jaxreflow.run.dry_run import describe, statistics_source
 from tests.tiny_policy import DATASET, make_vlm
@@ -123,9 +122,9 @@ def test_a_new_policy_is_made_for_the_moment_only(
     tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Path] = []
-    original = run_policy.create_policy
+    original = start.create_policy
     monkeypatch.setattr(
-        run_policy, "create_policy", lambda out, *args, **kw: (made.append(out), original(out, *args, **kw))
+        start, "create_policy", lambda out, *args, **kw: (made.append(out), original(out, *args, **kw))
     )
     source = PolicySource(
         new=True, vlm=str(make_vlm(tmp_path)), vlm_model_name="tiny/vlm", num_vlm_layers=2, chunk_size=3,

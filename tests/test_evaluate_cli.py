@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from jaxreflow import flow, model
 from jaxreflow.errors import ConfigError
-from jaxreflow.evaluate import comparison as evaluate
+from jaxreflow.evaluate import __main__ as command
+from jaxreflow.evaluate import comparison, options
 from jaxreflow.evaluate.sampling import Candidate, chunks, make_subject, memories_of, sees_alike
 from jaxreflow.model.params import split_params, trainable_in_reflow
 from jaxreflow.policy.saved import load_saved_policy, save_pretrained
@@ -60,7 +61,7 @@ SECTIONS = [
 
 @pytest.fixture(autouse=True)
 def _no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
 
 
 def make_student(out: Path, train_config: dict | None = None) -> Path:
@@ -137,7 +138,7 @@ def test_a_student_is_compared_and_the_page_needs_nothing_else(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secretSECRETsecret")
     flags = ["--teacher", str(TEACHER), "--student", str(student), "--early-task", TASK, "--out", str(tmp_path / "a")]
-    assert evaluate.main([*flags, *SIZE]) == 0
+    assert command.main([*flags, *SIZE]) == 0
     printed = capsys.readouterr().out
     assert not [text for text in (printed, *read_all(tmp_path / "a")) if "hf_secretSECRETsecret" in text]
     assert "| student@1 |" in printed
@@ -172,7 +173,7 @@ def test_a_student_is_compared_and_the_page_needs_nothing_else(
 
 def test_a_teacher_alone_says_whether_to_distil(tmp_path: Path) -> None:
     flags = ["--teacher", str(TEACHER), "--out", str(tmp_path), *DATA, *SIZE, "--draws", "0", "--repeats", "0"]
-    assert evaluate.main(flags) == 0
+    assert command.main(flags) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["verdict"]["checks"] == []
     assert [advice["n_action_steps"] for advice in report["verdict"]["advice"]] == [10, 50]
@@ -185,7 +186,7 @@ def test_a_teacher_alone_says_whether_to_distil(tmp_path: Path) -> None:
 
 def test_help_has_an_example(capsys) -> None:
     with pytest.raises(SystemExit, match="0"):
-        evaluate.main(["--help"])
+        command.main(["--help"])
     text = capsys.readouterr().out
     assert "python -m jaxreflow.evaluate --teacher" in text
     assert "--thresholds.loss-consistency" in text
@@ -197,13 +198,13 @@ def test_a_student_of_other_statistics_or_shape_is_refused(student: Path, tmp_pa
     stats = load_file(file)
     save_file({**stats, "action.mean": stats["action.mean"] + np.float32(1)}, file)
     flags = ["--teacher", str(TEACHER), "--out", str(tmp_path / "out"), *DATA, *SIZE]
-    assert evaluate.main([*flags, "--student", str(other)]) == 1
+    assert command.main([*flags, "--student", str(other)]) == 1
     assert "its statistics of `action` (mean) are not the teacher's" in capsys.readouterr().err
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "chunk_size": 10, "n_action_steps": 10}))
-    assert evaluate.main([*flags, "--student", str(other)]) == 1
+    assert command.main([*flags, "--student", str(other)]) == 1
     assert "chunk_size 50 -> 10" in capsys.readouterr().err
-    assert evaluate.main(["--teacher", str(TEACHER), "--out", str(tmp_path / "out"), *SIZE]) == 1
+    assert command.main(["--teacher", str(TEACHER), "--out", str(tmp_path / "out"), *SIZE]) == 1
     assert "--dataset.root" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -243,8 +244,8 @@ def test_what_teacher_and_student_share_is_held_once(student: Path) -> None:
 )
 def test_held_out_episodes_of_a_run_are_those_of_its_dataset(dataset: dict, expected: tuple) -> None:
     recorded = ReflowConfig(dataset=DatasetConfig(root="data", episodes=(1, 2), holdout=0.1))
-    config = evaluate.EvaluateConfig(teacher="t", student="s", out="o", dataset=evaluate.DatasetFlags(**dataset))
-    found = evaluate._basis(config, recorded).dataset
+    config = options.EvaluateConfig(teacher="t", student="s", out="o", dataset=options.DatasetFlags(**dataset))
+    found = comparison._basis(config, recorded).dataset
     assert (found.root, found.holdout, found.episodes) == expected
 
 
@@ -254,14 +255,14 @@ def test_loss_of_a_later_round_is_not_measured_against_the_first_teacher(tmp_pat
     teacher = load_saved_policy(TEACHER)
     own_run = ReflowConfig(teacher=TeacherSource(path=str(TEACHER)))
     later_run = ReflowConfig(teacher=TeacherSource(path=str(other)))
-    assert evaluate._training(None, own_run, teacher, teacher) is not None
-    assert evaluate._training(None, later_run, teacher, teacher) is None
+    assert comparison._training(None, own_run, teacher, teacher) is not None
+    assert comparison._training(None, later_run, teacher, teacher) is None
 
 
 def test_students_are_compared_with_the_sampler_that_they_imitate() -> None:
     teacher = load_saved_policy(TEACHER)
     one_step = dataclasses.replace(teacher, policy=dataclasses.replace(teacher.policy, num_steps=1))
     run = ReflowConfig(teacher=TeacherSource(path=str(TEACHER)))
-    assert evaluate._reference_steps(run, one_step) == 10
-    assert evaluate._reference_steps(dataclasses.replace(run, teacher_solver="heun", teacher_steps=5), teacher) == 10
-    assert evaluate._reference_steps(None, one_step) == 1
+    assert comparison._reference_steps(run, one_step) == 10
+    assert comparison._reference_steps(dataclasses.replace(run, teacher_solver="heun", teacher_steps=5), teacher) == 10
+    assert comparison._reference_steps(None, one_step) == 1

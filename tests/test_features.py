@@ -20,7 +20,7 @@ from jaxreflow.data.features import compute_features
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.loader import make_loader
 from jaxreflow.errors import DatasetError
-from jaxreflow.evaluate import comparison as evaluate
+from jaxreflow.evaluate import __main__ as evaluate
 from jaxreflow.model import embed_images, observe
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.types import Context, Observation, Params
@@ -263,6 +263,7 @@ def batches(source, workers: int) -> list[dict]:
     return result
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_rounding_and_resumes_exactly(made: SimpleNamespace, tmp_path: Path) -> None:
     cached = ["--steps", "4", "--dataset.features", str(made.cache.root)]
     assert finetune(made, tmp_path / "decoding", "--steps", "2") == 0

@@ -9,7 +9,7 @@ import train
 from convert.__main__ import main as convert
 from jaxreflow.data import features
 from jaxreflow.errors import CheckpointError, ConfigError, DatasetError
-from jaxreflow.evaluate import comparison as evaluate
+from jaxreflow.evaluate import __main__ as evaluate
 from jaxreflow.policy.saved import find_saved_policy
 from jaxreflow.policy.vlm import load_vlm
 from jaxreflow.run.config import DatasetConfig

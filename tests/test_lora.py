@@ -31,7 +31,7 @@ from jaxreflow.model.types import Params
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.saved import load_saved_policy
 from jaxreflow.policy.weights import parameter_table
-from jaxreflow.run import programs as update
+from jaxreflow.run import programs
 from jaxreflow.run.config import FinetuneConfig, PolicySource, ReflowConfig
 from jaxreflow.run.programs import Weights, make_update, split_weights, trained_paths
 from jaxreflow.run.record.metrics import read_metrics
@@ -221,8 +221,8 @@ def test_the_loss_gets_the_merged_kernels_which_are_the_teachers_at_first(monkey
 
         return step
 
-    monkeypatch.setattr(update, "make_train_step", make_train_step)
-    monkeypatch.setattr(update, "loss_and_draw", lambda *_: (loss, lambda key, size: (key, size)))
+    monkeypatch.setattr(programs, "make_train_step", make_train_step)
+    monkeypatch.setattr(programs, "loss_and_draw", lambda *_: (loss, lambda key, size: (key, size)))
     config = ReflowConfig(lora=LORA)
     base, rest = split_params(random_params(), trained_paths(config, small.checkpoint()))
     weights = Weights(init_adapters(jax.random.key(2), LORA, small.CONFIG), rest, base, base)

@@ -54,6 +54,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert "jaxreflow-convert = jaxreflow.cli.convert.__main__:main" in scripts
 
 
+@pytest.mark.slow
 def test_commands_run_from_the_wheel(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as file:
         file.extractall(tmp_path / "site")

@@ -88,7 +88,8 @@ def test_two_processes_stopped_and_continued_in_one_equal_one(
         assert (stopped + 1) * BATCH / 2 <= process.decoded <= (stopped + 1 + AHEAD) * BATCH / 2
 
 
-@pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
 def test_an_error_in_one_process_ends_both_with_its_message(teacher: Path, tmp_path: Path, who: int) -> None:
     """The second time the processes find each other by what SLURM sets."""
     two = start_two(tmp_path, flags(teacher, tmp_path / "run"), devices=1, who=who, at=1, do="raise", slurm=who == 1)
@@ -98,7 +99,8 @@ def test_an_error_in_one_process_ends_both_with_its_message(teacher: Path, tmp_p
     assert "Traceback" not in two[who].error
 
 
-@pytest.mark.parametrize("who", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("who", [0, 1])
 def test_a_killed_process_takes_the_other_with_it(teacher: Path, tmp_path: Path, who: int) -> None:
     two = start_two(tmp_path, flags(teacher, tmp_path / "run"), devices=1, who=who, at=2, do="SIGKILL")
     assert two[who].wait() == -9
@@ -123,6 +125,7 @@ def test_a_run_goes_on_with_fewer_devices_and_workers(
     assert {step: frames for part in parts for step, frames in part.frames.items()} == alone[1].frames
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_update_and_the_run_goes_on_to_the_same_bits(
     teacher: Path, alone: tuple[Path, Watched], tmp_path: Path
 ) -> None:
@@ -151,6 +154,7 @@ def test_a_full_disk_is_an_error_and_the_run_goes_on_to_the_same_bits(
     assert_same_state(tmp_path / "run", alone[0])
 
 
+@pytest.mark.slow
 def test_kills_at_random_and_within_checkpoints_change_nothing(
     teacher: Path, alone: tuple[Path, Watched], tmp_path: Path
 ) -> None:
@@ -170,6 +174,7 @@ def test_kills_at_random_and_within_checkpoints_change_nothing(
     assert_same_state(tmp_path / "run", alone[0])
 
 
+@pytest.mark.slow
 def test_a_run_that_hangs_ends_with_its_stacks(teacher: Path, tmp_path: Path) -> None:
     argv = flags(teacher, tmp_path / "run", "--step-timeout", "20")
     process = start(tmp_path / "record.jsonl", argv, at=2, do="hang")

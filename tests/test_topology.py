@@ -26,15 +26,15 @@ from pathlib import Path
 import jax
 import numpy as np
 from jaxreflow import flow
-from jaxreflow.augmentation import ImageTransformsConfig
+from jaxreflow.training.augmentation import ImageTransformsConfig
 from jaxreflow.run.checkpoints import CheckpointStore
-from jaxreflow.lora import LoraConfig, init_adapters
-from jaxreflow.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from jaxreflow.training.lora import LoraConfig, init_adapters
+from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxreflow.run.config import DatasetConfig, FinetuneConfig, OptimizerFlags
-from jaxreflow.sharding import gather, make_mesh, replicate, shard_batch, sharded_copy
-from jaxreflow.training import init_state, make_draw, make_train_step
-from jaxreflow.update import Weights, exported_params, make_update, trained_paths
-from jaxreflow.weights import split_params
+from jaxreflow.support.mesh import gather, make_mesh, replicate, shard_batch, sharded_copy
+from jaxreflow.training.step import init_state, make_draw, make_train_step
+from jaxreflow.run.programs import Weights, exported_params, make_update, trained_paths
+from jaxreflow.model.params import split_params
 from tests import test_training as tests
 from tests import test_update as small
 

@@ -308,12 +308,13 @@ def test_usage_names_the_configs(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_compilation_cache_is_left_alone_where_one_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
+    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     try:
         train.use_compilation_cache()
         assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path)
     finally:
-        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_a_run_ends_with_a_report_beside_the_weights(

@@ -81,11 +81,19 @@ def report(tally: Tally) -> str:
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_few(target: Target, folders: Mapping[str, Path], worker: Worker, tallies: dict[str, Tally]) -> None:
+    tally = tallies[target.name] = fuzz(target, folders, worker, 3, repeatable=True)
+    assert not tally.defects, report(tally)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_a_dozen(target: Target, folders: Mapping[str, Path], worker: Worker, tallies: dict[str, Tally]) -> None:
     tally = tallies[target.name] = fuzz(target, folders, worker, 12, repeatable=True)
     assert not tally.defects, report(tally)
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_many(target: Target, folders: Mapping[str, Path], worker: Worker, tallies: dict[str, Tally]) -> None:
     tally = tallies[target.name] = fuzz(target, folders, worker, MANY, repeatable=False)

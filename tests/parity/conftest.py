@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.parity.report import MEASUREMENTS, QUANTITIES, number, relative_error, render
-from tests.parity.variants import VARIANTS
+from tests.parity.variants import EVERY_CHANGE, VARIANTS
 
 if TYPE_CHECKING:
     from tests.parity.case import Case
@@ -76,6 +76,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("default"))
+            values = (
+                item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+            )
+            if any(value in VARIANTS and value not in EVERY_CHANGE for value in values if isinstance(value, str)):
+                item.add_marker(pytest.mark.nightly)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -129,3 +129,5 @@ VARIANTS: Mapping[str, Variant] = {
         "full fine-tune, vision too", policy={"train_expert_only": False, "freeze_vision_encoder": False}, train=True
     ),
 }
+# Compared on every change; together they have every kind of layer, dtype, camera and trained part. The others run every night.
+EVERY_CHANGE = ("tiny", "mixed", "special_tokens", "half_layers", "missing_camera", "train_all")
