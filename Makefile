@@ -13,6 +13,8 @@ PARITY := .venv-parity/bin
 # What requirements.lock pins beside the package's own requirements.
 EXTRAS := dev sim remote emulators tensorboard wandb serve notebooks docs
 PIP_FLAGS := --quiet --disable-pip-version-check
+# uv installs in seconds what takes pip a minute of processor time.
+UV = $(1)/python -m pip install $(PIP_FLAGS) uv && $(1)/uv pip install --quiet --python $(1)/python
 CHECK_PYTHON := $(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	{ echo "make: $(PYTHON) must be Python 3.11 or newer with venv (Debian: python3-venv); or say make PYTHON=python3.12" >&2; exit 1; }
 
@@ -65,7 +67,7 @@ results: .venv/ready
 	@$(CHECK_PYTHON)
 	@echo "making .venv: JAX and everything else that requirements.lock pins (about a minute)"
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/pip install $(PIP_FLAGS) -r requirements.lock
+	$(call UV,$(BIN)) -r requirements.lock
 	# The real client of the policy server, which asks for numpy 1.
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps openpi-client==0.1.2 dm-tree==0.1.10
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
@@ -76,7 +78,7 @@ results: .venv/ready
 	@echo "making .venv-parity: PyTorch, LeRobot 0.4.4 and JAX side by side (a few minutes)"
 	$(PYTHON) -m venv --clear .venv-parity
 	$(PARITY)/pip install $(PIP_FLAGS) torch==2.13.0
-	$(PARITY)/pip install $(PIP_FLAGS) --constraint requirements-parity.lock --editable '.[parity,dev]'
+	$(call UV,$(PARITY)) --constraint requirements-parity.lock --editable '.[parity,dev]'
 	# LeRobot asks for an older torch and a dozen packages that SmolVLA never imports; torchvision's wheel for a CUDA build.
 	$(PARITY)/pip install $(PIP_FLAGS) --no-deps lerobot==0.4.4 torchvision==0.28.0
 	@touch $@
