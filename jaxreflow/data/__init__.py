@@ -1,1 +1,1 @@
-"""Robot data in: LeRobotDataset readers, camera matching, and the Grain pipeline."""
+"""Robot data in and out: LeRobotDataset readers and writers, camera matching, caches, the Grain pipeline. Nothing here trains."""

@@ -1,1 +1,1 @@
-"""Policies in simulation: environments, scripted experts, recording, and paired closed-loop evaluation."""
+"""Policies in simulation: environments, experts, recording and paired closed-loop trials. What needs a simulator belongs here."""
