@@ -6,6 +6,7 @@
 #   make check    test and slow in one go, without what only repeats them: part of .ci/run, as is `make parity CHECK=1`
 #   make fuzz     damaged and hostile checkpoints and datasets, 150 of each kind of file (CASES=N: so many)
 #   make notebooks  the notebooks, each in a fresh kernel, into build/notebooks      make docs   the site, into build/site
+#   make dist     sdist and wheel into dist/, and the wheel's commands in an environment of its own
 #   make results  the experiments of docs/results.md, from nothing (what is there is not made again)
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,7 +19,7 @@ UV = $(1)/python -m pip install $(PIP_FLAGS) uv && $(1)/uv pip install --quiet -
 CHECK_PYTHON := $(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	{ echo "make: $(PYTHON) must be Python 3.11 or newer with venv (Debian: python3-venv); or say make PYTHON=python3.12" >&2; exit 1; }
 
-.PHONY: demo test lint slow check fuzz parity notebooks docs results lock clean
+.PHONY: demo test lint slow check fuzz parity notebooks docs dist results lock clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -58,6 +59,18 @@ notebooks: .venv/ready
 docs: .venv/ready
 	@echo "docs: the site in build/site; a warning fails"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The wheel is built from the sdist; one from the working tree must have the same bytes, so that the sdist lacks nothing.
+dist: .venv/ready
+	@echo "dist: sdist and wheel into dist/; the wheel, installed alone, is tried from an empty folder"
+	rm -rf dist build/dist-tree build/dist-venv build/dist-try
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --wheel --outdir build/dist-tree .
+	cmp dist/*.whl build/dist-tree/*.whl
+	$(PYTHON) -m venv build/dist-venv
+	build/dist-venv/bin/pip install $(PIP_FLAGS) dist/*.whl
+	mkdir build/dist-try
+	sh tests/try_installed.sh build/dist-venv/bin build/dist-try dist tests/assets/teacher
 
 results: .venv/ready
 	@echo "results: data, teacher, students, reports and closed loops into runs/metaworld; tables and pictures into docs"
