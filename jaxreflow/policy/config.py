@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from jaxreflow.errors import ConfigError
-from jaxreflow.policy.config_fields import CARRIED_DEFAULTS, POLICY_FIELDS, parse_value
+from jaxreflow.policy.config_fields import CARRIED_DEFAULTS, POLICY_FIELDS
+from jaxreflow.support.typed_json import from_json
 
 DEFAULT_VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
 NORMALIZATION_MODES = ("IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10")
@@ -119,11 +121,13 @@ class PolicyConfig:
             not self.carried.get("use_peft"),
             "`use_peft` is true: the weights are an adapter; merge it into the policy in LeRobot first",
         )
+        for key, feature in {**self.input_features, **self.output_features}.items():
+            require(bool(feature.shape), f"the shape of `{key}` must be a list of whole numbers, found []")
         for key, limit in (("observation.state", self.max_state_dim), ("action", self.max_action_dim)):
-            feature = {**self.input_features, **self.output_features}.get(key)
+            held = {**self.input_features, **self.output_features}.get(key)
             require(
-                feature is None or feature.shape[0] <= limit,
-                f"`{key}` has {feature and feature.shape[0]} dimensions, more than the padded width {limit}",
+                held is None or held.shape[0] <= limit,
+                f"`{key}` has {held and held.shape[0]} dimensions, more than the padded width {limit}",
             )
 
     @property
@@ -173,11 +177,13 @@ class PolicyConfig:
                 "not be written (`python -m convert doctor DIR --fix` removes them)",
                 stacklevel=2,
             )
-        own = {field.name for field in dataclasses.fields(cls)} - {"carried"}
+        for name in ("input_features", "output_features"):
+            fields[name] = fields.get(name) or {}
+        own = {name: kind for name, kind in typing.get_type_hints(cls).items() if name != "carried"}
         try:
-            values = {name: _from_json(name, value) for name, value in fields.items() if name in own}
-        except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
-            raise ConfigError(f"config.json: a field has the wrong form: {error!r}") from error
+            values = {name: from_json(own[name], fields[name], name, floats="finite") for name in fields if name in own}
+        except TypeError as error:
+            raise ConfigError(f"config.json: a field has the wrong form: {error}") from error
         carried = {name: fields[name] for name in fields if name not in own and name not in legacy and name != "type"}
         return cls(**values, carried=carried)
 
@@ -190,18 +196,3 @@ class PolicyConfig:
         for name, value in own.items():
             own[name] = list(value) if isinstance(value, tuple) else value
         return {"type": "smolvla", **own, **self.carried}
-
-
-def _from_json(name: str, value: Any) -> Any:
-    if name in ("input_features", "output_features"):
-        return {key: _feature(key, fields) for key, fields in (value or {}).items()}
-    if name == "normalization_mapping":
-        return dict(value)
-    return parse_value(name, PolicyConfig.__annotations__[name], value)
-
-
-def _feature(key: str, fields: Mapping[str, Any]) -> Feature:
-    shape = fields["shape"]
-    if not isinstance(shape, list) or not shape:
-        raise TypeError(f"the shape of `{key}` must be a list of whole numbers, found {shape!r}")
-    return Feature(str(fields["type"]), tuple(parse_value(f"{key}.shape", "int", size) for size in shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -86,21 +85,3 @@ CARRIED_DEFAULTS: Mapping[str, Any] = {
     "compile_model": False,
     "compile_mode": "max-autotune",
 }
-
-
-def parse_value(name: str, annotation: str, value: Any) -> Any:
-    """A value of a config.json as a field annotated so wants it; TypeError, naming the field, if it is no such value."""
-    if annotation.endswith(" | None"):
-        return None if value is None else parse_value(name, annotation.removesuffix(" | None"), value)
-    if annotation.startswith("tuple"):
-        if not isinstance(value, list) or len(value) != 2:
-            raise TypeError(f"`{name}` must be a list of two numbers, found {value!r}")
-        return tuple(parse_value(name, "int" if "int" in annotation else "float", item) for item in value)
-    if annotation == "float":
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise TypeError(f"`{name}` must be a finite float, found {value!r}")
-        return float(value)
-    kinds = {"int": int, "bool": bool, "str": str}
-    if not isinstance(value, kinds[annotation]) or (annotation == "int" and isinstance(value, bool)):
-        raise TypeError(f"`{name}` must be {annotation}, found {value!r}")
-    return value

@@ -17,11 +17,11 @@ import numpy as np
 
 from jaxreflow.errors import ProcessorError
 from jaxreflow.policy.config import LARGEST, Feature, PolicyConfig
-from jaxreflow.policy.config_fields import parse_value
 from jaxreflow.policy.names import ACTION, STATE
 from jaxreflow.policy.normalization import Normalizer, check_mode, check_normalizer
 from jaxreflow.policy.statistics import format_tensors, parse_tensors
 from jaxreflow.support.strict_json import parse_json
+from jaxreflow.support.typed_json import from_json
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 RENAME, NEW_LINE, TOKENIZER = "rename_observations_processor", "smolvla_new_line_processor", "tokenizer_processor"
@@ -255,17 +255,16 @@ def _by_name(name: str, files: Files, known: tuple[str, ...], needed: tuple[str,
 
 
 def _parse_rename_map(config: Mapping[str, Any]) -> dict[str, str]:
-    rename_map = config.get("rename_map", {})
-    return {source: parse_value(f"rename_map of {source}", "str", target) for source, target in rename_map.items()}
+    return from_json(dict[str, str], config.get("rename_map", {}), "rename_map")
 
 
 def _parse_tokenizer(config: Mapping[str, Any]) -> TokenizerSettings:
     if config.get("task_key", "task") != "task":
         raise ProcessorError(f'{PREPROCESSOR}: {TOKENIZER}: `task_key` must be "task", found {config["task_key"]!r}')
-    length = parse_value("max_length", "int", config["max_length"])
+    length = from_json(int, config["max_length"], "max_length")
     if not 1 <= length <= LARGEST:
         raise ProcessorError(f"{PREPROCESSOR}: {TOKENIZER}: `max_length` must be from 1 to {LARGEST}, found {length}")
-    name = parse_value("tokenizer_name", "str | None", config.get("tokenizer_name"))
+    name = from_json(str | None, config.get("tokenizer_name"), "tokenizer_name")
     # Padding and its side are not read: padded rows are masked and take no position, so neither changes any result.
     return TokenizerSettings(name, length, bool(config.get("truncation", True)))
 
@@ -287,6 +286,6 @@ def _parse_normalizer(name: str, step: Mapping[str, Any], files: Files) -> Norma
         features=features,
         norm_map={kind: check_mode(mode, name) for kind, mode in config["norm_map"].items()},
         stats=stats,
-        eps=parse_value("eps", "float", config.get("eps", 1e-8)),
+        eps=from_json(float, config.get("eps", 1e-8), "eps", floats="finite"),
         observation_keys=tuple(keys) if keys is not None else None,
     )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
 from typing import Any, TypeVar
 
 from jaxreflow.data.lerobot import LeRobotDataset
@@ -16,6 +14,7 @@ from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.support.processes import is_first
 from jaxreflow.support.storage import AnyPath, as_path, is_taken, make_folder
 from jaxreflow.support.strict_json import parse_json
+from jaxreflow.support.typed_json import from_json
 from jaxreflow.training.step import TrainState
 
 T = TypeVar("T")
@@ -74,7 +73,7 @@ def read_config(cls: type[T], path: AnyPath) -> T:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; expected a run in {path.parent} to continue: see --output-dir")
     try:
-        return _from_json(cls, parse_json(path.read_text()))
+        return from_json(cls, parse_json(path.read_text()))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{path}: expected the settings of a `{cls.__name__}` run ({error}); was it made by this command?"
@@ -95,7 +94,7 @@ def recorded_settings(policy_dir: AnyPath) -> RunConfig | None:
     cls: type[RunConfig] = ReflowConfig if "teacher" in fields else FinetuneConfig
     known = {field.name for field in dataclasses.fields(cls)}
     try:
-        return _from_json(cls, {name: value for name, value in fields.items() if name in known})
+        return from_json(cls, {name: value for name, value in fields.items() if name in known})
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{policy_dir / CONFIG_FILE}: expected the settings of a run ({error}); remove the file to evaluate without them"
@@ -121,40 +120,6 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _from_json(cls: type[T], fields: Any) -> T:
-    if not isinstance(fields, dict):
-        raise TypeError(f"expected the settings of `{cls.__name__}`, found {fields!r}")
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for name, value in fields.items():
-        kind = hints[name]
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            value = _from_json(kind, value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        if not _fits(value, kind):
-            raise TypeError(f"`{name}` must be {kind}, found {value!r}")
-        values[name] = value
-    return cls(**values)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value of a JSON file is one of the annotated kind."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, each) for each in args)
-    if origin is typing.Literal:
-        return value in args
-    if origin is tuple:
-        kinds = args[:1] * len(value) if isinstance(value, tuple) and args[1:] == (...,) else args
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(each, args[1]) for each in value.values())
-    if kind in (int, float):
-        return not isinstance(value, bool) and isinstance(value, (int, kind))
-    return isinstance(value, kind)
 
 
 def check_directory(config: RunConfig) -> AnyPath:
