@@ -1,5 +1,6 @@
 """`python -m jaxreflow.evaluate` from end to end on the tiny teacher in the repository: files, page, defaults and errors."""
 
+import base64
 import dataclasses
 import functools
 import json
@@ -7,6 +8,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jax
 import numpy as np
@@ -166,8 +168,17 @@ def test_a_student_is_compared_and_the_page_needs_nothing_else(
     assert set(SECTIONS) <= set(page.ids)
     assert {address[1:] for address in page.loaded if address.startswith("#")} <= set(page.ids)
     assert "prefers-color-scheme: dark" in source
-    assert source.count("<svg role=") == source.count("</svg>") >= 5
-    assert "#010203" not in source
+    pictures = [base64.b64decode(text).decode() for text in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", source)]
+    assert len(pictures) >= 5
+    assert source.count('<figure><div class="scroll"><img alt="') == source.count("<figure>") == len(pictures)
+    for picture in pictures:
+        assert ElementTree.fromstring(picture).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "#010203" not in picture
+        assert "prefers-color-scheme: dark" in picture
+        assert set(re.findall(r"https?://\S+?(?=[\"<])", picture)) <= {
+            "http://www.w3.org/2000/svg",
+            "http://www.w3.org/1999/xlink",
+        }
     assert str(TEACHER) in page.text
 
 

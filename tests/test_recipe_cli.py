@@ -77,7 +77,10 @@ def test_runs_from_before_an_option_existed_can_be_continued(mixed: Path, tmp_pa
     assert "--objective mse -> pseudo-huber" in capsys.readouterr().err
     (out / "train_config.json").write_text(json.dumps({**old, "colour": "red"}))
     assert train.main(resume) == 1
-    assert "expected the settings of a `ReflowConfig` run (the document must have fields of `ReflowConfig` only, found 'colour')" in capsys.readouterr().err
+    assert (
+        "expected the settings of a `ReflowConfig` run (the document must have fields of `ReflowConfig` only, found 'colour')"
+        in capsys.readouterr().err
+    )
 
 
 def test_noise_biased_finetune_of_the_expert(made: SimpleNamespace, tmp_path: Path) -> None:

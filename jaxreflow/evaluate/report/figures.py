@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 COLOURS = {"teacher": "#3b86c8", "student": "#d9682b"}
 MARKS = {"teacher": "o", "student": "s"}
 INK = "#010203"
-"""Stands for the page's text colour: `svg.inline` replaces it."""
+"""Stands for the colour of text, which `svg` makes dark on light pages and light on dark ones."""
+_INK_STYLE = (
+    "<style>:root { color: #1b1f24; } @media (prefers-color-scheme: dark) { :root { color: #e4e8ec; } }</style>"
+)
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -47,6 +51,16 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as an SVG file that names no address; text stays text."""
+    file = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "jaxreflow"}):
+        about = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=about)
+    element = file.getvalue().partition("<svg")[2]
+    return f"<svg{element}".replace(INK, "currentColor").replace("<defs>", f"<defs>{_INK_STYLE}", 1).encode()
 
 
 def _name(label: str) -> str:

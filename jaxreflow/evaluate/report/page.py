@@ -6,39 +6,22 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from importlib import resources
 from string import Template
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from jaxreflow.evaluate.paths import Example
 from jaxreflow.evaluate.report import figures, table
 from jaxreflow.evaluate.report.report import Report
-from jaxreflow.evaluate.report.style import STYLE
-from jaxreflow.evaluate.report.svg import inline
 from jaxreflow.evaluate.report.table import Table
 from jaxreflow.run.record.metrics import Record
 
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<header>
-<h1>$title</h1>
-<p class="about">$about</p>
-</header>
-<nav aria-label="Sections"><ul>$contents</ul></nav>
-<main>
-$sections
-</main>
-</body>
-</html>
-""")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FILES = resources.files(__package__)
 
 
 def render_page(report: Report, examples: Sequence[Example], records: Sequence[Record]) -> str:
@@ -56,9 +39,9 @@ def render_page(report: Report, examples: Sequence[Example], records: Sequence[R
         ("thresholds", "Thresholds and settings", _thresholds(report)),
     ]
     shown = [(key, title, body) for key, title, body in parts if body]
-    return _PAGE.substitute(
+    return Template((_FILES / "page.html").read_text(encoding="utf-8")).substitute(
         title="Is the student the teacher?" if report.about.student else "Do you need to distil?",
-        style=STYLE,
+        style=(_FILES / "page.css").read_text(encoding="utf-8"),
         about=_about(report),
         contents="".join(f'<li><a href="#{key}">{html.escape(title)}</a></li>' for key, title, _ in shown),
         sections="\n".join(
@@ -96,8 +79,15 @@ def _cell(text: str) -> str:
     return f"<td{kind}>{html.escape(text)}</td>"
 
 
-def _picture(svg: str, caption: str) -> str:
-    return f'<figure><div class="scroll">{svg}</div><figcaption>{html.escape(caption)}</figcaption></figure>\n'
+def _picture(figure: Figure, description: str, caption: str) -> str:
+    """A figure with its caption; `description` is read to who cannot see it."""
+    image = _image(figures.svg(figure), "svg+xml", description)
+    return f'<figure><div class="scroll">{image}</div><figcaption>{html.escape(caption)}</figcaption></figure>\n'
+
+
+def _image(content: bytes, kind: str, description: str) -> str:
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return f'<img alt="{html.escape(description, quote=True)}" src="{source}">'
 
 
 def _about(report: Report) -> str:
@@ -142,13 +132,19 @@ def _errors(report: Report) -> str:
         "episodes. “All” are frames spread evenly over the episodes; “early” are the first of episodes in which several "
         "ways are open."
     )
-    steps = inline(figures.plot_errors(measures), "errors", "Same-noise error over the number of Euler steps")
-    text += _picture(steps, "Error over the number of Euler steps, with 95 % intervals.")
+    text += _picture(
+        figures.plot_errors(measures),
+        "Same-noise error over the number of Euler steps",
+        "Error over the number of Euler steps, with 95 % intervals.",
+    )
     text += _table(
         table.fidelity_table(measures), f"Errors to {reference}; those not named after a set are on all frames"
     )
-    line = inline(figures.plot_positions(measures), "positions", "Same-noise error over the position in the chunk")
-    text += _picture(line, "Error along the chunk, all frames.")
+    text += _picture(
+        figures.plot_positions(measures),
+        "Same-noise error over the position in the chunk",
+        "Error along the chunk, all frames.",
+    )
     text += _table(
         table.dims_table(measures, report.about.action_names),
         "Errors per action dim: relative, and root mean square in the dataset's units",
@@ -165,7 +161,8 @@ def _field(report: Report) -> str:
     )
     dims = len(report.about.action_names)
     text += _picture(
-        inline(figures.plot_fields(measures, dims), "field", "Velocity error and straightness over time t"),
+        figures.plot_fields(measures, dims),
+        "Velocity error and straightness over time t",
         "Over t. A student of straight paths is as good in one step as in many.",
     )
     return text + _table(table.field_table(measures), "Means over t")
@@ -193,11 +190,12 @@ def _paths(report: Report, examples: Sequence[Example]) -> str:
     )
     text += '<ul class="frames">'
     for i, example in enumerate(examples, 1):
-        label = f"Row {i}: {example.task}"
-        source = base64.b64encode(_png(example)).decode()
-        text += f'<li><img alt="" src="data:image/png;base64,{source}"><span>{html.escape(label)}</span></li>'
-    picture = inline(figures.plot_paths(examples), "paths", "Paths from noise to action in a plane, by policy")
-    return text + "</ul>\n" + _picture(picture, "Paths of the sampler, one frame in each row.")
+        text += f"<li>{_image(_png(example), 'png', '')}<span>{html.escape(f'Row {i}: {example.task}')}</span></li>"
+    return f"{text}</ul>\n" + _picture(
+        figures.plot_paths(examples),
+        "Paths from noise to action in a plane, by policy",
+        "Paths of the sampler, one frame in each row.",
+    )
 
 
 def _png(example: Example) -> bytes:
@@ -225,10 +223,9 @@ def _latency(report: Report) -> str:
     if not report.measures.latency:
         return ""
     text = _p(f"Batch 1, compiled, {report.about.dtype} on {report.about.device}, nothing else counted.")
-    picture = inline(
-        figures.plot_latency(report.measures), "latency", "Milliseconds per chunk by number of Euler steps"
+    text += _picture(
+        figures.plot_latency(report.measures), "Milliseconds per chunk by number of Euler steps", "Time for one chunk."
     )
-    text += _picture(picture, "Time for one chunk.")
     text += _table(table.latency_table(report.measures), "Milliseconds of each part")
     if not report.measures.rates:
         return text
@@ -255,8 +252,9 @@ def _training(report: Report, records: Sequence[Record]) -> str:
             f"{found.loss:.4g}; the {found.note} is {found.train_loss:.4g}. Their quotient is {found.ratio:.2f}; 1 is right."
         )
     if any("loss" in record for record in records):
-        picture = inline(figures.plot_losses(records), "losses", "Training and held-out loss over updates")
-        text += _picture(picture, "Loss of the student's run.")
+        text += _picture(
+            figures.plot_losses(records), "Training and held-out loss over updates", "Loss of the student's run."
+        )
     return text
 
 
