@@ -14,11 +14,12 @@ import pytest
 
 import train
 from jaxreflow.data import features
-from jaxreflow.data.feature_cache import MANIFEST, FeatureCache, read_manifest
+from jaxreflow.data.feature_cache import FeatureCache, FeatureManifest
 from jaxreflow.data.feature_match import feature_parts, open_features
 from jaxreflow.data.features import compute_features
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.loader import make_loader
+from jaxreflow.data.manifests import MANIFEST
 from jaxreflow.errors import DatasetError
 from jaxreflow.evaluate import __main__ as evaluate
 from jaxreflow.model import embed_images, observe
@@ -207,7 +208,7 @@ def test_other_dataset_is_refused(
     made: SimpleNamespace, checkpoint: SavedPolicy, part: str, file: str, tmp_path: Path
 ) -> None:
     root = Path(shutil.copytree(made.root, tmp_path / "data"))
-    assert feature_parts(checkpoint, LeRobotDataset.open(root)) == read_manifest(made.cache.root).parts
+    assert feature_parts(checkpoint, LeRobotDataset.open(root)) == FeatureManifest.read(made.cache.root).parts
     other = LeRobotDataset.open(root)
     with (root / file).open("ab") as stream:
         stream.write(b" ")

@@ -14,8 +14,8 @@ BELOW_RUN = {"errors", "flow", "support", "model", "policy", "data", "training"}
 LIGHT = {
     f"data.{module}"
     for module in (
-        *("metadata", "columns", "lerobot", "video", "video_writer", "writer", "shards", "packed_frames"),
-        "feature_cache",
+        *("metadata", "columns", "lerobot", "video", "video_writer", "writer", "shards", "manifests"),
+        *("packed_frames", "feature_cache"),
     )
 }
 ALLOWED: dict[str, set[str]] = {

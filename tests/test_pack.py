@@ -140,7 +140,7 @@ def test_damaged_manifests_are_named(tmp_path: Path, change: dict) -> None:
     packed = pack(PackConfig(str(write_v30(tmp_path / "data")), str(tmp_path / "out")))
     manifest = packed.root / "frames" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
-    with pytest.raises(DatasetError, match=r"frames/manifest\.json: expected the manifest of packed frames"):
+    with pytest.raises(DatasetError, match=r"frames/manifest\.json: expected the manifest of a packed dataset"):
         LeRobotDataset.open(packed.root)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from jaxreflow.data.feature_cache import FeatureCache, differences, read_manifest
+from jaxreflow.data.feature_cache import FeatureCache, FeatureManifest
 from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.data.manifests import differences
 from jaxreflow.data.matching import match_cameras
 from jaxreflow.errors import ConfigError, DatasetError
 from jaxreflow.model.types import Params
@@ -113,7 +114,7 @@ def open_features(
     folder = local_copy(root)
     if not folder.is_dir():
         raise DatasetError(f"--dataset.features {root}: no such folder; {advice(shlex.quote(str(root)))}")
-    manifest = read_manifest(folder)
+    manifest = FeatureManifest.read(folder)
     changed = differences(feature_parts(saved, dataset), manifest.parts)
     if changed:
         raise DatasetError(

@@ -25,7 +25,7 @@ import tyro
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxreflow.data.feature_cache import SHARD_FRAMES, FeatureCache, Manifest, claim_folder
+from jaxreflow.data.feature_cache import SHARD_FRAMES, FeatureCache, FeatureManifest
 from jaxreflow.data.feature_match import (
     _vision_params,
     camera_map,
@@ -110,15 +110,15 @@ def compute_features(config: FeaturesConfig, *, shard_frames: int = SHARD_FRAMES
     # The first batch says how many tokens an image has; nothing is computed for it.
     embed = functools.partial(embed_images, config=saved.config)
     shapes = {key: (x.shape[1], x.shape[2]) for key, x in jax.eval_shape(embed, params, batch([0])).items()}
-    manifest = Manifest(
-        feature_parts(saved, dataset),
-        {key: shapes[key] for key in cameras},
-        len(frames),
-        config.dtype,
-        shard_frames,
+    manifest = FeatureManifest(
+        cameras={key: shapes[key] for key in cameras},
+        frames=len(frames),
+        shard_frames=shard_frames,
+        parts=feature_parts(saved, dataset),
+        dtype=config.dtype,
     )
     out = Path(config.out)
-    claim_folder(out, manifest)
+    manifest.claim(out, out)
     missing = manifest.missing(out)
     done = manifest.frames - sum(len(held) for _, held in missing)
     tokens = functools.partial(_flat_tokens(saved.config), params)

@@ -30,12 +30,10 @@ from jaxtyping import UInt8
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.packed_frames import (
     FOLDER,
-    MANIFEST,
     Encoding,
     PackManifest,
     encode,
     pack_record,
-    read_pack_manifest,
 )
 from jaxreflow.data.shards import publish, write_shard
 from jaxreflow.errors import ConfigError, DatasetError
@@ -86,10 +84,17 @@ def pack(config: PackConfig, *, shard_frames: int = SHARD_FRAMES) -> LeRobotData
     sizes = {key: _size(dataset.image(0, key), limit) for key in dataset.camera_keys}
     info = (dataset.root / "meta" / "info.json").read_bytes()
     source = {"dataset": dataset.root.name, "info_sha256": hashlib.sha256(info).hexdigest()}
-    manifest = PackManifest(sizes, len(frames), config.encoding, config.quality, shard_frames, source)
+    manifest = PackManifest(
+        cameras=sizes,
+        frames=len(frames),
+        shard_frames=shard_frames,
+        encoding=config.encoding,
+        quality=config.quality,
+        source=source,
+    )
     out = Path(config.out)
-    _claim(out, manifest)
-    missing = [(path, held) for path, held in manifest.shards(out / FOLDER) if not path.exists()]
+    manifest.claim(out, out / FOLDER)
+    missing = manifest.missing(out / FOLDER)
     done = len(frames) - sum(len(held) for _, held in missing)
     write = functools.partial(_write_frames, config.dataset, manifest)
     with progress("packing frames", len(frames), unit="frame", done=done) as advance:
@@ -102,22 +107,6 @@ def pack(config: PackConfig, *, shard_frames: int = SHARD_FRAMES) -> LeRobotData
 def _size(image: UInt8[np.ndarray, "H W 3"], limit: tuple[int, int] | None) -> tuple[int, int]:
     height, width, _ = image.shape
     return (height, width) if limit is None else min((height, width), fitted_size(height, width, limit))
-
-
-def _claim(out: Path, manifest: PackManifest) -> None:
-    """Makes `out` the folder of this packed dataset, or finds that it is already; DatasetError if it holds anything else."""
-    folder = out / FOLDER
-    if (folder / MANIFEST).exists():
-        before = read_pack_manifest(folder)
-        if before != manifest:
-            raise DatasetError(
-                f"{out} holds another packed dataset: expected {manifest}, found {before}; choose another OUT"
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DatasetError(f"{out} is there already and no packed dataset; choose another OUT, or remove it")
-    else:
-        folder.mkdir(parents=True)
-        publish(folder / MANIFEST, lambda path: path.write_text(manifest.to_json(), encoding="utf-8"))
 
 
 def _in_processes(

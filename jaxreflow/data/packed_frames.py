@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,54 +19,25 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from jaxreflow.data.shards import check_counts, open_shards, shard_files
+from jaxreflow.data.manifests import MANIFEST, Manifest
+from jaxreflow.data.shards import open_shards
 from jaxreflow.errors import DatasetError
-from jaxreflow.support.strict_json import parse_json
 
 FOLDER = "frames"
-MANIFEST = "manifest.json"
-FORMAT = 1
 Encoding = Literal["raw", "jpeg"]
 
 
-@dataclasses.dataclass(frozen=True)
-class PackManifest:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackManifest(Manifest):
     """What the shards hold; `cameras` maps each to its height and width, `source` says what was packed."""
 
-    cameras: Mapping[str, tuple[int, int]]
-    frames: int
+    KIND = "packed dataset"
+    PROGRAM = "python -m jaxreflow.data.pack"
+    OUT = "OUT"
+
     encoding: Encoding
     quality: int
-    shard_frames: int
     source: Mapping[str, str]
-
-    def shards(self, folder: Path) -> list[tuple[Path, range]]:
-        """The file of every shard and its frames."""
-        return shard_files(folder, self.frames, self.shard_frames)
-
-    def to_json(self) -> str:
-        """The manifest's file."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
-
-
-def read_pack_manifest(folder: Path) -> PackManifest:
-    """The manifest in `folder`; DatasetError if it is missing, damaged or of another format."""
-    path = folder / MANIFEST
-    try:
-        fields = parse_json(path.read_text(encoding="utf-8"))
-        version = fields.pop("format")
-        if version != FORMAT:
-            raise ValueError(f"format: expected {FORMAT}, found {version}")
-        if fields["encoding"] not in ("raw", "jpeg"):
-            raise ValueError(f"encoding: expected raw or jpeg, found {fields['encoding']!r}")
-        fields["cameras"] = {key: (int(height), int(width)) for key, (height, width) in fields["cameras"].items()}
-        check_counts(fields["frames"], fields["shard_frames"])
-        return PackManifest(**fields)
-    except (OSError, ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
-        raise DatasetError(
-            f"{path}: expected the manifest of packed frames ({type(error).__name__}: {error}); pack the dataset again "
-            "with `python -m jaxreflow.data.pack`"
-        ) from error
 
 
 class PackedFrames:
@@ -75,12 +45,12 @@ class PackedFrames:
 
     def __init__(self, folder: Path) -> None:
         """DatasetError where the manifest cannot be read or a shard is missing."""
-        self.manifest = read_pack_manifest(folder)
+        self.manifest = PackManifest.read(folder)
         shards = self.manifest.shards(folder)
-        missing = [path for path, _ in shards if not path.is_file()]
+        missing = self.manifest.missing(folder)
         if missing:
             raise DatasetError(
-                f"{missing[0]} is missing ({len(missing)} of {len(shards)} shards are); copy it, or run the command that "
+                f"{missing[0][0]} is missing ({len(missing)} of {len(shards)} shards are); copy it, or run the command that "
                 "packed the dataset again: it goes on"
             )
         self._cameras = list(self.manifest.cameras)
