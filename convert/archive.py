@@ -15,7 +15,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from jaxreflow.support.console import Advance, progress
 from jaxreflow.support.new_folder import new_directory, write_json
 from jaxreflow.support.safetensors_file import DTYPES, TensorFile
 from jaxreflow.support.strict_json import parse_json
+from jaxreflow.support.typed_json import from_json
 
 from .orbax import LazyLeaf, TreeReader, save_tree
 
@@ -68,8 +68,7 @@ def from_lerobot(source: str | Path, out: Path, *, revision: str | None = None, 
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
         parameters = {"/".join(entry.path): entry.key for entry in entries}
-        manifest = {"version": VERSION, "sha256": file.sha256, "parameters": parameters}
-        write_json(folder / MANIFEST, manifest)
+        write_json(folder / MANIFEST, dataclasses.asdict(_Manifest(VERSION, file.sha256, parameters)))
     return pickles
 
 
@@ -111,7 +110,7 @@ def to_lerobot(archive: Path, out: Path) -> bool:
             progress("tensors", len(layout.tensors), unit="tensor") as advance,
         ):
             target.write(layout.prefix)
-            for key, tensor in _tensors(archive, manifest["parameters"]):
+            for key, tensor in _tensors(archive, manifest.parameters):
                 stored = layout.place(key, tensor, archive)
                 target.seek(stored.offset)
                 np.ascontiguousarray(tensor.astype(stored.dtype, copy=False)).tofile(target)
@@ -123,19 +122,30 @@ def to_lerobot(archive: Path, out: Path) -> bool:
             os.fsync(target.fileno())
             target.seek(0)
             digest = hashlib.file_digest(target, "sha256").hexdigest()
-    return digest == manifest["sha256"]
+    return digest == manifest.sha256
 
 
-def _read_manifest(archive: Path) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Manifest:
+    """What conversion.json says: the format, the hash of model.safetensors, and LeRobot's key of each parameter."""
+
+    version: int
+    sha256: str
+    parameters: dict[str, str]
+
+
+def _read_manifest(archive: Path) -> _Manifest:
     path = archive / MANIFEST
     try:
-        manifest = parse_json(path.read_text(encoding="utf-8"))
-        if manifest["version"] != VERSION:
-            raise CheckpointError(f"{path}: format {manifest['version']}, expected {VERSION}; use a newer jaxreflow")
-        manifest["parameters"].values(), manifest["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not written by `convert from-lerobot`, or damaged ({error!r})") from error
-    return manifest
+        document = parse_json(path.read_text(encoding="utf-8"))
+        version = document.get("version", VERSION) if isinstance(document, dict) else VERSION
+        if version != VERSION:
+            raise CheckpointError(f"{path}: format {version}, expected {VERSION}; use a newer jaxreflow")
+        return from_json(_Manifest, document)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: not written by `convert from-lerobot`, or damaged ({error}); convert the checkpoint again"
+        ) from error
 
 
 def _tensors(archive: Path, parameters: Mapping[str, str]) -> Iterator[tuple[str, np.ndarray]]:

@@ -86,14 +86,12 @@ class TrainingSource:
         return len(self.frames)
 
     def __getitem__(self, position: int) -> Example:
-        skipped = np.int32(-1)
-        for substitute in self._substitutes(position):
+        for tried, candidate in enumerate((position, *self._substitutes(position))):
             try:
-                return self._example(position) | {"skipped": skipped}
-            except DatasetError:
-                skipped = np.int32(self.frames[position]) if skipped < 0 else skipped
-                position = substitute
-        return self._example(position) | {"skipped": skipped}
+                return self._example(candidate) | {"skipped": np.int32(self.frames[position] if tried else -1)}
+            except DatasetError as error:
+                failure = error
+        raise failure
 
     def _substitutes(self, position: int) -> list[int]:
         """Positions that may take this one's place, the same whenever and wherever it is read."""

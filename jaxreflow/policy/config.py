@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxreflow.errors import ConfigError
@@ -75,60 +75,9 @@ class PolicyConfig:
     carried: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(CARRIED_DEFAULTS))
 
     def __post_init__(self) -> None:
-        def require(ok: bool, message: str) -> None:
-            if not ok:
-                raise ConfigError(f"config.json: {message}")
-
-        for name in (
-            "chunk_size",
-            "n_action_steps",
-            "max_state_dim",
-            "max_action_dim",
-            "tokenizer_max_length",
-            "num_steps",
-        ):
-            require(
-                1 <= getattr(self, name) <= LARGEST,
-                f"`{name}` must be at least 1 and at most {LARGEST}, found {getattr(self, name)}",
-            )
-        require(
-            self.n_action_steps <= self.chunk_size,
-            f"`n_action_steps` ({self.n_action_steps}) must not exceed `chunk_size` ({self.chunk_size})",
-        )
-        require(self.empty_cameras >= 0, f"`empty_cameras` must not be negative, found {self.empty_cameras}")
-        require(
-            0 < self.expert_width_multiplier <= 16,
-            f"`expert_width_multiplier` must be positive and at most 16, found {self.expert_width_multiplier}",
-        )
-        require(
-            self.pad_language_to in ("longest", "max_length"),
-            f'`pad_language_to` must be "longest" or "max_length", found {self.pad_language_to!r}',
-        )
-        require(
-            0 < self.min_period < self.max_period,
-            f"`min_period` ({self.min_period}) must be positive and below `max_period` ({self.max_period})",
-        )
-        for key, mode in self.normalization_mapping.items():
-            require(
-                mode in NORMALIZATION_MODES,
-                f"`normalization_mapping` of {key} must be one of {', '.join(NORMALIZATION_MODES)}, found {mode!r}",
-            )
-        require(
-            not self.carried.get("use_delta_joint_actions_aloha"),
-            "`use_delta_joint_actions_aloha` is true: neither LeRobot nor jaxreflow can honour it; set it to false",
-        )
-        require(
-            not self.carried.get("use_peft"),
-            "`use_peft` is true: the weights are an adapter; merge it into the policy in LeRobot first",
-        )
-        for key, feature in {**self.input_features, **self.output_features}.items():
-            require(bool(feature.shape), f"the shape of `{key}` must be a list of whole numbers, found []")
-        for key, limit in (("observation.state", self.max_state_dim), ("action", self.max_action_dim)):
-            held = {**self.input_features, **self.output_features}.get(key)
-            require(
-                held is None or held.shape[0] <= limit,
-                f"`{key}` has {held and held.shape[0]} dimensions, more than the padded width {limit}",
-            )
+        for holds, rule in _rules(self):
+            if not holds:
+                raise ConfigError(f"config.json: {rule}")
 
     @property
     def visual_keys(self) -> tuple[str, ...]:
@@ -196,3 +145,51 @@ class PolicyConfig:
         for name, value in own.items():
             own[name] = list(value) if isinstance(value, tuple) else value
         return {"type": "smolvla", **own, **self.carried}
+
+
+def _rules(config: PolicyConfig) -> Iterator[tuple[bool, str]]:
+    """What must hold of a config: whether it does, and the rule with what was found; each may rely on those before it."""
+    for name in (
+        "chunk_size",
+        "n_action_steps",
+        "max_state_dim",
+        "max_action_dim",
+        "tokenizer_max_length",
+        "num_steps",
+    ):
+        value = getattr(config, name)
+        yield 1 <= value <= LARGEST, f"`{name}` must be at least 1 and at most {LARGEST}, found {value}"
+    yield (
+        config.n_action_steps <= config.chunk_size,
+        f"`n_action_steps` ({config.n_action_steps}) must not exceed `chunk_size` ({config.chunk_size})",
+    )
+    yield config.empty_cameras >= 0, f"`empty_cameras` must not be negative, found {config.empty_cameras}"
+    yield (
+        0 < config.expert_width_multiplier <= 16,
+        f"`expert_width_multiplier` must be positive and at most 16, found {config.expert_width_multiplier}",
+    )
+    yield (
+        config.pad_language_to in ("longest", "max_length"),
+        f'`pad_language_to` must be "longest" or "max_length", found {config.pad_language_to!r}',
+    )
+    yield (
+        0 < config.min_period < config.max_period,
+        f"`min_period` ({config.min_period}) must be positive and below `max_period` ({config.max_period})",
+    )
+    for kind, mode in config.normalization_mapping.items():
+        modes = ", ".join(NORMALIZATION_MODES)
+        yield mode in NORMALIZATION_MODES, f"`normalization_mapping` of {kind} must be one of {modes}, found {mode!r}"
+    yield (
+        not config.carried.get("use_delta_joint_actions_aloha"),
+        "`use_delta_joint_actions_aloha` is true: neither LeRobot nor jaxreflow can honour it; set it to false",
+    )
+    yield (
+        not config.carried.get("use_peft"),
+        "`use_peft` is true: the weights are an adapter; merge it into the policy in LeRobot first",
+    )
+    features = {**config.input_features, **config.output_features}
+    for key, feature in features.items():
+        yield len(feature.shape) > 0, f"the shape of `{key}` must be a list of whole numbers, found an empty one"
+    for key, limit in (("observation.state", config.max_state_dim), ("action", config.max_action_dim)):
+        size = features[key].shape[0] if key in features else 0
+        yield size <= limit, f"`{key}` has {size} dimensions, more than the padded width {limit}"

@@ -25,9 +25,8 @@ STATISTICS: Mapping[str, tuple[str, ...]] = {
 }
 
 STATS_FROM_HINT = (
-    "choose `--stats-from dataset` (the dataset's own statistics) or `--stats-from FILE` (a stats.json, or a "
-    "safetensors file "
-    "with keys like `action.mean`)"
+    "choose `--stats-from dataset` (the dataset's own statistics) or `--stats-from FILE` "
+    "(a stats.json, or a safetensors file with keys like `action.mean`)"
 )
 
 
@@ -102,15 +101,16 @@ def check_normalizer(normalizer: Normalizer, policy: PolicyConfig, keys: Sequenc
     undeclared = [key for key in keys if key not in features]
     if undeclared:
         raise ProcessorError(
-            f"{where}: {_names(undeclared)} is to be normalised, but config.json has no such feature; it has {_names(features)}"
+            f"{where}: {_names(undeclared)} is to be normalised, but config.json has no such feature; "
+            f"it has {_names(features)}"
         )
     unlisted = [key for key in keys if key != ACTION and key not in normalizer.features]
     unlisted = [key for key in unlisted if normalizer.norm_map.get(features[key].type, "IDENTITY") != "IDENTITY"]
     if unlisted:
         raise ProcessorError(
-            f"{where}: the normaliser does not list {_names(unlisted)}, inputs of the policy in config.json; it lists "
-            f"{_names(normalizer.features)}, so these inputs would reach the policy in the wrong units: add them to "
-            "its `features`"
+            f"{where}: the normaliser does not list {_names(unlisted)}, inputs of the policy in config.json; "
+            f"it lists {_names(normalizer.features)}, so these inputs would reach the policy in the wrong units: "
+            "add them to its `features`"
         )
     needed = [key for key in keys if normalizer.mode(key) != "IDENTITY"]
     missing = [key for key in needed if key not in normalizer.stats]
@@ -118,8 +118,7 @@ def check_normalizer(normalizer: Normalizer, policy: PolicyConfig, keys: Sequenc
         share = "no feature that needs them" if len(missing) == len(needed) else "not every feature that needs them"
         raise ProcessorError(
             f"{where}: the statistics match {share}: expected {_names(missing)}, found {_names(normalizer.stats)}; "
-            "without them "
-            f"the robot would move in the wrong units: {STATS_FROM_HINT}"
+            f"without them the robot would move in the wrong units: {STATS_FROM_HINT}"
         )
     for key in needed:
         _check_feature(normalizer, key, features[key], where)
@@ -130,32 +129,29 @@ def _check_feature(normalizer: Normalizer, key: str, feature: Feature, where: st
     absent = [name for name in STATISTICS[mode] if name not in stats]
     if absent:
         raise ProcessorError(
-            f"{where}: `{key}` is normalised by {mode}, which needs {_names(absent)}; found {_names(stats)}: "
-            f"{STATS_FROM_HINT}"
+            f"{where}: `{key}` is normalised by {mode}, which needs {_names(absent)}; "
+            f"found {_names(stats)}: {STATS_FROM_HINT}"
         )
     size = feature.shape[0]
     for name in STATISTICS[mode]:
         if stats[name].shape != (size,):
             raise ProcessorError(
-                f"{where}: `{key}.{name}` must have shape [{size}], as the feature in config.json, found "
-                f"{list(stats[name].shape)}: "
-                f"{STATS_FROM_HINT}"
+                f"{where}: `{key}.{name}` must have shape [{size}], as the feature in config.json, "
+                f"found {list(stats[name].shape)}: {STATS_FROM_HINT}"
             )
         if not np.all(np.isfinite(stats[name])):
             raise ProcessorError(
                 f"{where}: `{key}.{name}` is not finite in dimension(s) {_dimensions(~np.isfinite(stats[name]))} "
-                "(statistics that "
-                f"were never filled in): {STATS_FROM_HINT}"
+                f"(statistics that were never filled in): {STATS_FROM_HINT}"
             )
     first, second = (stats[name] for name in STATISTICS[mode])
     width, what = (second, "std") if mode == "MEAN_STD" else (second - first, " - ".join(reversed(STATISTICS[mode])))
     if np.any(width <= 0):
         raise ProcessorError(
-            f"{where}: `{key}`: {what} must be positive, found {'zero' if np.all(width >= 0) else 'zero or less'} in "
-            "dimension(s) "
-            f"{_dimensions(width <= 0)}; a constant dimension cannot be normalised: give it a scale (std 1, say) in a "
-            "file for "
-            "`--stats-from FILE`, or take `--stats-from dataset` if it moves there"
+            f"{where}: `{key}`: {what} must be positive, found {'zero' if np.all(width >= 0) else 'zero or less'} "
+            f"in dimension(s) {_dimensions(width <= 0)}; a constant dimension cannot be normalised: "
+            "give it a scale (std 1, say) in a file for `--stats-from FILE`, "
+            "or take `--stats-from dataset` if it moves there"
         )
 
 

@@ -236,16 +236,15 @@ def _by_name(name: str, files: Files, known: tuple[str, ...], needed: tuple[str,
         registered = step.get("registry_name")
         if registered not in known:
             raise ProcessorError(
-                f"{name}: step {index} is {registered or step.get('class')!r}, which jaxreflow cannot run; it knows "
-                f"{', '.join(known)}"
+                f"{name}: step {index} is {registered or step.get('class')!r}, which jaxreflow cannot run; "
+                f"it knows {', '.join(known)}"
             )
         if registered in found and registered not in NEUTRAL:
             raise ProcessorError(f"{name}: step {registered!r} occurs twice, expected once")
         if (step.get("config") or {}).get("float_dtype") not in (None, "float32"):
             raise ProcessorError(
-                f"{name}: {registered!r} casts to {step['config']['float_dtype']!r}; observations are processed in "
-                "float32: set "
-                "`float_dtype` to null"
+                f"{name}: {registered!r} casts to {step['config']['float_dtype']!r}; "
+                "observations are processed in float32: set `float_dtype` to null"
             )
         found[registered] = step
     missing = [step for step in needed if step not in found]

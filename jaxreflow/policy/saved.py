@@ -21,17 +21,11 @@ from jaxreflow.policy.observation import Transforms
 from jaxreflow.policy.processors import Processors, create_processors, parse_processors, read_processor_files
 from jaxreflow.policy.statistics import BUFFER_PREFIXES, read_stats, rename_stats, stats_in_weights, to_float32
 from jaxreflow.policy.vlm import VLM_FOLDER, VLMFiles, has_weights, load_tokenizer, load_vlm
-from jaxreflow.policy.weights import check_tensors, read_params, write_params
+from jaxreflow.policy.weights import check_tensors, read_checked_params, write_params
 from jaxreflow.support.hub import HUB_NAME, HubError, download
 from jaxreflow.support.new_folder import new_directory, write_json
 from jaxreflow.support.safetensors_file import TensorFile
-from jaxreflow.support.storage import (
-    AnyPath,
-    as_path,
-    is_remote,
-    list_files,
-    local_copy,
-)
+from jaxreflow.support.storage import AnyPath, as_path, is_remote, list_files, local_copy
 from jaxreflow.support.strict_json import parse_json
 
 CONFIG, WEIGHTS, TRAIN_CONFIG = "config.json", "model.safetensors", "train_config.json"
@@ -53,7 +47,7 @@ class SavedPolicy:
 
     def load_params(self) -> Params:
         """The network's parameters in float32, on the host."""
-        return read_params(self.tensors, self.config)
+        return read_checked_params(self.tensors, self.config)
 
     def load_transforms(self) -> Transforms:
         """Pre- and postprocessing with the policy's tokenizer."""
@@ -123,8 +117,8 @@ def find_saved_policy(path: str | Path, revision: str | None = None) -> Path:
         return download(name, revision=revision, allow_patterns=HUB_FILES)
     except HubError as error:
         raise CheckpointError(
-            f"{name}: no such folder, and the hub repository cannot be read ({error}); check the name and the revision, or "
-            "give a local folder"
+            f"{name}: no such folder, and the hub repository cannot be read ({error}); "
+            "check the name and the revision, or give a local folder"
         ) from error
 
 
@@ -192,9 +186,8 @@ def _chosen_stats(
         return rename_stats(read_stats(Path(stats_from)), rename_map)
     if not dataset_stats:
         raise ProcessorError(
-            "--stats-from dataset: there is no dataset here, or it has no statistics; give a FILE instead, such as the "
-            "dataset's "
-            "meta/stats.json"
+            "--stats-from dataset: there is no dataset here, or it has no statistics; "
+            "give a FILE instead, such as the dataset's meta/stats.json"
         )
     return rename_stats(to_float32(dataset_stats), rename_map)
 
@@ -211,10 +204,9 @@ def _fallback_stats(
     if buffers:
         if policy.adapt_to_pi_aloha:
             warnings.warn(
-                f"{directory}: `adapt_to_pi_aloha` with the statistics of a checkpoint from before LeRobot 0.4: that "
-                "version adapted "
-                "the state before normalising it, later ones (and jaxreflow) after; compare the actions before "
-                "trusting them",
+                f"{directory}: `adapt_to_pi_aloha` with the statistics of a checkpoint from before LeRobot 0.4: "
+                "that version adapted the state before normalising it, later ones (and jaxreflow) after; "
+                "compare the actions before trusting them",
                 stacklevel=2,
             )
         return stats_in_weights(buffers, {**policy.input_features, **policy.output_features})
@@ -223,9 +215,8 @@ def _fallback_stats(
     if set(policy.normalization_mapping.values()) <= {"IDENTITY"}:
         return {}
     raise ProcessorError(
-        f"{directory}: neither processor files (policy_preprocessor.json) nor normalize_* buffers in {WEIGHTS} hold "
-        "statistics: "
-        f"{STATS_FROM_HINT}"
+        f"{directory}: neither processor files (policy_preprocessor.json) nor normalize_* buffers in {WEIGHTS} "
+        f"hold statistics: {STATS_FROM_HINT}"
     )
 
 

@@ -20,11 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxreflow.errors import CheckpointError
 from jaxreflow.model.config import ModelConfig
-from jaxreflow.model.params import (
-    PROJECTIONS,
-    ParamPath,
-    param_shapes,
-)
+from jaxreflow.model.params import PROJECTIONS, ParamPath, param_shapes
 from jaxreflow.model.types import Params
 from jaxreflow.policy.statistics import BUFFER_PREFIXES
 from jaxreflow.support.console import progress
@@ -172,6 +168,11 @@ def read_params(file: TensorFile, config: ModelConfig) -> Params:
         CheckpointError: keys or shapes do not fit the config.
     """
     check_tensors(file, config)
+    return read_checked_params(file, config)
+
+
+def read_checked_params(file: TensorFile, config: ModelConfig) -> Params:
+    """The same of a file that passed `check_tensors`."""
     flat: dict[ParamPath, np.ndarray] = {}
     for entry in parameter_table(config):
         leaf = entry.from_torch(file.read(entry.key))
