@@ -182,6 +182,7 @@ def test_of_another_programs_policy_the_card_claims_nothing():
 def test_it_is_run_in_lerobot_with_the_steps_that_it_was_made_for():
     _, text = split(model_card(SOURCE))
     assert "lerobot-eval --policy.path=me/student --policy.num_steps=1 --policy.n_action_steps=50" in text
+    assert "lerobot-rollout --strategy.type=base --policy.path=me/student --policy.num_steps=1 --robot.type=" in text
     assert 'SmolVLAPolicy.from_pretrained("me/student")\npreprocess' in text
     _, own = split(model_card(dataclasses.replace(SOURCE, own_vlm=True)))
     assert 'config.vlm_model_name = f"{path}/vlm"' in own

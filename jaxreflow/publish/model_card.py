@@ -119,8 +119,10 @@ many actions of a chunk are executed before it looks again. Flags override both$
 
 ```
 lerobot-eval --policy.path=$path --policy.num_steps=$num_steps --policy.n_action_steps=$n_action_steps --env.type=... --env.task=...
-lerobot-record --policy.path=$path --policy.num_steps=$num_steps --robot.type=... --dataset.repo_id=USER/eval_NAME ...
+lerobot-rollout --strategy.type=base --policy.path=$path --policy.num_steps=$num_steps --robot.type=... --task=...
 ```
+
+Before LeRobot 0.6.0, `lerobot-record` runs policies on a robot instead, with the same `--policy` flags.
 
 ## Run it in jaxreflow
 
