@@ -1,6 +1,6 @@
 """The parity table: bounds by quantity, what was measured, and its rendering.
 
-python -m tests.parity.report        prints build/parity.json as a markdown table
+python -m tests.parity.report        prints build/parity.json as markdown, the first table for docs/parity.md
 """
 
 import dataclasses
