@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jaxreflow.data.dataset_stats import aggregate_stats
 from jaxreflow.data.lerobot import LeRobotDataset, holdout_split, load_dataset
-from jaxreflow.data.metadata import aggregate_stats
 from jaxreflow.data.video import FrameReaders, VideoReader
 from jaxreflow.errors import ConfigError, DatasetError
 from tests.lerobot_fixtures import (

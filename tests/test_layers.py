@@ -14,8 +14,8 @@ BELOW_RUN = {"errors", "flow", "support", "model", "policy", "data", "training"}
 LIGHT = {
     f"data.{module}"
     for module in (
-        *("metadata", "columns", "lerobot", "video", "video_writer", "writer", "shards", "manifests"),
-        *("packed_frames", "feature_cache"),
+        *("meta_files", "file_layout", "dataset_stats", "metadata", "episodes", "columns", "lerobot"),
+        *("video", "video_writer", "writer", "shards", "manifests", "packed_frames", "feature_cache"),
     )
 }
 ALLOWED: dict[str, set[str]] = {

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from jaxreflow.data.metadata import Episode, Metadata, read_parquet
+from jaxreflow.data.meta_files import read_parquet
+from jaxreflow.data.metadata import Episode, Metadata
 from jaxreflow.errors import DatasetError
 
 # Kinds of dtype: integers alone, and with booleans and floats.

@@ -6,7 +6,6 @@ Frames are named by their global index, the one that the whole dataset counts, w
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
 
 from jaxreflow.data.columns import read_columns
-from jaxreflow.data.metadata import Episode, FeatureSpec, Metadata, Stats, read_metadata
+from jaxreflow.data.dataset_stats import Stats
+from jaxreflow.data.episodes import INDEX_COLUMNS, check_episodes, pick_episodes
+from jaxreflow.data.metadata import FeatureSpec, Metadata, read_metadata
 from jaxreflow.data.packed_frames import FOLDER, PackedFrames
 from jaxreflow.data.video import FrameReaders
 from jaxreflow.errors import ConfigError, DatasetError
@@ -27,7 +28,6 @@ from jaxreflow.support.storage import is_remote, local_copy
 # LeRobot's own tolerance between a frame's timestamp and the time at which the video shows it.
 TOLERANCE_S = 1e-4
 _log = logging.getLogger(__name__)
-_INDEX_COLUMNS = ("frame_index", "timestamp", "task_index")
 
 
 class LeRobotDataset:
@@ -36,15 +36,15 @@ class LeRobotDataset:
     def __init__(self, metadata: Metadata, episodes: Sequence[int] | None = None) -> None:
         self.metadata = metadata
         self.root = metadata.root
-        self.episodes = metadata.episodes if episodes is None else _pick(metadata.episodes, episodes, self.root)
+        self.episodes = metadata.episodes if episodes is None else pick_episodes(metadata.episodes, episodes, self.root)
         self._lengths = np.array([episode.length for episode in self.episodes], np.int64)
         self._firsts = np.array([episode.first for episode in self.episodes], np.int64)
         self._starts = np.cumsum(self._lengths) - self._lengths
         self._cache: dict[str, np.ndarray] = {}
         self._readers = FrameReaders()
         self._packed = PackedFrames(self.root / FOLDER) if (self.root / FOLDER).is_dir() else None
-        self._check()
-        names = [*_INDEX_COLUMNS, *(key for key in (STATE, ACTION) if key in self.features)]
+        check_episodes(metadata, self.episodes, with_videos=self._packed is None)
+        names = [*INDEX_COLUMNS, *(key for key in (STATE, ACTION) if key in self.features)]
         self._columns, self._file_rows = read_columns(metadata, self.episodes, names)
         unknown = set(np.unique(self._columns["task_index"])) - set(metadata.tasks)
         if unknown:
@@ -98,7 +98,7 @@ class LeRobotDataset:
 
     def frame_indices(self, episodes: Sequence[int] | None = None) -> Int[np.ndarray, " n"]:
         """Global indices of all frames of these episodes (original episode indices), or of all selected ones."""
-        chosen = self.episodes if episodes is None else _pick(self.episodes, episodes, self.root)
+        chosen = self.episodes if episodes is None else pick_episodes(self.episodes, episodes, self.root)
         return np.concatenate([np.arange(episode.first, episode.last + 1) for episode in chosen])
 
     def rows(self, frames: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -215,31 +215,6 @@ class LeRobotDataset:
         stored = float(self.column("timestamp")[row, 0])
         return exact if abs(stored - exact) <= TOLERANCE_S + exact * float(np.finfo(np.float32).eps) else stored
 
-    def _check(self) -> None:
-        if (self._lengths < 1).any() or (np.diff(self._firsts) < self._lengths[:-1]).any():
-            raise DatasetError(f"{self.root}/meta/episodes*: episodes are empty or overlap; download it again")
-        absent = [key for key in ("episode_index", *_INDEX_COLUMNS) if key not in self.features]
-        if absent:
-            raise DatasetError(f"{self.root}: meta/info.json lacks the feature {absent[0]!r} of every LeRobotDataset")
-        wrong = [key for key in ("episode_index", *_INDEX_COLUMNS) if self.features[key].shape != (1,)]
-        if wrong:
-            raise DatasetError(
-                f"{self.root}/meta/info.json: the shape of {wrong[0]!r} must be [1], found {list(self.features[wrong[0]].shape)}"
-            )
-        needed: dict[str, int] = {}
-        for episode in self.episodes:
-            videos = () if self._packed is not None else (video for video, _ in episode.videos.values())
-            for file in (episode.data_file, *videos):
-                needed.setdefault(file, episode.index)
-        # Not pathlib's, which raises where a name is longer than the system allows.
-        missing = [file for file in needed if not os.path.isfile(self.root / file)]  # noqa: PTH113
-        if missing:
-            raise DatasetError(
-                f"{self.root / missing[0]} is missing, episode {needed[missing[0]]} needs it by meta/info.json "
-                f"({len(missing)} of {len(needed)} files are missing); copy or download it, "
-                "or leave its episodes out with --dataset.episodes"
-            )
-
 
 def load_dataset(
     root: Path | str | None = None,
@@ -267,7 +242,7 @@ def _local(root: Path | str, episodes: Sequence[int] | None) -> Path:
     if not is_remote(root):
         return folder
     available = read_metadata(folder).episodes
-    chosen = available if episodes is None else _pick(available, episodes, folder)
+    chosen = available if episodes is None else pick_episodes(available, episodes, folder)
     needed = {
         file for episode in chosen for file in (episode.data_file, *(video for video, _ in episode.videos.values()))
     }
@@ -298,14 +273,3 @@ def holdout_split(dataset: LeRobotDataset, fraction: float, seed: int) -> tuple[
         )
     train = tuple(episode.index for episode in dataset.episodes if episode.index not in held)
     return train, tuple(sorted(held))
-
-
-def _pick(available: Sequence[Episode], wanted: Sequence[int], root: Path) -> tuple[Episode, ...]:
-    by_index = {episode.index: episode for episode in available}
-    unknown = sorted(set(wanted) - set(by_index))
-    if unknown or not len(wanted):
-        raise DatasetError(
-            f"{root}: episodes {unknown or 'none'} asked for, expected some of the {len(by_index)} "
-            f"from {min(by_index)} to {max(by_index)}"
-        )
-    return tuple(by_index[index] for index in sorted(set(wanted)))

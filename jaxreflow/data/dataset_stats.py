@@ -1,0 +1,38 @@
+"""A dataset's statistics by feature and name, and those of several parts together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Stats = dict[str, dict[str, np.ndarray]]
+
+
+def stats_arrays(stats: dict[str, dict[str, Any]]) -> Stats:
+    """The statistics of a JSON document as float64 arrays of at least one axis."""
+    return {
+        key: {name: np.atleast_1d(np.asarray(value, np.float64)) for name, value in group.items()}
+        for key, group in stats.items()
+    }
+
+
+def aggregate_stats(parts: Sequence[Stats]) -> Stats:
+    """Statistics of a union of disjoint parts: min, max, count, exact mean and std, by the law of total variance."""
+    result: Stats = {}
+    for key in dict.fromkeys(key for part in parts for key in part):
+        groups = [part[key] for part in parts if key in part]
+        values = {name: np.stack([group[name] for group in groups]) for name in ("min", "max", "mean", "std", "count")}
+        count = values["count"].sum(axis=0)
+        weight = values["count"].reshape(len(groups), *[1] * (values["mean"].ndim - 1)) / count.sum()
+        mean = (weight * values["mean"]).sum(axis=0)
+        variance = (weight * (values["std"] ** 2 + (values["mean"] - mean) ** 2)).sum(axis=0)
+        result[key] = {
+            "min": values["min"].min(axis=0),
+            "max": values["max"].max(axis=0),
+            "mean": mean,
+            "std": np.sqrt(variance),
+            "count": count,
+        }
+    return result
