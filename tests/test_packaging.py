@@ -49,6 +49,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert {name.split("/")[0] for name in names} == {"jaxreflow", entry_points.split("/")[0]}
     for name in ("train.py", "configs/finetune.py", "configs/reflow.py", "convert/__main__.py"):
         assert f"jaxreflow/cli/{name}" in names
+    for name in (
+        "evaluate/report/page.html",
+        "evaluate/report/page.css",
+        "publish/card_usage.md",
+        "publish/card_load.txt",
+    ):
+        assert f"jaxreflow/{name}" in names
     assert not [name for name in names if "tests" in name or name.endswith((".safetensors", ".mp4", ".pyc"))]
     assert "jaxreflow-train = jaxreflow.cli.train:main" in scripts
     assert "jaxreflow-convert = jaxreflow.cli.convert.__main__:main" in scripts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from string import Template
 from typing import TYPE_CHECKING
 
@@ -107,65 +108,27 @@ def _introduction(source: CardSource) -> str:
     return f"{acts}. {form}"
 
 
-_LEROBOT = Template("""## Run it in LeRobot
-
-```python
-$load
-action = postprocess(policy.select_action(preprocess(observation)))
-```
-
-`num_steps` in `config.json`, $num_steps here, is how many Euler steps it takes, and `n_action_steps`, $n_action_steps here, how
-many actions of a chunk are executed before it looks again. Flags override both$edit:
-
-```
-lerobot-eval --policy.path=$path --policy.num_steps=$num_steps --policy.n_action_steps=$n_action_steps --env.type=... --env.task=...
-lerobot-rollout --strategy.type=base --policy.path=$path --policy.num_steps=$num_steps --robot.type=... --task=...
-```
-
-Before LeRobot 0.6.0, `lerobot-record` runs policies on a robot instead, with the same `--policy` flags.
-
-## Run it in jaxreflow
-
-```python
-from jaxreflow import SmolVLAPolicy
-
-policy = SmolVLAPolicy.from_pretrained("$repo")
-action = policy.select_action(observation)
-```""")
-_LOAD = Template("""from lerobot.policies.factory import make_pre_post_processors
-from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-
-policy = SmolVLAPolicy.from_pretrained("$repo")
-preprocess, postprocess = make_pre_post_processors(policy.config, pretrained_path="$repo")""")
-_LOAD_WITH_VLM = Template("""from huggingface_hub import snapshot_download
-from lerobot.configs.policies import PreTrainedConfig
-from lerobot.policies.factory import make_pre_post_processors
-from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-
-path = snapshot_download("$repo")
-config = PreTrainedConfig.from_pretrained(path)
-config.vlm_model_name = f"{path}/vlm"  # the VLM's config and tokenizer come with the policy
-policy = SmolVLAPolicy.from_pretrained(path, config=config)
-preprocess, postprocess = make_pre_post_processors(
-    config,
-    pretrained_path=path,
-    preprocessor_overrides={"tokenizer_processor": {"tokenizer_name": config.vlm_model_name}},
-)""")
-
 # LeRobot's commands have no flag for the place of the tokenizer.
 _EDIT = """. DIR is a download in
 whose `config.json` and `policy_preprocessor.json` `vlm_model_name` and `tokenizer_name` are the path of its `vlm` folder"""
 
 
 def _usage(source: CardSource) -> str:
-    return _LEROBOT.substitute(
-        load=(_LOAD_WITH_VLM if source.own_vlm else _LOAD).substitute(repo=source.repo),
+    return _filled(
+        "card_usage.md",
+        load=_filled("card_load_with_vlm.txt" if source.own_vlm else "card_load.txt", repo=source.repo),
         path="DIR" if source.own_vlm else source.repo,
         edit=_EDIT if source.own_vlm else "",
         repo=source.repo,
         num_steps=source.policy.num_steps,
         n_action_steps=source.policy.n_action_steps,
     )
+
+
+def _filled(name: str, **values: object) -> str:
+    """The text of a template beside this module."""
+    template = Template((resources.files(__package__) / name).read_text(encoding="utf-8"))
+    return template.substitute(values).rstrip("\n")
 
 
 def _origin(source: CardSource) -> str:
