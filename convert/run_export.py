@@ -136,8 +136,8 @@ def _open_state(path: Path, name: str, saved: SavedPolicy, lora: LoraConfig) -> 
     foreign = [leaf for leaf, shape in reader.shapes.items() if shapes.get(leaf) != shape]
     if lora.rank and not foreign and len(reader.shapes) < len(shapes):
         raise CheckpointError(
-            f"{path}: expected {len(shapes)} adapters, as the run's `lora` settings name, found {len(reader.shapes)}; "
-            "copy the run again"
+            f"{path}: expected {len(shapes)} adapters, as the run's `lora` settings name, "
+            f"found {len(reader.shapes)}; copy the run again"
         )
     if foreign:
         lines = "\n  ".join(

@@ -44,8 +44,8 @@ class PolicyClient:
                 self._open = opened.pop_all()
         except (OSError, WebSocketException) as error:
             raise ServeError(
-                f"{self._address}: no policy server answers ({error}); start one with `python -m jaxreflow.serve`, which listens "
-                "when its policy is compiled"
+                f"{self._address}: no policy server answers ({error}); "
+                "start one with `python -m jaxreflow.serve`, which listens when its policy is compiled"
             ) from error
         self.timing: dict[str, float] = {}
         self._queue: deque[np.ndarray] = deque()

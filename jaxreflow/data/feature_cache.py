@@ -64,8 +64,8 @@ class FeatureCache:
         if missing:
             done = len(manifest.shards(self.root)) - len(missing)
             raise DatasetError(
-                f"{self.root} is unfinished: expected {done + len(missing)} shards, found {done} (the first one missing "
-                f"is {missing[0][0].name})"
+                f"{self.root} is unfinished: expected {done + len(missing)} shards, found {done} "
+                f"(the first one missing is {missing[0][0].name})"
             )
         self._records = open_shards(manifest.shards(self.root))
 

@@ -59,7 +59,8 @@ def _vision_entries(saved: SavedPolicy) -> list[Entry]:
     return [entry for entry in parameter_table(saved.config) if entry.path[0] in VISION_PARAMS]
 
 
-def _vision_params(saved: SavedPolicy) -> Params:
+def vision_params(saved: SavedPolicy) -> Params:
+    """The parameters of vision tower and connector in float32."""
     read = saved.tensors.read
     return unflatten_dict(
         {e.path: np.ascontiguousarray(e.from_torch(read(e.key)), np.float32) for e in _vision_entries(saved)}
@@ -118,8 +119,8 @@ def open_features(
     changed = differences(feature_parts(saved, dataset), manifest.parts)
     if changed:
         raise DatasetError(
-            f"--dataset.features {root}: made for something else: {'; '.join(changed)}; {advice('ANOTHER_FOLDER')} and "
-            "give that"
+            f"--dataset.features {root}: made for something else: {'; '.join(changed)}; "
+            f"{advice('ANOTHER_FOLDER')} and give that"
         )
     try:
         return FeatureCache(folder, manifest)

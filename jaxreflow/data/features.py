@@ -26,11 +26,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxreflow.data.feature_cache import SHARD_FRAMES, FeatureCache, FeatureManifest
-from jaxreflow.data.feature_match import (
-    _vision_params,
-    camera_map,
-    feature_parts,
-)
+from jaxreflow.data.feature_match import camera_map, feature_parts, vision_params
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.shards import write_shard
 from jaxreflow.errors import ConfigError, DatasetError
@@ -102,7 +98,7 @@ def compute_features(config: FeaturesConfig, *, shard_frames: int = SHARD_FRAMES
     )
     transforms = saved.load_transforms()
     cameras = camera_map(saved, dataset)
-    params = replicate(stored_in_compute_dtype(_vision_params(saved), saved.config), mesh)
+    params = replicate(stored_in_compute_dtype(vision_params(saved), saved.config), mesh)
 
     def batch(chosen: Sequence[int]) -> Images:
         return _images(dataset, transforms, cameras, chosen, config.batch_size)

@@ -64,8 +64,8 @@ class Manifest:
                 raise ValueError("; ".join(wrong))
         except (OSError, ValueError, TypeError) as error:
             raise DatasetError(
-                f"{path}: expected the manifest of a {cls.KIND} ({type(error).__name__}: {error}); check the path, or make "
-                f"it with `{cls.PROGRAM}`"
+                f"{path}: expected the manifest of a {cls.KIND} ({type(error).__name__}: {error}); "
+                f"check the path, or make it with `{cls.PROGRAM}`"
             ) from error
         return manifest
 

@@ -100,7 +100,7 @@ def check_features(dataset: LeRobotDataset, policy: PolicyConfig, rename_map: Ma
             )
         if feature.shape != (dim,):
             raise DatasetError(
-                f"{dataset.root}/meta/info.json: {name!r} has shape {list(feature.shape)}, the policy's {key!r} has "
-                f"[{dim}] in its config.json: "
+                f"{dataset.root}/meta/info.json: {name!r} has shape {list(feature.shape)}, "
+                f"the policy's {key!r} has [{dim}] in its config.json: "
                 "the policy was made for another robot or another action space"
             )

@@ -144,8 +144,8 @@ class DatasetWriter:
         lengths = {len(value) for value in (*vectors.values(), *images.values())}
         if found != expected or len(lengths) != 1 or 0 in lengths:
             raise DatasetError(
-                f"episode {len(self._episodes)}: expected {expected} with equally many frames, at least one; found "
-                f"{found} with {sorted(lengths)}"
+                f"episode {len(self._episodes)}: expected {expected} with equally many frames, at least one; "
+                f"found {found} with {sorted(lengths)}"
             )
         return lengths.pop()
 

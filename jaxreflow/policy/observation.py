@@ -175,14 +175,14 @@ def _image(key: str, value: Any) -> np.ndarray:
         raise ProcessorError(f"`{key}`: expected uint8 or float, found {image.dtype}")
     if image.shape[1] != 3:
         raise ProcessorError(
-            f"`{key}`: a float image must be [3, height, width], found {list(image.shape[1:])}; uint8 images are "
-            "channels last"
+            f"`{key}`: a float image must be [3, height, width], found {list(image.shape[1:])}; "
+            "uint8 images are channels last"
         )
     low, high = float(image.min()), float(image.max())
     if not (low >= 0.0 and high <= 1.0):
         raise ProcessorError(
-            f"`{key}`: a float image must lie in [0, 1], found [{low:g}, {high:g}]; divide by 255, or give it as uint8 "
-            "[height, width, 3]"
+            f"`{key}`: a float image must lie in [0, 1], found [{low:g}, {high:g}]; "
+            "divide by 255, or give it as uint8 [height, width, 3]"
         )
     return np.ascontiguousarray(np.moveaxis(image.astype(np.float32), 1, -1))
 
@@ -195,9 +195,8 @@ def _state(observation: Mapping[str, Any], policy: PolicyConfig) -> np.ndarray:
         raise ProcessorError(f"`{STATE}`: expected numbers, found {state.dtype}")
     if state.ndim not in (1, 2, 3) or state.shape[-1] != policy.state_dim or 0 in state.shape[:-1]:
         raise ProcessorError(
-            f"`{STATE}`: expected [{policy.state_dim}] or [batch, {policy.state_dim}], found {list(state.shape)}: the "
-            "policy was made "
-            "for another robot or another state"
+            f"`{STATE}`: expected [{policy.state_dim}] or [batch, {policy.state_dim}], found {list(state.shape)}: "
+            "the policy was made for another robot or another state"
         )
     state = state[:, -1] if state.ndim == 3 else state[None] if state.ndim == 1 else state
     if not np.all(np.isfinite(state)):

@@ -146,8 +146,8 @@ class SmolVLAPolicy:
             noise = flow.sample_noise(self._next_key() if key is None else key, shape)
         if np.shape(noise) != shape:
             raise ProcessorError(
-                f"`noise`: expected shape {list(shape)} (batch, chunk, padded action dims), found "
-                f"{list(np.shape(noise))}"
+                f"`noise`: expected shape {list(shape)} (batch, chunk, padded action dims), "
+                f"found {list(np.shape(noise))}"
             )
         one_noise = jnp.asarray(noise, jnp.float32)[:, None]
         leaves, structure = jax.tree.flatten(prepared)

@@ -70,8 +70,8 @@ def _parse_json(data: bytes, where: str) -> Stats:
         return to_float32(parse_json(data))
     except (ValueError, TypeError, AttributeError) as error:
         raise ProcessorError(
-            f"{where}: expected a JSON object feature -> statistic -> numbers, as in a dataset's meta/stats.json "
-            f"({error})"
+            f"{where}: expected a JSON object feature -> statistic -> numbers, "
+            f"as in a dataset's meta/stats.json ({error})"
         ) from error
 
 

@@ -156,9 +156,8 @@ class Places:
                 problem = f"it has no such file at {folder}"
         raise CheckpointError(
             f"{what} was not found: looked in {tried}, then for {name!r} in the local hub cache and on the hub "
-            f"({problem}); "
-            "give a local folder with the VLM's config and tokenizer by `vlm=` or `--vlm DIR`, or put it into the "
-            "checkpoint as `vlm/`"
+            f"({problem}); give a local folder with the VLM's config and tokenizer by `vlm=` or `--vlm DIR`, "
+            "or put it into the checkpoint as `vlm/`"
         )
 
 

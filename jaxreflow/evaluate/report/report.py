@@ -67,6 +67,6 @@ def read_report(path: Path) -> Report:
         return from_json(Report, parse_json(path.read_text(encoding="utf-8")), floats="null is nan")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"{path}: expected a report of `python -m jaxreflow.evaluate`, found another file ({error}); write it anew with "
-            "that command, or remove it"
+            f"{path}: expected a report of `python -m jaxreflow.evaluate`, found another file ({error}); "
+            "write it anew with that command, or remove it"
         ) from error
