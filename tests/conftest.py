@@ -19,10 +19,13 @@ install_import_hook("jaxreflow", "beartype.beartype")
 
 # The files that take longest come first, so that parallel workers end together (`--no-loadscope-reorder` keeps this order).
 LONGEST = (
-    "test_processes",
     "test_topology",
+    "test_processes",
     "test_train_cli",
+    "test_features",
     "test_training",
+    "test_model",
+    "test_evaluate_cli",
     "test_lora",
     "test_dry_run",
 )

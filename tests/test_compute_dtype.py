@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.traverse_util import flatten_dict
 
 from jaxreflow.model import memorise, observe, velocity
@@ -31,6 +32,7 @@ def outputs(params: Params, observation: Observation, config: ModelConfig) -> li
     return [np.asarray(leaf) for leaf in jax.tree.leaves(compiled(params, observation))]
 
 
+@pytest.mark.slow
 def test_outputs_are_equal_to_the_bit() -> None:
     config, params = tiny_model(tiny_policy(add_image_special_tokens=True), dtype="bfloat16")
     stored = stored_in_compute_dtype(params, config)

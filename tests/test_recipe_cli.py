@@ -83,6 +83,7 @@ def test_runs_from_before_an_option_existed_can_be_continued(mixed: Path, tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_noise_biased_finetune_of_the_expert(made: SimpleNamespace, tmp_path: Path) -> None:
     """The baseline without a teacher: Beta(4, 1), expert only, exported for one step."""
     policy = ["--policy.path", str(made.folder / "policy"), "--policy.train-expert-only", "True"]

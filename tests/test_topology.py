@@ -133,6 +133,7 @@ def runs(results: dict) -> list[dict]:
     return results["runs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", range(1, len(MESHES)), ids=["x".join(map(str, mesh)) for mesh in MESHES[1:]])
 def test_losses_and_parameters_are_those_of_one_device(runs: list[dict], i: int) -> None:
     assert runs[0]["losses"][-1] < 0.5 * runs[0]["losses"][0]
@@ -158,12 +159,14 @@ def test_adapters_on_augmented_images_are_those_of_one_device() -> None:
     assert eight["held"] < 0.5 * one["held"]
 
 
+@pytest.mark.slow
 def test_a_state_is_exact_on_any_devices_that_read_it(results: dict) -> None:
     leaves, differ = results["exchange"]
     assert leaves > 50
     assert differ == 0
 
 
+@pytest.mark.slow
 def test_a_device_holds_its_part_of_the_state_only(runs: list[dict]) -> None:
     held = {mesh: run["held"] for mesh, run in zip(MESHES, runs, strict=True)}
     assert held[8, 1] == 1
