@@ -11,10 +11,12 @@ import tyro
 import train
 from jaxreflow.errors import ConfigError
 from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
-from jaxreflow.run.flags import SECTIONS, read_settings
+from jaxreflow.run.directory import check_resumable, read_config, write_config
+from jaxreflow.run.flags import TITLES, read_settings
 from jaxreflow.run.lerobot_flags import INSTEAD, RENAMED, to_ours
 from jaxreflow.sim import __main__ as sim
 from jaxreflow.support.command_line import Flag, choose, parse, wrapped
+from jaxreflow.support.option import boxes, labelled, option
 from jaxreflow.support.tyro_rules import field_docs
 
 DATA = ["--dataset.root", "DATA"]
@@ -155,9 +157,50 @@ def test_docs_of_fields_are_those_of_the_class_and_its_bases():
 
 
 def test_every_option_of_a_run_stands_in_one_box():
-    named = [name for names in SECTIONS.values() for name in names]
-    assert len(named) == len(set(named))
-    assert set(named) <= {field.name for cls in (ReflowConfig, FinetuneConfig) for field in dataclasses.fields(cls)}
+    for cls in (ReflowConfig, FinetuneConfig):
+        at_top = {"output_dir", "resume", "dry_run", "steps", "batch_size", "seed"}
+        named = [name for names in boxes(cls, TITLES).values() for name in names]
+        assert {*named, *TITLES, *at_top} >= {field.name for field in dataclasses.fields(cls)}
+
+
+@dataclasses.dataclass(frozen=True)
+class WithMore(ReflowConfig):
+    """A run with two options more."""
+
+    warmth: float = option(0.0, section="update", label="warmth", unsaid=0.0)
+    """How warm it is."""
+    colour: str = option("red", section="record", may_change=True)
+    """What it looks like."""
+    noises: int = 2
+
+
+def test_an_option_needs_nothing_but_its_declaration(tmp_path, capsys):
+    more = parse(WithMore, ["--warmth", "0.5"], prog="p", about="", sections=boxes(WithMore, TITLES))
+    assert more == WithMore(warmth=0.5)
+    assert ("warmth", "0.5") in labelled(more)
+    assert "warmth" not in dict(labelled(WithMore()))
+    assert ("noises per observation", "2") in labelled(more), "a changed default keeps what its base says"
+
+    with pytest.raises(SystemExit, match="0"):
+        parse(WithMore, ["--help"], prog="p", about="", sections=boxes(WithMore, TITLES))
+    shown = capsys.readouterr().out
+    update = shown.partition("update options")[2].partition("optimizer options")[0]
+    record = shown.partition("record options")[2].partition("hub options")[0]
+    assert "--warmth FLOAT" in update
+    assert "How warm it is." in update
+    assert "--noises INT" in update
+    assert "--colour STR" in record
+
+    write_config(more, tmp_path / "train_config.json")
+    assert read_config(WithMore, tmp_path / "train_config.json") == more
+    check_resumable(more, dataclasses.replace(more, colour="blue"))
+    with pytest.raises(ConfigError, match=r"--warmth 0.5 -> 1.0; leave"):
+        check_resumable(more, dataclasses.replace(more, warmth=1.0, colour="blue"))
+
+
+def test_an_option_of_an_unknown_box_is_refused():
+    with pytest.raises(ValueError, match="WithMore: record, update is no title"):
+        boxes(WithMore, [title for title in TITLES if title not in ("update", "record")])
 
 
 # ---- help

@@ -15,6 +15,7 @@ from jaxreflow.evaluate.report.table import Table, markdown
 from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.publish.public_names import PolicyName
 from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.support.option import labelled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -157,16 +158,12 @@ def _recipe(source: CardSource) -> str:
     update = settings.steps if source.update is None else source.update
     rows = [
         ("updates", f"{update:,}" + (f" of {settings.steps:,}" if update != settings.steps else "")),
-        ("observations per update", str(settings.batch_size)),
-        ("noises per observation", str(settings.noises)),
+        *labelled(settings),
         *(_reflow_rows(settings) if isinstance(settings, ReflowConfig) else ()),
         *([("trained", f"adapters of rank {settings.lora.rank} (LoRA), merged")] if settings.lora.rank else []),
         *([("images", "changed at random")] if settings.dataset.image_transforms.enable else []),
-        ("law of t", settings.time_law),
         ("optimizer", f"{optimizer.name}, peak learning rate {optimizer.lr:g}, gradients clipped to {optimizer.clip_norm:g}"),
         ("weights", _weights(settings)),
-        ("computed in", settings.dtype),
-        ("seed", str(settings.seed)),
     ]  # fmt: skip
     return (
         f"## Recipe\n\n{markdown(Table(('setting', 'value'), tuple(rows)))}\n\n"
@@ -180,8 +177,6 @@ _TRAINED = {"expert": "expert and projections", "as-policy": "what the policy's 
 def _reflow_rows(settings: ReflowConfig) -> Sequence[tuple[str, str]]:
     dims = "all padded action dims" if settings.loss_dims == "padded" else "the real action dims"
     return (
-        *([("times per pair", str(settings.times))] if settings.times > 1 else []),
-        *([("share of recorded actions", f"{settings.real_share:g}")] if settings.real_share else []),
         ("pairs from", f"the teacher, {_steps(settings.teacher_steps, settings.teacher_solver)}"),
         ("objective", f"{settings.objective}, {dims}"),
         *([] if settings.lora.rank else [("trained", _TRAINED[settings.trainable])]),

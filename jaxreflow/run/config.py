@@ -10,6 +10,7 @@ from typing import Literal
 from jaxreflow.errors import ConfigError
 from jaxreflow.flow import OBJECTIVES, REDUCTIONS, SOLVERS, TIME_LAWS
 from jaxreflow.run.config_groups import DatasetConfig, OptimizerFlags, PolicySource, TeacherSource
+from jaxreflow.support.option import option
 from jaxreflow.support.storage import check_path
 from jaxreflow.support.tyro_rules import RenameMap
 from jaxreflow.training.lora import LoraConfig
@@ -31,77 +32,77 @@ __all__ = [
 class RunConfig:
     """What every run has."""
 
-    output_dir: str | None = None
+    output_dir: str | None = option(None, may_change=True)
     """Directory of this run, which may be gs://; must not hold another."""
-    resume: bool = False
+    resume: bool = option(False, may_change=True)
     """Continue the run in --output-dir exactly; settings come from there."""
-    dry_run: bool = False
+    dry_run: bool = option(False, may_change=True)
     """Say what the run would do, on what and in how much memory; train and write nothing."""
-    dataset: DatasetConfig = dataclasses.field(default_factory=DatasetConfig)
-    rename_map: RenameMap = dataclasses.field(default_factory=dict)
-    """Dataset names to policy names, such as '{"observation.images.front": "observation.images.camera1"}'."""
-    stats_from: str | None = None
-    """Normalise by `dataset`'s statistics or a FILE's (stats.json or safetensors) instead of the policy's own."""
-    vlm: str | None = None
-    """Directory of the VLM's config and tokenizer (default: the policy's vlm/ folder, else its vlm_model_name)."""
-    steps: int = 20_000
+    steps: int = option(20_000, may_change=True)
     """Updates."""
-    batch_size: int = 32
+    batch_size: int = option(32, label="observations per update")
     """Observations per update, over all devices and microbatches."""
-    accumulate: int = 1
-    """Microbatches per update."""
-    distributed: str = "off"
-    """Processes of this run: off (this one alone), auto (as SLURM, Cloud TPU, Kubernetes or Open MPI say), or HOST:PORT,N,I:
-    process I of N, the first of which listens at HOST:PORT."""
-    step_timeout: float = 1_800.0
-    """Seconds for an update, an evaluation or a checkpoint, after which the run ends with every thread's stack; 0: no limit."""
-    skip_nonfinite: int = 0
-    """Updates whose loss or gradient may be not finite; they change nothing."""
-    fsdp: int = 1
-    """Devices over which trained parameters, optimizer state and moving average are split."""
-    noises: int = 1
+    seed: int = option(0, label="seed")
+    """Of everything random."""
+    dataset: DatasetConfig = dataclasses.field(default_factory=DatasetConfig)
+    rename_map: RenameMap = option(factory=dict, section="data")  # noqa: RUF009
+    """Dataset names to policy names, such as '{"observation.images.front": "observation.images.camera1"}'."""
+    stats_from: str | None = option(None, section="data")
+    """Normalise by `dataset`'s statistics or a FILE's (stats.json or safetensors) instead of the policy's own."""
+    vlm: str | None = option(None, section="data", may_change=True)
+    """Directory of the VLM's config and tokenizer (default: the policy's vlm/ folder, else its vlm_model_name)."""
+    vision_positions: Literal["exact", "shifted"] = option("exact", section="data")
+    """Position ids of the vision tower, as the LeRobot set-up that will act has them."""
+    num_workers: int = option(0, section="data", may_change=True)
+    """Processes that read data; 0: a thread."""
+    noises: int = option(1, section="update", label="noises per observation")
     """Noise draws per observation, M."""
-    time_law: str = "beta"
-    """Law of t: beta (LeRobot's), uniform, u-shaped, exponential, discrete (1 or 1/2), noise-biased (Beta(4, 1)); or half the
-    mass at exactly 1 and the rest u-shaped (half-at-one), half-at-one-beta or half-at-one-exponential."""
-    num_steps: int | None = None
-    """Euler steps that the exported policy takes (default: as the policy)."""
+    ema_decay: float = option(0.0, section="update")
+    """Decay of the moving average of weights; 0: none."""
+    dtype: Literal["float32", "bfloat16"] = option("float32", section="update", label="computed in")
+    """Compute dtype; weights are trained in float32."""
+    skip_nonfinite: int = option(0, section="update", may_change=True)
+    """Updates whose loss or gradient may be not finite; they change nothing."""
     optimizer: OptimizerFlags = dataclasses.field(default_factory=OptimizerFlags)
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-    ema_decay: float = 0.0
-    """Decay of the moving average of weights; 0: none."""
-    export: Literal["ema", "raw"] = "ema"
-    """Weights that are evaluated and exported: the moving average where there is one, or the raw ones."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype; weights are trained in float32."""
-    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    accumulate: int = option(1, section="device", may_change=True)
+    """Microbatches per update."""
+    fsdp: int = option(1, section="device", may_change=True)
+    """Devices over which trained parameters, optimizer state and moving average are split."""
+    reduce_dtype: Literal["float32", "bfloat16"] = option("float32", section="device")
     """Dtype in which devices send each other their gradients, once per update."""
-    vision_positions: Literal["exact", "shifted"] = "exact"
-    """Position ids of the vision tower, as the LeRobot set-up that will act has them."""
-    save_every: int = 2_000
-    """Updates between checkpoints; the last update is always saved."""
-    keep: int = 3
-    """Newest checkpoints that are kept; 0: all."""
-    keep_every: int = 0
-    """Keep every checkpoint whose step is a multiple of this, too; 0: none."""
-    log_every: int = 50
+    distributed: str = option("off", section="device", may_change=True)
+    """Processes of this run: off (this one alone), auto (as SLURM, Cloud TPU, Kubernetes or Open MPI say), or HOST:PORT,N,I:
+    process I of N, the first of which listens at HOST:PORT."""
+    step_timeout: float = option(1_800.0, section="device", may_change=True)
+    """Seconds for an update, an evaluation or a checkpoint, after which the run ends with every thread's stack; 0: no limit."""
+    log_every: int = option(50, section="record", may_change=True)
     """Updates between metrics."""
-    eval_every: int = 500
+    eval_every: int = option(500, section="record", may_change=True)
     """Updates between evaluations on held-out episodes."""
-    eval_batches: int = 8
+    eval_batches: int = option(8, section="record", may_change=True)
     """Batches per evaluation."""
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    save_every: int = option(2_000, section="record", may_change=True)
+    """Updates between checkpoints; the last update is always saved."""
+    keep: int = option(3, section="record", may_change=True)
+    """Newest checkpoints that are kept; 0: all."""
+    keep_every: int = option(0, section="record", may_change=True)
+    """Keep every checkpoint whose step is a multiple of this, too; 0: none."""
+    export: Literal["ema", "raw"] = option("ema", section="record")
+    """Weights that are evaluated and exported: the moving average where there is one, or the raw ones."""
+    num_steps: int | None = option(None, section="record")
+    """Euler steps that the exported policy takes (default: as the policy)."""
+    tracker: Literal["none", "tensorboard", "wandb"] = option("none", section="record", may_change=True)
     """Where metrics, cameras and settings go besides RUN/metrics.jsonl: event files in RUN/tensorboard, or Weights & Biases."""
-    profile: str | None = None
+    profile: str | None = option(None, section="record", may_change=True)
     """START,N: trace N updates from update START on into RUN/profile, for XProf."""
-    num_workers: int = 0
-    """Processes that read data; 0: a thread."""
-    push_to_hub: str | None = None
+    push_to_hub: str | None = option(None, section="hub", may_change=True)
     """USER/NAME of a hub repository to which the finished policy is pushed, with a model card; it is made if it is not there."""
-    private: bool = False
+    private: bool = option(False, section="hub", may_change=True)
     """With --push-to-hub: the repository is private."""
-    seed: int = 0
-    """Of everything random."""
+    time_law: str = option("beta", section="experimental", label="law of t")
+    """Law of t: beta (LeRobot's), uniform, u-shaped, exponential, discrete (1 or 1/2), noise-biased (Beta(4, 1)); or half the
+    mass at exactly 1 and the rest u-shaped (half-at-one), half-at-one-beta or half-at-one-exponential."""
 
     def __post_init__(self) -> None:
         check_path("--output-dir", self.output_dir, schemes=("gs",), reason="where Orbax cannot write checkpoints")
@@ -139,7 +140,7 @@ class FinetuneConfig(RunConfig):
     """Flow matching on recorded actions, as LeRobot trains."""
 
     policy: PolicySource = dataclasses.field(default_factory=PolicySource)
-    loss_compat: str = "lerobot-main"
+    loss_compat: str = option("lerobot-main", section="experimental")
     """Reduction of the loss: lerobot-main (real dims, padding masked) or lerobot-0.4.4 (everything)."""
 
     def __post_init__(self) -> None:
@@ -157,19 +158,19 @@ class ReflowConfig(RunConfig):
     """Distils a teacher into a student of one or two steps: flow matching on its (noise, endpoint) pairs."""
 
     teacher: TeacherSource = dataclasses.field(default_factory=TeacherSource)
-    teacher_steps: int = 10
+    teacher_steps: int = option(10, section="update")
     """Steps of the teacher's solver, whatever number its config.json names: a student's names its own."""
-    teacher_solver: str = "euler"
+    teacher_solver: str = option("euler", section="experimental")
     """Solver of the teacher's flow: euler (as it is deployed) or heun (second order, two evaluations a step)."""
-    objective: str = "mse"
+    objective: str = option("mse", section="experimental")
     """What is minimised of the velocity's error: mse, or pseudo-huber (its norm over a chunk, smooth at zero)."""
-    loss_dims: Literal["padded", "real"] = "padded"
+    loss_dims: Literal["padded", "real"] = option("padded", section="experimental")
     """Action dims that the loss covers: all that the sampler integrates, or the real ones; noise and endpoint stay whole."""
-    times: int = 1
+    times: int = option(1, section="experimental", label="times per pair", unsaid=1)
     """Times t at which each pair is looked at; the teacher integrates once for all of them."""
-    real_share: float = 0.0
+    real_share: float = option(0.0, section="experimental", label="share of recorded actions", unsaid=0.0)
     """Share of pairs that are recorded actions with the noise that the teacher's flow leads to them; a multiple of 1/--noises."""
-    trainable: Literal["expert", "as-policy"] = "expert"
+    trainable: Literal["expert", "as-policy"] = option("expert", section="update")
     """Train the expert and the projections, or what the policy's config says."""
     noises: int = 4
     time_law: str = "half-at-one"
@@ -178,11 +179,11 @@ class ReflowConfig(RunConfig):
     )
     ema_decay: float = 0.999
     num_steps: int | None = 1
-    report: bool = True
+    report: bool = option(True, section="comparison", may_change=True)
     """At the end compare the student with its teacher on held-out episodes: report.json and report.html beside its weights."""
-    early_task: str | None = None
+    early_task: str | None = option(None, section="comparison", may_change=True)
     """For the report: a task whose first frames leave several ways open."""
-    eval_frames: int = 192
+    eval_frames: int = option(192, section="comparison", may_change=True)
     """For the report: held-out frames, spread evenly."""
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jaxreflow.errors import ConfigError
 from jaxreflow.policy.config import PolicyConfig
+from jaxreflow.support.option import option
 from jaxreflow.support.storage import check_path, is_remote
 from jaxreflow.support.tyro_rules import RenameMap
 from jaxreflow.training.augmentation import ImageTransformsConfig
@@ -18,7 +19,7 @@ from jaxreflow.training.optimizer import OptimizerConfig
 class DatasetConfig:
     """The LeRobotDataset to train on."""
 
-    root: str | None = None
+    root: str | None = option(None, may_change=True)
     """Its directory, which may be gs:// or s3://."""
     repo_id: str | None = None
     """Its name on the hub, if it is not on disk."""
@@ -28,12 +29,12 @@ class DatasetConfig:
     """Episodes to use (default: all)."""
     holdout: float = 0.1
     """Share of the episodes that is held out of training and evaluated."""
-    cache_frames: float = 0.0
+    cache_frames: float = option(0.0, may_change=True)
     """Decode all frames into memory first, at most this many GiB per process; 0: decode each when it is needed."""
 
     features: str | None = None
     """Cache of image tokens made by `python -m jaxreflow.data.features`: no video is decoded, no vision tower runs."""
-    skip_bad: bool = False
+    skip_bad: bool = option(False, may_change=True)
     """Put another frame in the place of one that cannot be decoded, and say so, instead of stopping."""
     image_transforms: ImageTransformsConfig = dataclasses.field(default_factory=ImageTransformsConfig)
 
@@ -66,9 +67,9 @@ class DatasetConfig:
 class TeacherSource:
     """The policy to distil."""
 
-    path: str | None = None
+    path: str | None = option(None, may_change=True)
     """A LeRobot checkpoint: directory, which may be gs:// or s3://, or hub name."""
-    revision: str | None = None
+    revision: str | None = option(None, may_change=True)
     """Of a hub name: a commit, tag or branch (default: main)."""
 
     def __post_init__(self) -> None:
@@ -79,9 +80,9 @@ class TeacherSource:
 class PolicySource:
     """The policy to train: one that exists, or a new one. Fields of its config.json override what it would have."""
 
-    path: str | None = None
+    path: str | None = option(None, may_change=True)
     """A LeRobot checkpoint: directory, which may be gs:// or s3://, or hub name."""
-    revision: str | None = None
+    revision: str | None = option(None, may_change=True)
     """Of a hub name: a commit, tag or branch (default: main)."""
     new: bool = False
     """Make a new policy for the dataset's features."""

@@ -11,6 +11,7 @@ from jaxreflow.errors import CheckpointError, ConfigError, TrainingError
 from jaxreflow.policy.saved import SavedPolicy
 from jaxreflow.run.checkpoints import CheckpointStore
 from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.support.option import changed_settings
 from jaxreflow.support.processes import is_first
 from jaxreflow.support.storage import AnyPath, as_path, is_taken, make_folder
 from jaxreflow.support.strict_json import parse_json
@@ -20,43 +21,6 @@ from jaxreflow.training.step import TrainState
 T = TypeVar("T")
 
 CONFIG_FILE = "train_config.json"
-
-# A resumed run may change these: they say where things lie and what is written when, and how long it goes on.
-MAY_CHANGE = frozenset(
-    [
-        "output_dir",
-        "resume",
-        "dry_run",
-        "steps",
-        "save_every",
-        "keep",
-        "keep_every",
-        "log_every",
-        "eval_every",
-        "eval_batches",
-        "report",
-        "early_task",
-        "eval_frames",
-        "num_workers",
-        "accumulate",
-        "fsdp",
-        "distributed",
-        "step_timeout",
-        "skip_nonfinite",
-        "tracker",
-        "profile",
-        "push_to_hub",
-        "private",
-        "dataset.skip_bad",
-        "vlm",
-        "dataset.root",
-        "dataset.cache_frames",
-        "teacher.path",
-        "teacher.revision",
-        "policy.path",
-        "policy.revision",
-    ]
-)
 
 
 def write_config(config: RunConfig, path: AnyPath) -> None:
@@ -103,23 +67,11 @@ def recorded_settings(policy_dir: AnyPath) -> RunConfig | None:
 
 def check_resumable(saved: RunConfig, asked: RunConfig) -> None:
     """ConfigError, naming them, if settings differ that change what a resumed run computes."""
-    before, after = _flatten(dataclasses.asdict(saved)), _flatten(dataclasses.asdict(asked))
-    changed = [name for name in after if name not in MAY_CHANGE and before[name] != after[name]]
+    changed = list(changed_settings(saved, asked))
     if changed:
-        lines = "; ".join(f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in changed)
         raise ConfigError(
-            f"--resume continues a run exactly, but these settings differ: {lines}; leave them out or start a new run"
+            f"--resume continues a run exactly, but these settings differ: {'; '.join(changed)}; leave them out or start a new run"
         )
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and name not in ("rename_map", "normalization_mapping"):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def check_directory(config: RunConfig) -> AnyPath:

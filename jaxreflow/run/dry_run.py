@@ -41,11 +41,11 @@ from jaxreflow.run.start import open_initial_policy
 from jaxreflow.support import processes as distributed
 from jaxreflow.support.compilation import use_compilation_cache
 from jaxreflow.support.mesh import batch_sharding, check_batch_size, make_mesh, parameter_spec, replicated
+from jaxreflow.support.option import labelled
 from jaxreflow.support.storage import AnyPath
 from jaxreflow.training.lora import adapter_shapes
 from jaxreflow.training.optimizer import fitted_lengths
 
-_log = logging.getLogger(__name__)
 _COLUMN, _TABLES = 13, ("first batch", "memory")
 Facts = dict[str, list[str]]
 """Lines by title."""
@@ -79,9 +79,8 @@ def describe(config: RunConfig) -> Facts:
         saved = open_initial_policy(config, dataset, folder)
         features = open_run_features(config, saved, dataset)
         # Nothing is decoded but the first batch, by this process.
-        light = dataclasses.replace(
-            config, num_workers=0, dataset=dataclasses.replace(config.dataset, cache_frames=0.0)
-        )
+        undecoded = dataclasses.replace(config.dataset, cache_frames=0.0)
+        light = dataclasses.replace(config, num_workers=0, dataset=undecoded)
         data = split_data(dataset, saved.policy, saved.load_transforms(), light, features)
         check_early_task(config, data.held_out)
         weights = weight_shapes(config, saved)
@@ -147,12 +146,14 @@ def _run_lines(config: RunConfig, run_dir: AnyPath | None) -> list[str]:
     where = f"into {run_dir}" if run_dir is not None else "no --output-dir yet"
     if run_dir is not None and config.resume:
         where = f"continues {run_dir} after update {last_step(run_dir / 'checkpoints') or 0}"
+    listed = ", ".join(f"{label} {value}" for label, value in labelled(config))
     if not isinstance(config, ReflowConfig):
-        return [f"finetune: flow matching on recorded actions, t {config.time_law}; {where}"]
+        return [f"finetune: flow matching on recorded actions, t {config.time_law}; {where}", listed]
     return [
         f"reflow: {config.objective} over {config.loss_dims} action dims, t {config.time_law}; {where}",
         f"pairs from {config.teacher_steps} {config.teacher_solver} steps of the teacher; exported for "
         f"{config.num_steps or 'its'} step(s)",
+        listed,
     ]
 
 
@@ -261,7 +262,7 @@ def _memory_lines(config: RunConfig, saved: SavedPolicy, weights: Weights, batch
     examples = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((len(x) * jax.process_count(), *x.shape[1:]), x.dtype, sharding=split), batch
     )
-    _log.info("compiling the update, which is not run")
+    logging.getLogger(__name__).info("compiling the update, which is not run")
     analysis = programs.update.lower(state, frozen, teacher, examples, key).compile().memory_analysis()
     rows = {
         "trained parameters": _bytes(state.trainable),

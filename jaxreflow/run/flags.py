@@ -11,39 +11,14 @@ from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.run.directory import CONFIG_FILE, check_resumable, read_config
 from jaxreflow.run.lerobot_flags import LEROBOT
 from jaxreflow.support.command_line import parse, usage_error
+from jaxreflow.support.option import boxes
 from jaxreflow.support.storage import as_path
 
-# Boxes of `--help`, in order, by the fields in each; those of a field's own dataclass have its name. The rest stands at the top.
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "teacher": (),
-    "policy": (),
-    "dataset": (),
-    "data": ("rename_map", "stats_from", "vlm", "vision_positions", "num_workers"),
-    "update": (
-        "noises",
-        "time_law",
-        "loss_compat",
-        "objective",
-        "loss_dims",
-        "times",
-        "real_share",
-        "teacher_steps",
-        "teacher_solver",
-        "trainable",
-        "ema_decay",
-        "dtype",
-        "skip_nonfinite",
-    ),
-    "optimizer": (),
-    "lora": (),
-    "device": ("accumulate", "fsdp", "reduce_dtype", "distributed", "step_timeout"),
-    "record": (
-        *("log_every", "eval_every", "eval_batches", "save_every", "keep", "keep_every", "export", "num_steps"),
-        *("tracker", "profile"),
-    ),
-    "hub": ("push_to_hub", "private"),
-    "comparison": ("report", "early_task", "eval_frames"),
-}
+# Titles of the boxes of `--help`, in order; every field names its own (`option`), or is one. The rest stands at the top.
+TITLES = (
+    *("teacher", "policy", "dataset", "data", "update", "optimizer", "lora", "device", "record", "hub", "comparison"),
+    "experimental",
+)
 
 
 def load_config(path: Path) -> ModuleType:
@@ -65,7 +40,9 @@ def read_settings(path: Path, args: Sequence[str]) -> RunConfig:
 
     def under(default: RunConfig) -> RunConfig:
         about = _about(module, path.stem)
-        return parse(type(default), args, prog=prog, about=about, default=default, others=LEROBOT, sections=SECTIONS)
+        cls = type(default)
+        sections = boxes(cls, TITLES)
+        return parse(cls, args, prog=prog, about=about, default=default, others=LEROBOT, sections=sections)
 
     config = under(module.config)
     if not config.output_dir and (config.resume or not config.dry_run):

@@ -109,16 +109,19 @@ def _dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
     return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
 
 
-class _Section:
-    """Fields of a dataclass under a heading of their own in its help, though not in its options' names."""
-
+@dataclasses.dataclass(frozen=True)
+class _Box:
+    # Fields of a dataclass under a heading of their own in its help, though not in its options' names. A docstring would be shown.
     fields: tuple[StructFieldSpec, ...]
+
+
+_Box.__doc__ = ""
 
 
 def _sectioned(info: StructTypeInfo, sections: Mapping[str, Sequence[str]]) -> StructConstructorSpec | None:
     """`_dataclass`, whose fields that `sections` name stand in sections; one that is a title itself stands at that place."""
-    if isinstance(info.type, type) and issubclass(info.type, _Section):
-        return StructConstructorSpec(instantiate=dict, fields=info.type.fields)
+    if isinstance(info.default, _Box):
+        return StructConstructorSpec(instantiate=dict, fields=info.default.fields)
     spec = _dataclass(info)
     if spec is None or not sections:
         return spec
@@ -129,9 +132,8 @@ def _sectioned(info: StructTypeInfo, sections: Mapping[str, Sequence[str]]) -> S
         if title in by_name:
             boxes.append(by_name[title])
         elif found:
-            section = type(title, (_Section,), {"fields": found, "__doc__": ""})
-            kind: Any = Annotated[section, tyro.conf.OmitArgPrefixes]
-            boxes.append(StructFieldSpec(title, kind, section()))
+            kind: Any = Annotated[_Box, tyro.conf.OmitArgPrefixes]
+            boxes.append(StructFieldSpec(title, kind, _Box(found)))
     rest = [field for field in by_name.values() if field not in boxes]
 
     def instantiate(**values: Any) -> Any:
