@@ -284,7 +284,7 @@ def log_parameters(config: RunConfig, saved: SavedPolicy, weights: Weights) -> N
     if config.lora.rank:
         kernels = len(jax.tree.leaves(weights.base))
         log.info("LoRA: adapters of rank %d for %d linear layers, exported merged", config.lora.rank, kernels)
-    if isinstance(config, ReflowConfig):
+    if config.distils:
         log.info("student = teacher, loaded once: %s", saved.directory)
         if not shares_context(weights.start):
             log.info("the VLM is trained: teacher and student each encode the observation")

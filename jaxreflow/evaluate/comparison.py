@@ -26,12 +26,13 @@ from jaxreflow.evaluate.settings import Settings
 from jaxreflow.evaluate.verdict import judge
 from jaxreflow.policy.latency import device_name
 from jaxreflow.policy.names import ACTION, STATE
-from jaxreflow.policy.saved import SavedPolicy, find_saved_policy, load_saved_policy
+from jaxreflow.policy.saved import SavedPolicy, find_saved_policy
 from jaxreflow.run.checkpoints import newest_policy
 from jaxreflow.run.config import DatasetConfig, ReflowConfig, RunConfig
 from jaxreflow.run.data import open_dataset, open_run_features, split_data
 from jaxreflow.run.directory import recorded_settings
 from jaxreflow.run.record.metrics import METRICS_FILE, Record, read_metrics
+from jaxreflow.run.start import load_policy_for
 from jaxreflow.support.storage import AnyPath, as_path, is_remote, make_folder, place_of_copy
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
@@ -56,8 +57,8 @@ def compare(config: EvaluateConfig) -> Comparison:
     recorded = recorded_settings(student_dir) if student_dir else None
     basis = _basis(config, recorded)
     dataset = open_dataset(basis.dataset)
-    teacher = _open(config.teacher, basis, dataset, config.teacher_revision)
-    student = _open(str(student_dir), basis, dataset) if student_dir else None
+    teacher = load_policy_for(basis, config.teacher, dataset, config.teacher_revision)
+    student = load_policy_for(basis, str(student_dir), dataset) if student_dir else None
     if student is not None:
         check_comparable(teacher, student)
     source = _source(basis, teacher, student, dataset)
@@ -66,9 +67,12 @@ def compare(config: EvaluateConfig) -> Comparison:
     if student is not None:
         subjects.append(make_subject("student", student.load_params(), student.config, like=first))
     settings = Settings(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)})
-    reference = Candidate(first, _reference_steps(recorded, teacher))
+    distilled = _distilled(recorded, teacher)
+    own_steps = teacher.policy.num_steps
+    # A teacher that is a student itself names one step, and its students still imitate ten.
+    reference = Candidate(first, distilled.reference_steps(own_steps) if distilled else own_steps)
     trial = Trial(tuple(subjects), reference, source, teacher.load_transforms(), settings)
-    training = _training(config.run, recorded, teacher, student)
+    training = _training(config.run, distilled, teacher, student)
     measures = measure(trial, training)
     verdict = judge(measures, teacher.policy.chunk_size, settings.n_action_steps, config.thresholds)
     report = Report(_about(config, trial, basis.dataset.holdout > 0), measures, verdict)
@@ -126,19 +130,6 @@ def _basis(config: EvaluateConfig, recorded: RunConfig | None) -> RunConfig:
     )
 
 
-def _open(path: str, basis: RunConfig, dataset: LeRobotDataset, revision: str | None = None) -> SavedPolicy:
-    return load_saved_policy(
-        path,
-        revision=revision,
-        vlm=basis.vlm,
-        dtype=basis.dtype,
-        vision_positions=basis.vision_positions,
-        stats_from=basis.stats_from,
-        dataset_stats=dataset.stats,
-        rename_map=basis.rename_map or None,
-    )
-
-
 def check_comparable(teacher: SavedPolicy, student: SavedPolicy) -> None:
     """ConfigError, naming it, for what keeps two policies from being compared in normalised units: architecture, statistics."""
     own, other = dataclasses.asdict(student.config), dataclasses.asdict(teacher.config)
@@ -172,24 +163,20 @@ def _source(
 
 
 def _training(
-    run: str | None, recorded: RunConfig | None, teacher: SavedPolicy, student: SavedPolicy | None
+    run: str | None, distilled: ReflowConfig | None, teacher: SavedPolicy, student: SavedPolicy | None
 ) -> Training | None:
-    if student is None or not isinstance(recorded, ReflowConfig) or _has_other_teacher(recorded, teacher):
+    if student is None or distilled is None:
         return None
     if run is not None:
-        return Training(recorded, teacher, as_path(run), None)
-    return Training(recorded, teacher, find_run(student.directory), last_update(student.directory))
+        return Training(distilled, teacher, as_path(run), None)
+    return Training(distilled, teacher, find_run(student.directory), last_update(student.directory))
 
 
-def _reference_steps(recorded: RunConfig | None, teacher: SavedPolicy) -> int:
-    """Euler steps of the sampler that is compared with: what the student's run imitated, if this is its teacher.
-
-    A teacher that is a student itself names one step, and its students still imitate ten.
-    """
-    own = teacher.policy.num_steps
+def _distilled(recorded: RunConfig | None, teacher: SavedPolicy) -> ReflowConfig | None:
+    """The settings of the student's run, if it was reflow of this teacher."""
     if not isinstance(recorded, ReflowConfig) or _has_other_teacher(recorded, teacher):
-        return own
-    return recorded.reference_steps(own)
+        return None
+    return recorded
 
 
 def _has_other_teacher(recorded: ReflowConfig, teacher: SavedPolicy) -> bool:

@@ -14,7 +14,7 @@ from jaxreflow.evaluate.report.report import Report
 from jaxreflow.evaluate.report.table import Table, markdown
 from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.publish.public_names import PolicyName
-from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.run.config import ReflowConfig, RunConfig
 from jaxreflow.support.option import labelled
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _metadata(source: CardSource) -> str:
     from huggingface_hub import ModelCardData
 
     settings = source.settings
-    tags = [*TAGS, *(REFLOW_TAGS if isinstance(settings, ReflowConfig) else ()), *(["jaxreflow"] if settings else [])]
+    tags = [*TAGS, *(REFLOW_TAGS if settings and settings.distils else ()), *(["jaxreflow"] if settings else [])]
     dataset = settings.dataset.repo_id if settings else None
     return ModelCardData(
         license=source.license or source.policy.carried.get("license"),
@@ -103,8 +103,8 @@ def _introduction(source: CardSource) -> str:
             f"{_steps(source.settings.teacher_steps, source.settings.teacher_solver)}: the student learned to go straight to "
             f"where they end. {form} Architecture, statistics, tokenizer and all weights that were not trained are the teacher's."
         )
-    if isinstance(source.settings, FinetuneConfig):
-        start = "from a new policy" if source.settings.policy.new else f"from {_named(source.start)}"
+    if source.settings is not None:
+        start = "from a new policy" if source.settings.starts_new else f"from {_named(source.start)}"
         return f"{acts}. jaxreflow trained it {start} by flow matching on recorded actions. {form}"
     return f"{acts}. {form}"
 
@@ -138,7 +138,7 @@ def _origin(source: CardSource) -> str:
         return ""
     rows = []
     if start is not None:
-        role = "teacher" if isinstance(settings, ReflowConfig) else "policy that it started from"
+        role = "teacher" if settings.distils else "policy that it started from"
         rows.append((role, _named(start) + ("" if start.on_hub else ", a local folder")))
         rows.append(("its revision", f"`{start.commit}`" if start.commit else ""))
         rows.append(("its weights", f"sha256 `{source.start_sha256}`" if source.start_sha256 else ""))
@@ -229,7 +229,7 @@ def _fidelity(source: CardSource) -> str:
 
 
 def _not_measured(source: CardSource) -> str:
-    if not isinstance(source.settings, ReflowConfig):
+    if source.settings is None or not source.settings.distils:
         return ""
     data = source.settings.dataset
     dataset = f"--dataset.repo-id {data.repo_id}" if data.repo_id else "--dataset.root DATASET"

@@ -27,7 +27,7 @@ from jaxreflow.publish.public_names import (
     without_absolute_paths,
 )
 from jaxreflow.run.checkpoints import newest_policy
-from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.run.config import RunConfig
 from jaxreflow.run.directory import recorded_settings
 from jaxreflow.support import hub
 from jaxreflow.support.hub import HubError
@@ -132,11 +132,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _start(settings: RunConfig | None, source: Mapping[str, Any]) -> PolicyName | None:
     """What the policy that the run started from is called."""
-    path = None
-    if isinstance(settings, ReflowConfig):
-        path = settings.teacher.path
-    elif isinstance(settings, FinetuneConfig):
-        path = settings.policy.path
+    path = settings.source.path if settings else None
     return name_policy(path, source.get("path")) if path else None
 
 
@@ -152,7 +148,7 @@ def _aliases(report: Report, settings: RunConfig | None, start: PolicyName | Non
     about = report.about
     if about.student is None:  # The policy was looked at alone.
         return {about.teacher: repo}
-    known = isinstance(settings, ReflowConfig) and start is not None and about.teacher == settings.teacher.path
+    known = settings is not None and settings.distils and start is not None and about.teacher == settings.source.path
     teacher = start.name if known and start is not None else name_policy(about.teacher).name
     return {about.teacher: teacher, about.student: repo}
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Collection
 from typing import Literal
 
 from jaxreflow.errors import ConfigError
 from jaxreflow.flow import OBJECTIVES, REDUCTIONS, SOLVERS, TIME_LAWS
-from jaxreflow.run.config_groups import DatasetConfig, OptimizerFlags, PolicySource, TeacherSource
+from jaxreflow.run.config_groups import (
+    DatasetConfig,
+    OptimizerFlags,
+    PolicySource,
+    TeacherSource,
+    check_choice,
+    parse_window,
+)
 from jaxreflow.support.option import option
 from jaxreflow.support.storage import check_path
 from jaxreflow.support.tyro_rules import RenameMap
 from jaxreflow.training.lora import LoraConfig
 
-# All that a file in configs/ needs, from one place.
 __all__ = [
     "DatasetConfig",
     "FinetuneConfig",
@@ -126,13 +130,58 @@ class RunConfig:
                 f"--dataset.cache-frames needs --num-workers 0, found {self.num_workers}: each process would decode and "
                 "hold all frames of its own, and one thread is enough to read them from memory"
             )
-        _check_choice("--time-law", self.time_law, TIME_LAWS)
-        _parse_window(self.profile, self.steps)
+        check_choice("--time-law", self.time_law, TIME_LAWS)
+        parse_window(self.profile, self.steps)
+
+    @property
+    def source(self) -> TeacherSource | PolicySource:
+        """The policy that the run starts from."""
+        raise NotImplementedError
+
+    @property
+    def source_flag(self) -> str:
+        """The option that names it."""
+        return "--policy.path (or --policy.new)"
+
+    @property
+    def starts_new(self) -> bool:
+        """Whether the run makes the policy that it starts from."""
+        return False
+
+    @property
+    def distils(self) -> bool:
+        """Whether the run has a teacher, as which its student starts."""
+        return False
+
+    @property
+    def trains_expert_only(self) -> bool:
+        """Whether reflow's own trainable set is asked for, instead of the policy's."""
+        return False
+
+    @property
+    def times_per_noise(self) -> int:
+        """Times t for each noise of an observation."""
+        return 1
+
+    @property
+    def reported_task(self) -> str | None:
+        """The task whose first frames the report at the run's end looks at, if it makes one."""
+        return None
+
+    def missing(self) -> str | None:
+        """What the run cannot do without and was not given, as an error."""
+        if not self.source.path and not self.starts_new:
+            return f"{self.source_flag} is missing: the directory or hub name of a policy in LeRobot's layout"
+        if not self.dataset.root and not self.dataset.repo_id:
+            return (
+                "--dataset.root is missing: the directory of a LeRobotDataset, or --dataset.repo-id with its hub name"
+            )
+        return None
 
     @property
     def profile_window(self) -> tuple[int, int] | None:
         """First and number of the updates that are traced, if any."""
-        return _parse_window(self.profile, self.steps)
+        return parse_window(self.profile, self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,12 +194,20 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_choice("--loss-compat", self.loss_compat, REDUCTIONS)
+        check_choice("--loss-compat", self.loss_compat, REDUCTIONS)
         if self.policy.new and self.lora.rank:
             raise ConfigError(
                 "--policy.new and --lora.rank exclude each other: of a new policy's random weights adapters make none that "
                 "act; leave one of the two out"
             )
+
+    @property
+    def source(self) -> PolicySource:
+        return self.policy
+
+    @property
+    def starts_new(self) -> bool:
+        return self.policy.new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +250,8 @@ class ReflowConfig(RunConfig):
         for name in ("teacher_steps", "times"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
-        _check_choice("--teacher-solver", self.teacher_solver, SOLVERS)
-        _check_choice("--objective", self.objective, OBJECTIVES)
+        check_choice("--teacher-solver", self.teacher_solver, SOLVERS)
+        check_choice("--objective", self.objective, OBJECTIVES)
         if self.lora.rank and self.trainable != "expert":
             raise ConfigError(
                 f"--trainable {self.trainable} and --lora.rank {self.lora.rank} exclude each other: with adapters, "
@@ -210,6 +267,30 @@ class ReflowConfig(RunConfig):
             )
 
     @property
+    def source(self) -> TeacherSource:
+        return self.teacher
+
+    @property
+    def source_flag(self) -> str:
+        return "--teacher.path"
+
+    @property
+    def distils(self) -> bool:
+        return True
+
+    @property
+    def trains_expert_only(self) -> bool:
+        return self.trainable == "expert"
+
+    @property
+    def times_per_noise(self) -> int:
+        return self.times
+
+    @property
+    def reported_task(self) -> str | None:
+        return self.early_task if self.report else None
+
+    @property
     def real_noises(self) -> int:
         """How many of an observation's noises are inverted from its recorded actions."""
         return round(self.real_share * self.noises)
@@ -217,23 +298,3 @@ class ReflowConfig(RunConfig):
     def reference_steps(self, own_steps: int) -> int:
         """Euler steps of the sampler that the student imitates; the teacher's own number where another solver made its pairs."""
         return self.teacher_steps if self.teacher_solver == "euler" else own_steps
-
-
-def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{flag} must be one of {', '.join(choices)}, found {value!r}")
-
-
-def _parse_window(profile: str | None, steps: int) -> tuple[int, int] | None:
-    if profile is None:
-        return None
-    match = re.fullmatch(r"(\d+),(\d+)", profile)
-    if not match:
-        raise ConfigError(f"--profile: expected START,N, such as 100,5, found {profile!r}")
-    first, count = int(match[1]), int(match[2])
-    if first < 1 or count < 1 or first + count - 1 > steps:
-        raise ConfigError(
-            f"--profile {profile}: expected START,N, at least one update of 1 to {steps} (--steps), found updates {first} to "
-            f"{first + count - 1}"
-        )
-    return first, count

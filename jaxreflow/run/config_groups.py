@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Collection
 from typing import Any, Literal
 
 from jaxreflow.errors import ConfigError
@@ -200,3 +202,25 @@ def policy_optimizer(policy: PolicyConfig) -> dict[str, Any]:
         "decay_steps": policy.scheduler_decay_steps,
         "decay_lr": policy.scheduler_decay_lr,
     }
+
+
+def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
+    """ConfigError for a value that is no choice of its option."""
+    if value not in choices:
+        raise ConfigError(f"{flag} must be one of {', '.join(choices)}, found {value!r}")
+
+
+def parse_window(profile: str | None, steps: int) -> tuple[int, int] | None:
+    """First and number of the updates that `--profile` names; ConfigError if they are none of the run's."""
+    if profile is None:
+        return None
+    match = re.fullmatch(r"(\d+),(\d+)", profile)
+    if not match:
+        raise ConfigError(f"--profile: expected START,N, such as 100,5, found {profile!r}")
+    first, count = int(match[1]), int(match[2])
+    if first < 1 or count < 1 or first + count - 1 > steps:
+        raise ConfigError(
+            f"--profile {profile}: expected START,N, at least one update of 1 to {steps} (--steps), found updates {first} to "
+            f"{first + count - 1}"
+        )
+    return first, count

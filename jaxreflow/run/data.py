@@ -21,7 +21,7 @@ from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.policy.names import ACTION, STATE
 from jaxreflow.policy.observation import Transforms
 from jaxreflow.policy.saved import SavedPolicy
-from jaxreflow.run.config import DatasetConfig, ReflowConfig, RunConfig
+from jaxreflow.run.config import DatasetConfig, RunConfig
 from jaxreflow.support.console import progress
 
 _log = logging.getLogger(__name__)
@@ -98,8 +98,8 @@ def split_data(
 
 def check_early_task(config: RunConfig, held_out: TrainingSource | None) -> None:
     """DatasetError, with the tasks that there are, if the report at a run's end would find no episode of its `early_task`."""
-    if isinstance(config, ReflowConfig) and config.report and config.early_task and held_out:
-        early_positions(held_out, config.early_task, 1)
+    if config.reported_task and held_out:
+        early_positions(held_out, config.reported_task, 1)
 
 
 def training_batches(data: RunData, config: RunConfig, start_step: int) -> Generator[Batch]:

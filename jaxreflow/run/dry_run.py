@@ -33,7 +33,7 @@ from jaxreflow.policy.saved import SavedPolicy
 from jaxreflow.policy.statistics import BUFFER_PREFIXES
 from jaxreflow.policy.weights import expected_tensors, parameter_table
 from jaxreflow.run.checkpoints import last_step
-from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.run.config import ReflowConfig, RunConfig
 from jaxreflow.run.data import RunData, check_early_task, open_dataset, open_run_features, split_data, training_batches
 from jaxreflow.run.directory import check_directory
 from jaxreflow.run.programs import Weights, make_programs, trained_paths, unchanged_by
@@ -107,7 +107,7 @@ def _folder(config: RunConfig, run_dir: AnyPath | None) -> Iterator[AnyPath]:
     if run_dir is not None and config.resume:
         yield run_dir
         return
-    if isinstance(config, FinetuneConfig) and config.policy.new and jax.process_count() > 1:
+    if config.starts_new and jax.process_count() > 1:
         raise ConfigError(
             f"--dry-run: a new policy is made by one process, found {jax.process_count()}; leave --distributed out"
         )
@@ -121,7 +121,7 @@ def weight_shapes(config: RunConfig, saved: SavedPolicy) -> Weights:
     whole = unflatten_dict({e.path: jax.ShapeDtypeStruct(e.shape, np.float32) for e in parameter_table(model)})
     start, frozen = split_params(whole, trained_paths(config, saved))
     stored = jax.eval_shape(lambda *trees: [stored_in_compute_dtype(tree, model) for tree in trees], start, frozen)
-    teacher = stored[0] if isinstance(config, ReflowConfig) else {}
+    teacher = stored[0] if config.distils else {}
     if not config.lora.rank:
         return Weights(start, stored[1], teacher)
     shapes = adapter_shapes(config.lora, model)
@@ -133,7 +133,7 @@ def statistics_source(config: RunConfig, saved: SavedPolicy) -> str:
     """Where the statistics come from that states and actions are normalised by, in the order of `load_processors`."""
     if config.stats_from is not None:
         return f"--stats-from {config.stats_from}, in the place of the policy's own"
-    if isinstance(config, FinetuneConfig) and config.policy.new:
+    if config.starts_new:
         return "the dataset's, which the new policy keeps"
     if read_processor_files(saved.directory):
         return "the policy's own, from its processors"
@@ -169,11 +169,7 @@ def _policy_lines(config: RunConfig, saved: SavedPolicy, weights: Weights) -> li
     for path, leaf in flatten_dict(weights.start).items():
         parts[path[0]] += math.prod(leaf.shape)
     trained = sum(parts.values())
-    path = "new, for the dataset's features"
-    if isinstance(config, ReflowConfig):
-        path = str(config.teacher.path)
-    elif isinstance(config, FinetuneConfig) and not config.policy.new:
-        path = str(config.policy.path)
+    path = "new, for the dataset's features" if config.starts_new else str(config.source.path)
     adapters = f"adapters of rank {config.lora.rank}, " if config.lora.rank else ""
     return [
         path,
@@ -226,8 +222,8 @@ def _schedule_lines(config: RunConfig, saved: SavedPolicy, frames: int) -> list[
     optimizer = config.optimizer.resolve(saved.policy)
     warmup, decay = fitted_lengths(optimizer, config.steps)
     per_epoch = frames / config.batch_size
-    times = config.times if isinstance(config, ReflowConfig) else 1
     average = f", moving average {config.ema_decay}" if config.ema_decay else ""
+    times = config.times_per_noise
     return [
         f"{config.steps:,} updates of {config.batch_size} observations x {config.noises} noise(s) x {times} time(s), in "
         f"{config.accumulate} microbatch(es)",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
+from jaxreflow.run.config import RunConfig
 from jaxreflow.run.directory import CONFIG_FILE, check_resumable, read_config
 from jaxreflow.run.lerobot_flags import LEROBOT
 from jaxreflow.support.command_line import parse, usage_error
@@ -51,21 +51,10 @@ def read_settings(path: Path, args: Sequence[str]) -> RunConfig:
         saved = read_config(type(config), as_path(str(config.output_dir)) / CONFIG_FILE)
         config = under(saved)
         check_resumable(saved, config)
-    missing = _missing(config)
+    missing = config.missing()
     if missing:
         usage_error(prog, missing)
     return config
-
-
-def _missing(config: RunConfig) -> str | None:
-    """What a run cannot do without, if it was not given."""
-    if isinstance(config, ReflowConfig) and not config.teacher.path:
-        return "--teacher.path is missing: the directory or hub name of the policy to distil, in LeRobot's layout"
-    if isinstance(config, FinetuneConfig) and not config.policy.path and not config.policy.new:
-        return "--policy.path (or --policy.new) is missing: the directory or hub name of a policy in LeRobot's layout"
-    if not config.dataset.root and not config.dataset.repo_id:
-        return "--dataset.root is missing: the directory of a LeRobotDataset, or --dataset.repo-id with its hub name"
-    return None
 
 
 def _about(module: ModuleType, name: str) -> str:

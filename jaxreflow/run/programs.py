@@ -59,7 +59,7 @@ def trained_paths(config: RunConfig, saved: SavedPolicy) -> Callable[[ParamPath]
     """Which parameters the run changes, by their paths: it trains them, or adapters of them."""
     if config.lora.rank:
         return adapted_kernels(config.lora, saved.config).__contains__
-    if isinstance(config, ReflowConfig) and config.trainable == "expert":
+    if config.trains_expert_only:
         return trainable_in_reflow
     return trainable_by_policy(saved.policy, saved.config)
 
@@ -68,7 +68,7 @@ def split_weights(config: RunConfig, saved: SavedPolicy, mesh: Mesh) -> Weights:
     """Reads the policy once; a student starts as its teacher and shares the frozen parameters with it."""
     start, frozen = split_params(saved.load_params(), trained_paths(config, saved))
     frozen, teacher = replicate(stored_in_compute_dtype(frozen, saved.config), mesh), {}
-    if isinstance(config, ReflowConfig):
+    if config.distils:
         teacher = replicate(stored_in_compute_dtype(start, saved.config), mesh)
         start = jax.tree.map(lambda own, copy: copy if copy.dtype == own.dtype else own, start, teacher)
     if not config.lora.rank:
@@ -102,8 +102,7 @@ def make_loss(config: RunConfig, saved: SavedPolicy, trainable: Params) -> LossF
 
 def loss_and_draw(config: RunConfig, saved: SavedPolicy, trainable: Params) -> tuple[LossFunction, Draw]:
     """The run's loss, and the noises and times that it is drawn with."""
-    times = config.times if isinstance(config, ReflowConfig) else 1
-    draw = make_draw(flow.TIME_LAWS[config.time_law], config.noises, saved.config, times=times)
+    draw = make_draw(flow.TIME_LAWS[config.time_law], config.noises, saved.config, times=config.times_per_noise)
     return make_loss(config, saved, trainable), draw
 
 

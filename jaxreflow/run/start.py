@@ -7,8 +7,8 @@ import dataclasses
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.errors import ConfigError
 from jaxreflow.policy.saved import SavedPolicy, load_saved_policy
-from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
-from jaxreflow.run.config_groups import FREE_FIELDS, PolicySource, TeacherSource
+from jaxreflow.run.config import RunConfig
+from jaxreflow.run.config_groups import FREE_FIELDS, PolicySource
 from jaxreflow.run.new_policy import create_policy
 from jaxreflow.support import processes as distributed
 from jaxreflow.support.storage import AnyPath, is_taken
@@ -20,13 +20,7 @@ def open_initial_policy(config: RunConfig, dataset: LeRobotDataset, folder: AnyP
     Raises:
         CheckpointError, ConfigError, DatasetError, ProcessorError: it cannot be read or made, or is not what the flags say.
     """
-    source: TeacherSource | PolicySource
-    if isinstance(config, ReflowConfig):
-        source, flag = config.teacher, "--teacher.path"
-    else:
-        assert isinstance(config, FinetuneConfig)
-        source, flag = config.policy, "--policy.path (or --policy.new)"
-    path = source.path
+    source, path = config.source, config.source.path
     if isinstance(source, PolicySource) and source.new:
         initial = folder / "initial_policy"
         path = str(initial)
@@ -35,10 +29,16 @@ def open_initial_policy(config: RunConfig, dataset: LeRobotDataset, folder: AnyP
             create_policy(initial, new, dataset, rename_map=config.rename_map, seed=config.seed)
         distributed.wait_for_all("the new policy")
     if not path:
-        raise ConfigError(f"{flag} is missing: the directory or hub name of a policy in LeRobot's layout")
-    saved = load_saved_policy(
+        raise ConfigError(config.missing())
+    saved = load_policy_for(config, path, dataset, source.revision)
+    return _with_flags(source, saved) if isinstance(source, PolicySource) else saved
+
+
+def load_policy_for(config: RunConfig, path: str, dataset: LeRobotDataset, revision: str | None = None) -> SavedPolicy:
+    """A policy as a run with these settings computes with it, on this dataset."""
+    return load_saved_policy(
         path,
-        revision=source.revision,
+        revision=revision,
         vlm=config.vlm,
         dtype=config.dtype,
         vision_positions=config.vision_positions,
@@ -46,7 +46,6 @@ def open_initial_policy(config: RunConfig, dataset: LeRobotDataset, folder: AnyP
         dataset_stats=dataset.stats,
         rename_map=config.rename_map or None,
     )
-    return _with_flags(config.policy, saved) if isinstance(config, FinetuneConfig) else saved
 
 
 def _with_flags(source: PolicySource, saved: SavedPolicy) -> SavedPolicy:
