@@ -175,17 +175,34 @@ def _split(words: Sequence[str]) -> Flag:
 
 
 def _spelled(flag: Flag, options: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
+    """A flag as tyro takes it."""
     switches = [name for name, kind in options.items() if kind is bool]
     opposite = {name: _inverse(name) for name in switches} | {_inverse(name): name for name in switches}
     if flag.name not in {*options, *opposite, "--help"}:
-        nearest = max([*options, *opposite, *names], key=lambda option: _likeness(flag.name, option))
-        proposal = f"; did you mean {names.get(nearest, nearest)}?" if _likeness(flag.name, nearest) >= _ALIKE else ""
-        raise ConfigError(f"{flag.name}: there is no such option{proposal}")
-    if flag.name in opposite and flag.values and flag.values[0].lower() in BOOLEANS:
-        return [flag.name if BOOLEANS[flag.values[0].lower()] else opposite[flag.name], *flag.values[1:]]
-    if len(flag.values) == 1 and flag.values[0].startswith("[") and _takes_several(options.get(flag.name)):
-        return [flag.name, *(word.strip() for word in flag.values[0].strip("[]").split(",") if word.strip())]
-    return [flag.name, *flag.values]
+        raise ConfigError(f"{flag.name}: there is no such option{_proposal(flag.name, [*options, *opposite], names)}")
+    if flag.name in opposite:
+        return _switch(flag, opposite[flag.name])
+    return [flag.name, *(_items(flag.values) if _takes_several(options.get(flag.name)) else flag.values)]
+
+
+def _proposal(typed: str, known: Sequence[str], names: Mapping[str, str]) -> str:
+    """The nearest option, also by another program's names; nothing where none is near."""
+    nearest = max([*known, *names], key=lambda option: _likeness(typed, option))
+    return f"; did you mean {names.get(nearest, nearest)}?" if _likeness(typed, nearest) >= _ALIKE else ""
+
+
+def _switch(flag: Flag, opposite: str) -> list[str]:
+    """`--flag false` as `--no-flag`; words that are no boolean follow as they are."""
+    if not flag.values or flag.values[0].lower() not in BOOLEANS:
+        return [flag.name, *flag.values]
+    return [flag.name if BOOLEANS[flag.values[0].lower()] else opposite, *flag.values[1:]]
+
+
+def _items(values: Sequence[str]) -> list[str]:
+    """`[1, 2]` as two words."""
+    if len(values) != 1 or not values[0].startswith("["):
+        return list(values)
+    return [word.strip() for word in values[0].strip("[]").split(",") if word.strip()]
 
 
 def _inverse(name: str) -> str:
