@@ -110,17 +110,17 @@ def _basis(config: EvaluateConfig, recorded: RunConfig | None) -> RunConfig:
     base = recorded or ReflowConfig()
     given = {name: getattr(config, name) for name in ("rename_map", "stats_from", "vlm", "dtype", "vision_positions")}
     flags = config.dataset
-    there = (base.dataset.root, base.dataset.repo_id, base.dataset.revision)
-    given_here = (flags.root, flags.repo_id, flags.revision)
-    chosen = given_here if any(given_here) else there
+    there = DatasetFlags(base.dataset.root, base.dataset.repo_id, base.dataset.revision)
+    here = DatasetFlags(flags.root, flags.repo_id, flags.revision)
+    chosen = here if any(dataclasses.astuple(here)) else there
     # What a run held out says nothing of another dataset, which is measured whole.
     same = recorded is not None and flags.episodes is None and chosen == there
     own = base.dataset if same else DatasetConfig(holdout=0.0)
     dataset = dataclasses.replace(
         own,
-        root=chosen[0],
-        repo_id=chosen[1],
-        revision=chosen[2],
+        root=chosen.root,
+        repo_id=chosen.repo_id,
+        revision=chosen.revision,
         episodes=own.episodes if flags.episodes is None else flags.episodes,
         cache_frames=0.0,
         features=config.features,

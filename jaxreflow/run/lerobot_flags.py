@@ -56,7 +56,7 @@ INSTEAD = {
     "--policy.use-peft": "give --lora.rank",
     "--policy.load-vlm-weights": "the VLM's weights are the policy's, or with --policy.new those in --policy.vlm DIR",
     "--policy.tags": "edit the model card on the hub",
-    "--policy.license": "edit the model card on the hub",
+    "--policy.license": "give it to `python -m convert push --license ID`",
     "--policy.num-steps": "--num-steps are the student's Euler steps, --teacher-steps the teacher's",
     "--policy.train-expert-only": _TRAINED_SET,
     "--policy.freeze-vision-encoder": _TRAINED_SET,
