@@ -266,14 +266,17 @@ def test_loss_of_a_later_round_is_not_measured_against_the_first_teacher(tmp_pat
     teacher = load_saved_policy(TEACHER)
     own_run = ReflowConfig(teacher=TeacherSource(path=str(TEACHER)))
     later_run = ReflowConfig(teacher=TeacherSource(path=str(other)))
+    assert comparison._distilled(own_run, teacher) is own_run
+    assert comparison._distilled(later_run, teacher) is None
     assert comparison._training(None, own_run, teacher, teacher) is not None
-    assert comparison._training(None, later_run, teacher, teacher) is None
+    assert comparison._training(None, None, teacher, teacher) is None
 
 
 def test_students_are_compared_with_the_sampler_that_they_imitate() -> None:
     teacher = load_saved_policy(TEACHER)
     one_step = dataclasses.replace(teacher, policy=dataclasses.replace(teacher.policy, num_steps=1))
     run = ReflowConfig(teacher=TeacherSource(path=str(TEACHER)))
-    assert comparison._reference_steps(run, one_step) == 10
-    assert comparison._reference_steps(dataclasses.replace(run, teacher_solver="heun", teacher_steps=5), teacher) == 10
+    assert comparison._reference_steps(comparison._distilled(run, one_step), one_step) == 10
+    heun = dataclasses.replace(run, teacher_solver="heun", teacher_steps=5)
+    assert comparison._reference_steps(comparison._distilled(heun, teacher), teacher) == 10
     assert comparison._reference_steps(None, one_step) == 1

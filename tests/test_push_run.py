@@ -20,8 +20,8 @@ from tests.watched_run import ROOT
 
 LOAD = """
 import shutil, sys
-from jaxreflow.policy.saved import load_checkpoint
-shutil.copytree(load_checkpoint("me/student").directory, sys.argv[1])
+from jaxreflow.policy.saved import load_saved_policy
+shutil.copytree(load_saved_policy("me/student").directory, sys.argv[1])
 """
 
 

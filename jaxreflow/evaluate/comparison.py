@@ -68,9 +68,7 @@ def compare(config: EvaluateConfig) -> Comparison:
         subjects.append(make_subject("student", student.load_params(), student.config, like=first))
     settings = Settings(**{f.name: getattr(config, f.name) for f in dataclasses.fields(Settings)})
     distilled = _distilled(recorded, teacher)
-    own_steps = teacher.policy.num_steps
-    # A teacher that is a student itself names one step, and its students still imitate ten.
-    reference = Candidate(first, distilled.reference_steps(own_steps) if distilled else own_steps)
+    reference = Candidate(first, _reference_steps(distilled, teacher))
     trial = Trial(tuple(subjects), reference, source, teacher.load_transforms(), settings)
     training = _training(config.run, distilled, teacher, student)
     measures = measure(trial, training)
@@ -177,6 +175,15 @@ def _distilled(recorded: RunConfig | None, teacher: SavedPolicy) -> ReflowConfig
     if not isinstance(recorded, ReflowConfig) or _has_other_teacher(recorded, teacher):
         return None
     return recorded
+
+
+def _reference_steps(distilled: ReflowConfig | None, teacher: SavedPolicy) -> int:
+    """Euler steps of the sampler that is compared with: what the student's run imitated, else the teacher's own.
+
+    A teacher that is a student itself names one step, and its students still imitate ten.
+    """
+    own = teacher.policy.num_steps
+    return distilled.reference_steps(own) if distilled else own
 
 
 def _has_other_teacher(recorded: ReflowConfig, teacher: SavedPolicy) -> bool:
