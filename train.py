@@ -57,7 +57,7 @@ from jaxreflow.run.record.provenance import provenance, write_provenance
 from jaxreflow.run.record.trackers import Tracking, check_tracker, open_tracker
 from jaxreflow.run.start import open_initial_policy
 from jaxreflow.run.supervision import Interrupted, StopRequest, Watchdog
-from jaxreflow.support import processes as distributed
+from jaxreflow.support import processes
 from jaxreflow.support.command_line import choose, first_sentence, without_debug
 from jaxreflow.support.compilation import use_compilation_cache
 from jaxreflow.support.console import console_log
@@ -79,15 +79,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with console_log():
             config = read_settings(files[name], flags)
-            distributed.connect(config.distributed)
-            with distributed.failing_together():
+            processes.connect(config.distributed)
+            with processes.failing_together():
                 check_push(config)
                 if config.dry_run:
                     dry_run(config)
                 else:
                     train(config)
     except Interrupted as stop:
-        if distributed.is_first():
+        if processes.is_first():
             again = shlex.join([name, "--output-dir", str(config.output_dir), "--resume"])
             print(f"{stop}; go on with: train.py {again}", file=sys.stderr)
         return 128 + stop.signal
@@ -113,7 +113,7 @@ def run(config: RunConfig) -> None:
     """One run from its settings to its last checkpoint."""
     # ---- where: the devices, and a directory that holds no other run
     use_compilation_cache()
-    distributed.check_connected()
+    processes.check_connected()
     mesh = make_mesh(config.fsdp)
     check_batch_size(config.batch_size, config.accumulate, mesh)
     check_tracker(config.tracker)
@@ -207,7 +207,7 @@ def run(config: RunConfig) -> None:
 
 def report(config: RunConfig) -> None:
     """Compares a finished student with its teacher, unless that is done or not wished."""
-    if not isinstance(config, ReflowConfig) or not config.report or not distributed.is_first():
+    if not isinstance(config, ReflowConfig) or not config.report or not processes.is_first():
         return
     run_dir = as_path(str(config.output_dir))
     student = newest_policy(run_dir / "checkpoints")
@@ -219,7 +219,7 @@ def report(config: RunConfig) -> None:
 
 def push(config: RunConfig) -> None:
     """Publishes a finished run's policy, if that is wished."""
-    if config.push_to_hub and distributed.is_first():
+    if config.push_to_hub and processes.is_first():
         log.info("pushing the policy to %s", config.push_to_hub)
         log.info("pushed: %s", push_run(config))
 
@@ -258,7 +258,7 @@ def log_start(
     tracking: Tracking,
 ) -> Iterator[Batch]:
     """Writes down what the run is made of, and, at its beginning, what its cameras show; the same batches."""
-    if not distributed.is_first():
+    if not processes.is_first():
         return batches
     record = provenance(config, first)
     write_provenance(run_dir, record)

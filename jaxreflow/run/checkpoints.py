@@ -192,28 +192,28 @@ def newest_policy(directory: AnyPath) -> AnyPath:
     return directory / (_POINTER if is_link else f"{step:06d}") / POLICY_DIR
 
 
-def find_damage(saved: AnyPath) -> str | None:
+def find_damage(checkpoint: AnyPath) -> str | None:
     """What differs in a checkpoint's folder from what was written there, in words; None if nothing does."""
     try:
-        expected = json.loads((saved / CHECKSUMS_FILE).read_text())
-        found = list_files(saved)
+        expected = json.loads((checkpoint / CHECKSUMS_FILE).read_text())
+        found = list_files(checkpoint)
         for name, (size, digest) in expected.items():
             if name not in found:
-                return f"{saved / name} is missing"
+                return f"{checkpoint / name} is missing"
             if found[name].size != size:
-                return f"{saved / name}: expected {size} bytes, found {found[name].size}"
+                return f"{checkpoint / name}: expected {size} bytes, found {found[name].size}"
             if found[name].digest() != digest:
-                return f"{saved / name}: its bytes are not the ones that were written"
+                return f"{checkpoint / name}: its bytes are not the ones that were written"
     except FileNotFoundError:
-        return f"{saved / CHECKSUMS_FILE} is missing"
+        return f"{checkpoint / CHECKSUMS_FILE} is missing"
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        return f"{saved / CHECKSUMS_FILE} cannot be read ({_first_line(error)})"
+        return f"{checkpoint / CHECKSUMS_FILE} cannot be read ({_first_line(error)})"
     return None
 
 
-def _write_checksums(saved: AnyPath) -> None:
-    sums = {name: (file.size, file.digest()) for name, file in list_files(saved).items()}
-    (saved / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=1) + "\n")
+def _write_checksums(checkpoint: AnyPath) -> None:
+    sums = {name: (file.size, file.digest()) for name, file in list_files(checkpoint).items()}
+    (checkpoint / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=1) + "\n")
 
 
 def _steps(directory: AnyPath) -> list[int]:

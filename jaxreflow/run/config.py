@@ -189,7 +189,7 @@ class FinetuneConfig(RunConfig):
     """Flow matching on recorded actions, as LeRobot trains."""
 
     policy: PolicySource = dataclasses.field(default_factory=PolicySource)
-    loss_compat: str = option("lerobot-main", section="experimental")
+    loss_compat: str = option("lerobot-main", section="update")
     """Reduction of the loss: lerobot-main (real dims, padding masked) or lerobot-0.4.4 (everything)."""
 
     def __post_init__(self) -> None:

@@ -38,7 +38,7 @@ from jaxreflow.run.data import RunData, check_early_task, open_dataset, open_run
 from jaxreflow.run.directory import check_directory
 from jaxreflow.run.programs import Weights, make_programs, trained_paths, unchanged_by
 from jaxreflow.run.start import open_initial_policy
-from jaxreflow.support import processes as distributed
+from jaxreflow.support import processes
 from jaxreflow.support.compilation import use_compilation_cache
 from jaxreflow.support.mesh import batch_sharding, check_batch_size, make_mesh, parameter_spec, replicated
 from jaxreflow.support.option import labelled
@@ -54,7 +54,7 @@ Facts = dict[str, list[str]]
 def dry_run(config: RunConfig) -> None:
     """Prints what `describe` finds, in the first process."""
     facts = describe(config)
-    if distributed.is_first():
+    if processes.is_first():
         print("\n".join(_paragraph(title, lines) for title, lines in facts.items()))
 
 
@@ -70,7 +70,7 @@ def _paragraph(title: str, lines: list[str]) -> str:
 def describe(config: RunConfig) -> Facts:
     """What there is to know before a run, by title; the errors of a wrong setting are those of the run."""
     use_compilation_cache()
-    distributed.check_connected()
+    processes.check_connected()
     mesh = make_mesh(config.fsdp)
     check_batch_size(config.batch_size, config.accumulate, mesh)
     run_dir = check_directory(config) if config.output_dir else None

@@ -10,7 +10,7 @@ from jaxreflow.policy.saved import SavedPolicy, load_saved_policy
 from jaxreflow.run.config import RunConfig
 from jaxreflow.run.config_groups import FREE_FIELDS, PolicySource
 from jaxreflow.run.new_policy import create_policy
-from jaxreflow.support import processes as distributed
+from jaxreflow.support import processes
 from jaxreflow.support.storage import AnyPath, is_taken
 
 
@@ -24,10 +24,10 @@ def open_initial_policy(config: RunConfig, dataset: LeRobotDataset, folder: AnyP
     if isinstance(source, PolicySource) and source.new:
         initial = folder / "initial_policy"
         path = str(initial)
-        if distributed.is_first() and not is_taken(initial):
+        if processes.is_first() and not is_taken(initial):
             new = dataclasses.replace(source, vlm=source.vlm or config.vlm)
             create_policy(initial, new, dataset, rename_map=config.rename_map, seed=config.seed)
-        distributed.wait_for_all("the new policy")
+        processes.wait_for_all("the new policy")
     if not path:
         raise ConfigError(config.missing())
     saved = load_policy_for(config, path, dataset, source.revision)
