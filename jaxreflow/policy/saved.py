@@ -228,7 +228,7 @@ def save_pretrained(
     num_steps: int | None = None,
     train_config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a folder that unmodified LeRobot loads: `checkpoint` with the values of `params`, complete or not at all.
+    """Writes a folder that unmodified LeRobot loads: `saved` with the values of `params`, complete or not at all.
 
     `params` may be part of the tree. Tensors keep their keys, shapes and dtypes, untouched ones their bits;
     `load_vlm_weights` is true where the VLM that the config names has weights: LeRobot then runs it in its own dtype.

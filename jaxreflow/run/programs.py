@@ -82,7 +82,7 @@ def split_weights(config: RunConfig, saved: SavedPolicy, mesh: Mesh) -> Weights:
 def make_loss(config: RunConfig, saved: SavedPolicy, trainable: Params) -> LossFunction:
     """The loss that the run minimises, `(trainable, frozen, teacher, batch, noise, t) -> (sum, count)`.
 
-    `checkpoint` is the policy that the run starts from; of `trainable` only the structure counts: what is trained.
+    `saved` is the policy that the run starts from; of `trainable` only the structure counts: what is trained.
     """
     model, action_dim = saved.config, saved.policy.action_dim
     if not isinstance(config, ReflowConfig):

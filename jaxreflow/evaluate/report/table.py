@@ -47,7 +47,7 @@ def find(rows: Sequence[Fidelity], label: str, frames: str) -> Fidelity:
 
 
 def error_table(measures: Measures) -> Table:
-    """Same-noise errors to the reference: one line per policy, one column per set of frames, in the README's form."""
+    """Same-noise errors to the reference: one line per policy, one column per set of frames."""
     sets = list(measures.frames)
     columns = (f"relative error to {measures.reference}, same noise", *(f"{name} frames" for name in sets))
     rows = (
