@@ -16,14 +16,12 @@ import itertools
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 from jaxtyping import Array
 
-from jaxreflow.data.feature_match import check_vision_frozen
-from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.errors import JaxReflowError
 from jaxreflow.evaluate.comparison import REPORT_HTML, compare_run
 from jaxreflow.evaluate.demo import DemoConfig, write_demo_report
@@ -35,33 +33,23 @@ from jaxreflow.policy.weights import expected_tensors
 from jaxreflow.publish.publication import check_push, push_run
 from jaxreflow.run.checkpoints import CheckpointStore, newest_policy
 from jaxreflow.run.config import ReflowConfig, RunConfig, TeacherSource
-from jaxreflow.run.data import (
-    RunData,
-    check_early_task,
-    held_out_batches,
-    open_dataset,
-    open_run_features,
-    split_data,
-    training_batches,
-)
+from jaxreflow.run.data import held_out_batches, training_batches
 from jaxreflow.run.directory import CONFIG_FILE, check_directory, claim_directory, restore, run_identity
 from jaxreflow.run.dry_run import dry_run
 from jaxreflow.run.flags import load_config, read_settings
-from jaxreflow.run.loop import Cadence, fit, mean_scores
+from jaxreflow.run.loop import Cadence, Callbacks, fit, mean_scores
 from jaxreflow.run.monitor import action_units, make_error_step, root_errors
-from jaxreflow.run.programs import Weights, exported_params, make_update, split_weights
+from jaxreflow.run.programs import MeasureLoss, Weights, exported_params, make_update, split_weights
 from jaxreflow.run.record.cameras import CAMERAS, camera_views, write_views
 from jaxreflow.run.record.metrics import MetricsLog, last_logged
 from jaxreflow.run.record.profiling import ProfileWindow
 from jaxreflow.run.record.provenance import provenance, write_provenance
-from jaxreflow.run.record.trackers import Tracking, check_tracker, open_tracker
-from jaxreflow.run.start import open_initial_policy
+from jaxreflow.run.record.trackers import Tracking, open_tracker
+from jaxreflow.run.setup import Setup, set_up, set_up_devices
 from jaxreflow.run.supervision import Interrupted, StopRequest, Watchdog
 from jaxreflow.support import processes
 from jaxreflow.support.command_line import choose, first_sentence, without_debug
-from jaxreflow.support.compilation import use_compilation_cache
 from jaxreflow.support.console import console_log
-from jaxreflow.support.mesh import check_batch_size, make_mesh
 from jaxreflow.support.storage import AnyPath, as_path
 from jaxreflow.training.losses import shares_context
 from jaxreflow.training.step import TrainState
@@ -111,70 +99,28 @@ def train(config: RunConfig) -> None:
 
 def run(config: RunConfig) -> None:
     """One run from its settings to its last checkpoint."""
-    # ---- where: the devices, and a directory that holds no other run
-    use_compilation_cache()
-    processes.check_connected()
-    mesh = make_mesh(config.fsdp)
-    check_batch_size(config.batch_size, config.accumulate, mesh)
-    check_tracker(config.tracker)
-    run_dir = check_directory(config)
+    mesh, run_dir = set_up_devices(config), check_directory(config)
     log.info("devices: %d x %s, processes: %d", mesh.size, jax.devices()[0].device_kind, jax.process_count())
-
-    # ---- the data, and the policy to start from
-    dataset = open_dataset(config.dataset)
-    saved = open_initial_policy(config, dataset, run_dir)
-    features = open_run_features(config, saved, dataset)
-    data = split_data(dataset, saved.policy, saved.load_transforms(), config, features)
-    log_data(dataset, data)
-    check_early_task(config, data.held_out)
-
-    # ---- the update: what is trained, by which loss and optimizer
-    weights = split_weights(config, saved, mesh)
-    if features is not None:
-        check_vision_frozen(weights.start)
-    log_parameters(config, saved, weights)
-    init, train_step, eval_step = make_update(config, saved, weights, mesh)
+    setup = set_up(config, mesh, run_dir)
+    log_data(setup)
+    weights = split_weights(config, setup.saved, mesh)
+    log_parameters(config, setup.saved, weights)
+    start, update, measure_loss = make_update(config, setup.saved, weights, mesh)
 
     # ---- the state: at its start, or as the last checkpoint left it
     store = CheckpointStore(run_dir / "checkpoints", keep=config.keep or None, keep_every=config.keep_every or None)
-    identity = run_identity(saved, dataset)
-    state = restore(store, init, identity)
+    state = restore(store, start, run_identity(setup.saved, setup.dataset))
     first = int(state.step)
     if first >= config.steps:
         log.info("%s is complete after update %d; raise --steps to go on", run_dir, first)
         return
     log.info("updates %d to %d", first + 1, config.steps)
-    batches = training_batches(data, config, first)
+    batches = training_batches(setup.data, config, first)
     claim_directory(config, run_dir)
 
-    units = action_units(data.transforms, data.action_names)
-    error_step = make_error_step(config, saved, weights, mesh, units)
-
-    def held_out_scores(state: TrainState) -> dict[str, float]:
-        if not data.held_out:
-            return {}
-
-        exported = exported_params(config, state, weights, mesh)
-
-        def scores(batch: Batch, index: int) -> dict[str, tuple[Array, Array]]:
-            return {"held_out_loss": eval_step(exported, batch, index), **error_step(exported, batch, index)}
-
-        return root_errors(mean_scores(scores, held_out_batches(data, config), mesh))
-
-    def save(step: int, state: TrainState) -> None:
-        settings = dataclasses.asdict(config)
-        meta = {**identity, "step": step, "examples": step * config.batch_size, "seed": config.seed, "config": settings}
-        exported = jax.device_get(exported_params(config, state, weights, mesh))
-        # What a policy's folder tells of its making, also where the run is not around it.
-        recorded = {**settings, "source": identity["source"], "update": step}
-        store.save(
-            step,
-            state,
-            meta,
-            lambda out: save_pretrained(out, saved, exported, num_steps=config.num_steps, train_config=recorded),
-        )
-
     # ---- the loop; a checkpoint that it began is finished even if it fails
+    score = make_score(config, setup, weights, measure_loss)
+    save = make_save(config, setup, weights, store)
     cadence = Cadence(config.steps, config.log_every, config.eval_every, config.save_every)
     with (
         contextlib.closing(store),
@@ -187,22 +133,58 @@ def run(config: RunConfig) -> None:
     ):
         state = fit(
             state,
-            profile.watch(train_step),
-            log_start(config, saved, batches, first, run_dir, tracking),
+            profile.watch(update),
+            log_start(config, setup.saved, batches, first, run_dir, tracking),
             mesh,
             cadence,
             metrics,
-            batch_size=config.batch_size,
-            score=held_out_scores,
-            save=save,
-            stop=stop.made,
-            heard=watchdog.heard,
+            Callbacks(score, save, stop.made, watchdog.heard),
             skip_nonfinite=config.skip_nonfinite,
         )
     done = int(state.step)
     if done < config.steps:
         raise Interrupted(stop.signal, f"stopped by {stop.name} after update {done}, which is saved")
     log.info("policy after update %d: %s", done, newest_policy(store.directory))
+
+
+def make_score(
+    config: RunConfig, setup: Setup, weights: Weights, measure_loss: MeasureLoss
+) -> Callable[[TrainState], dict[str, float]]:
+    """The evaluation of a state on held-out episodes: the loss, and errors of its chunks; nothing where none are held out."""
+    units = action_units(setup.data.transforms, setup.data.action_names)
+    measure_errors = make_error_step(config, setup.saved, weights, setup.mesh, units)
+
+    def score(state: TrainState) -> dict[str, float]:
+        if not setup.data.held_out:
+            return {}
+        exported = exported_params(config, state, weights, setup.mesh)
+
+        def sums(batch: Batch, index: int) -> dict[str, tuple[Array, Array]]:
+            return {"held_out_loss": measure_loss(exported, batch, index), **measure_errors(exported, batch, index)}
+
+        return root_errors(mean_scores(sums, held_out_batches(setup.data, config), setup.mesh))
+
+    return score
+
+
+def make_save(
+    config: RunConfig, setup: Setup, weights: Weights, store: CheckpointStore
+) -> Callable[[int, TrainState], None]:
+    """Writes the state after an update, and the policy that it makes, as a checkpoint."""
+    settings, identity = dataclasses.asdict(config), run_identity(setup.saved, setup.dataset)
+
+    def save(step: int, state: TrainState) -> None:
+        meta = {**identity, "step": step, "examples": step * config.batch_size, "seed": config.seed, "config": settings}
+        exported = jax.device_get(exported_params(config, state, weights, setup.mesh))
+        # What a policy's folder tells of its making, also where the run is not around it.
+        recorded = {**settings, "source": identity["source"], "update": step}
+
+        def write_policy(out: AnyPath) -> None:
+            save_pretrained(out, setup.saved, exported, num_steps=config.num_steps, train_config=recorded)
+
+        store.save(step, state, meta, write_policy)
+
+    return save
 
 
 def report(config: RunConfig) -> None:
@@ -243,9 +225,9 @@ def run_demo(config: DemoConfig) -> None:
     )
 
 
-def log_data(dataset: LeRobotDataset, data: RunData) -> None:
+def log_data(setup: Setup) -> None:
     """Says what is trained on and what is held out."""
-    held_out = ", ".join(map(str, data.held_out_episodes)) or "none"
+    dataset, held_out = setup.dataset, ", ".join(map(str, setup.data.held_out_episodes)) or "none"
     log.info("dataset: %d frames in %d episodes, held out: %s", dataset.num_frames, len(dataset.episodes), held_out)
 
 

@@ -29,6 +29,7 @@ from jaxreflow.policy.smolvla_policy import sample_chunks
 from jaxreflow.run.config import FinetuneConfig, ReflowConfig
 from jaxreflow.run.programs import make_update, split_weights
 from jaxreflow.support.mesh import make_mesh, replicate, shard_batch
+from jaxreflow.training import experimental
 from jaxreflow.training.step import make_draw
 
 Work = Callable[[], dict[str, Any]]
@@ -57,7 +58,7 @@ def make_reflow_step(settings: dict[str, Any]) -> tuple[Work, dict[str, float]]:
     state, update, _ = make_update(run, checkpoint, weights, mesh)
     seen = make_batch(model, settings["batch"], settings["cameras"])
     key = jax.random.fold_in(jax.random.split(jax.random.key(run.seed))[0], 0)  # of the first update
-    noise, t = make_draw(flow.TIME_LAWS[run.time_law], run.noises, model)(key, settings["batch"])
+    noise, t, _ = make_draw(experimental.TIME_LAWS[run.time_law], run.noises, model)(key, settings["batch"])
     save_inputs(Path(settings["folder"]) / INPUTS, seen, noise, t)
     if settings["features"]:
         seen = with_features(seen, merge_params(weights.start, weights.frozen), model)
@@ -79,7 +80,7 @@ def make_sample(settings: dict[str, Any]) -> tuple[Work, dict[str, float]]:
     params = replicate(stored_in_compute_dtype(checkpoint.load_params(), model), make_mesh())
     batch = make_batch(model, settings["batch"], settings["cameras"])
     seen: Observation = jax.tree.map(jnp.asarray, batch.observation)
-    noise, t = make_draw(flow.uniform_time, settings["noises"], model)(jax.random.key(0), settings["batch"])
+    noise, t, _ = make_draw(experimental.uniform_time, settings["noises"], model)(jax.random.key(0), settings["batch"])
     save_inputs(Path(settings["folder"]) / INPUTS, batch, noise, t)
 
     @jax.jit

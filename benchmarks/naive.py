@@ -19,7 +19,7 @@ from jaxreflow.model.layers import apply, projection
 from jaxreflow.model.params import merge_params
 from jaxreflow.model.smolvla import embed_prefix
 from jaxreflow.model.types import Batch, Context, Observation, Params
-from jaxreflow.training.losses import LossFunction
+from jaxreflow.training.losses import Draws, LossFunction
 
 
 def joint_context(params: Params, observation: Observation, *, config: ModelConfig) -> Context:
@@ -47,12 +47,10 @@ def sampler_velocity(params: Params, context: Context, x_t: Array, t: Array, *, 
 def naive_loss(config: ModelConfig, *, teacher_steps: int) -> LossFunction:
     """`training.reflow_loss` of the same value and gradient; `teacher` is the whole set of its parameters."""
 
-    def loss(
-        trainable: Params, frozen: Params, teacher: Params, batch: Batch, noise: Array, t: Array
-    ) -> tuple[Array, Array]:
-        repeats = noise.shape[1]
+    def loss(trainable: Params, frozen: Params, teacher: Params, batch: Batch, draws: Draws) -> tuple[Array, Array]:
+        repeats = draws.noise.shape[1]
         observation = jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), repeats, axis=0), batch.observation)
-        noise, t = noise.reshape(-1, 1, *noise.shape[2:]), t.reshape(-1, 1)
+        noise, t = draws.noise.reshape(-1, 1, *draws.noise.shape[2:]), draws.t.reshape(-1, 1)
         context = joint_context(teacher, observation, config=config)
         endpoint = flow.euler(
             lambda x_t, t: sampler_velocity(teacher, context, x_t, t, config=config), noise, teacher_steps

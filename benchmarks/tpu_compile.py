@@ -26,7 +26,6 @@ from jax.sharding import AxisType, Mesh, Sharding, SingleDeviceSharding
 from benchmarks.collectives import Collective, collectives, executions
 from benchmarks.naive import joint_context, naive_loss, sampler_velocity
 from benchmarks.workload import full_policy
-from jaxreflow import flow
 from jaxreflow.errors import ConfigError
 from jaxreflow.model import init_params, memorise, observe, velocity
 from jaxreflow.model.config import ModelConfig, VLMConfig
@@ -35,6 +34,7 @@ from jaxreflow.model.types import Batch, HostOrDevice, Observation, Params
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.run.config import ReflowConfig
 from jaxreflow.support.mesh import BATCH_AXES, batch_sharding, replicated
+from jaxreflow.training import experimental
 from jaxreflow.training.losses import LossFunction, reflow_loss
 from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxreflow.training.step import init_state, make_draw, make_train_step
@@ -182,7 +182,7 @@ def compile_step(work: Work, formulation: Formulation, mesh: Mesh) -> Estimate:
         formulation.loss(work.model, work.teacher_steps),
         optimizer,
         make_schedule(settings, run.steps),
-        make_draw(flow.TIME_LAWS[run.time_law], work.noises, work.model),
+        make_draw(experimental.TIME_LAWS[run.time_law], work.noises, work.model),
         mesh,
         ema_decay=run.ema_decay,
         reduce_dtype=work.reduce_dtype,

@@ -158,15 +158,15 @@ def parts(monkeypatch: pytest.MonkeyPatch, enable: bool) -> dict[str, Any]:
 def test_teacher_and_student_see_the_same_changed_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is that on images which were changed beforehand, and is not where only one of the two sees them so."""
     found, batch = parts(monkeypatch, enable=True), make_batch(2, CONFIG)
-    *drawn, changes = found["draw"](jax.random.key(1), 2)
+    draws = found["draw"](jax.random.key(1), 2)
     start, frozen, teacher = weights()[:3]
-    total, _ = jax.jit(found["loss"])(start, frozen, teacher, batch, *drawn, changes)
+    total, _ = jax.jit(found["loss"])(start, frozen, teacher, batch, draws)
     plain = jax.jit(found["eval_loss"])
-    images = {key: changed_images(x, changes[key]) for key, x in batch.observation.images.items()}
-    expected, _ = plain(start, frozen, teacher, with_images(batch, images), *drawn)
+    images = {key: changed_images(x, draws.changes[key]) for key, x in batch.observation.images.items()}
+    expected, _ = plain(start, frozen, teacher, with_images(batch, images), draws)
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     unchanged = {key: x / np.float32(255) for key, x in batch.observation.images.items()}
-    other, _ = plain(start, frozen, teacher, with_images(batch, unchanged), *drawn)
+    other, _ = plain(start, frozen, teacher, with_images(batch, unchanged), draws)
     assert abs(float(other) - float(expected)) > 1e-3 * float(expected)
 
 
@@ -175,11 +175,12 @@ def test_noise_is_what_it_was_and_evaluations_are_not_augmented(monkeypatch: pyt
     assert off["loss"] is off["eval_loss"]
     assert off["draw"] is off["eval_draw"]
     key = jax.random.key(3)
-    *drawn, changes = on["draw"](key, 4)
-    assert set(changes) == set(CONFIG.visual_keys)
+    draws = on["draw"](key, 4)
+    assert set(draws.changes) == set(CONFIG.visual_keys)
     for same in (off["draw"](key, 4), on["eval_draw"](key, 4)):
-        for a, b in zip(drawn, same, strict=True):
-            np.testing.assert_array_equal(a, b)
+        assert same.changes is None
+        np.testing.assert_array_equal(draws.noise, same.noise)
+        np.testing.assert_array_equal(draws.t, same.t)
 
 
 def test_images_that_the_policy_normalises_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

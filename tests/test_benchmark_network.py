@@ -20,12 +20,12 @@ from benchmarks.network import deviation
 from benchmarks.reflow_step import ReflowStepConfig
 from benchmarks.sample import PARTS, SampleConfig
 from benchmarks.workload import full_policy, make_batch
-from jaxreflow import flow
 from jaxreflow.model import embed_images, extend, init_params, memorise, observe, velocity
 from jaxreflow.model.config import VLMConfig
 from jaxreflow.model.params import split_params, trainable_in_reflow
 from jaxreflow.model.types import Context, Observation, Params
 from jaxreflow.policy.architecture import network_of
+from jaxreflow.training import experimental
 from jaxreflow.training.losses import reflow_loss
 from jaxreflow.training.step import make_draw
 
@@ -91,9 +91,9 @@ def test_the_floor_counts_every_product(params: Params) -> None:
 def test_the_floor_of_an_update_is_what_its_gradient_needs(params: Params) -> None:
     """Autodiff has few products more, such as the gradient of the first layer's input."""
     trained, frozen = split_params(params, trainable_in_reflow)
-    noise, t = make_draw(flow.uniform_time, 4, MODEL)(jax.random.key(0), 1)
+    draws = make_draw(experimental.uniform_time, 4, MODEL)(jax.random.key(0), 1)
     loss = jax.value_and_grad(reflow_loss(MODEL, teacher_steps=10, shared_context=True), has_aux=True)
-    found = counted(loss, trained, frozen, trained, make_batch(MODEL, 1, 2), noise, t)
+    found = counted(loss, trained, frozen, trained, make_batch(MODEL, 1, 2), draws)
     counts = floor.reflow_step(MODEL, Size(batch=1, noises=4, cameras=2, steps=10))
     assert 0.99 * found < sum(counts.values()) < 1.01 * found
 

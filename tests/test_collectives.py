@@ -68,6 +68,7 @@ from jaxreflow.model import init_params
 from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxreflow.support.mesh import make_mesh, replicated, shard_batch
 from jaxreflow.training.step import init_state, make_draw, make_train_step
+from jaxreflow.training import experimental
 from jaxreflow.training.losses import reflow_loss
 from jaxreflow.model.params import split_params, trainable_in_reflow
 from tests.tiny import VISION, VLM, tiny_policy
@@ -92,7 +93,7 @@ for dtype, accumulation in (("float32", 1), ("bfloat16", 2)):
         reflow_loss(config, teacher_steps=2, shared_context=True),
         optimizer,
         schedule,
-        make_draw(flow.TIME_LAWS["uniform"], 2, config),
+        make_draw(experimental.TIME_LAWS["uniform"], 2, config),
         mesh,
         accumulation=accumulation,
         reduce_dtype=dtype,
@@ -117,6 +118,7 @@ def eight_devices() -> dict[str, list]:
     return json.loads(run.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "short"), [("float32", "f32"), ("bfloat16", "bf16")])
 def test_an_update_communicates_trained_gradients_once_and_scalars(
     eight_devices: dict[str, list], dtype: str, short: str

@@ -21,7 +21,7 @@ import train
 from jaxreflow.data.lerobot import load_dataset
 from jaxreflow.policy.config import Feature
 from jaxreflow.policy.saved import load_saved_policy
-from jaxreflow.run import dry_run, start
+from jaxreflow.run import dry_run, setup, start
 from jaxreflow.run.config import DatasetConfig, FinetuneConfig, PolicySource, ReflowConfig
 from jaxreflow.run.dry_run import describe, statistics_source
 from tests.tiny_policy import DATASET, make_vlm
@@ -41,7 +41,7 @@ def _nothing_is_kept_or_run(monkeypatch: pytest.MonkeyPatch) -> None:
         programs = original(*args)
         return programs._replace(update=SimpleNamespace(lower=programs.update.lower), measure=None)
 
-    monkeypatch.setattr(dry_run, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(setup, "use_compilation_cache", lambda: None)
     monkeypatch.setattr(dry_run, "make_programs", make_programs)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
@@ -123,9 +123,7 @@ def test_a_new_policy_is_made_for_the_moment_only(
 ) -> None:
     made: list[Path] = []
     original = start.create_policy
-    monkeypatch.setattr(
-        start, "create_policy", lambda out, *args, **kw: (made.append(out), original(out, *args, **kw))
-    )
+    monkeypatch.setattr(start, "create_policy", lambda out, *args, **kw: (made.append(out), original(out, *args, **kw)))
     source = PolicySource(
         new=True, vlm=str(make_vlm(tmp_path)), vlm_model_name="tiny/vlm", num_vlm_layers=2, chunk_size=3,
         n_action_steps=3, resize_imgs_with_padding=(32, 32), train_expert_only=False,

@@ -26,6 +26,7 @@ from jaxreflow.run.config import DatasetConfig, OptimizerFlags, ReflowConfig, Te
 from jaxreflow.run.data import open_dataset, split_data, training_batches
 from jaxreflow.run.programs import split_weights
 from jaxreflow.support.mesh import make_mesh, shard_batch, sharded_copy
+from jaxreflow.training import experimental
 from jaxreflow.training.optimizer import make_optimizer, make_schedule
 from jaxreflow.training.step import init_state, make_draw, make_train_step
 from tests.tiny_policy import DATASET
@@ -72,18 +73,21 @@ def loss_with_mistakes(checkpoint: SavedPolicy):
     def padded(x, factor):
         return x.at[..., real:].multiply(factor)
 
-    def loss(trainable, frozen, teacher, batch, noise, t):
+    def loss(trainable, frozen, teacher, batch, draws):
         mistake, state = frozen["mistake"], jnp.asarray(batch.observation.state)
         first, second = (merge_params(own, frozen["params"]) for own in (teacher, trainable))
         context = jax.lax.stop_gradient(observe(first, batch.observation, config=config))
-        noise = padded(noise, mistake["noise"])
+        noise = padded(draws.noise, mistake["noise"])
         memory = memorise(first, context, state, config=config)
         endpoint = flow.euler(
             lambda x, t: mistake["direction"] * velocity(first, memory, x, t, config=config), noise, 10
         )
         memory = memorise(second, context, state, config=config)
         return flow.reflow_loss(
-            lambda x, t: velocity(second, memory, x, t, config=config), padded(endpoint, mistake["endpoint"]), noise, t
+            lambda x, t: velocity(second, memory, x, t, config=config),
+            padded(endpoint, mistake["endpoint"]),
+            noise,
+            draws.t,
         )
 
     return loss
@@ -102,7 +106,7 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         loss_with_mistakes(checkpoint),
         optimizer,
         make_schedule(settings, UPDATES),
-        make_draw(flow.TIME_LAWS[CONFIG.time_law], CONFIG.noises, checkpoint.config),
+        make_draw(experimental.TIME_LAWS[CONFIG.time_law], CONFIG.noises, checkpoint.config),
         mesh,
     )
     made = {}

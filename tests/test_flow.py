@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxreflow import flow
+from jaxreflow.training import experimental
 
 SHAPE = (2, 3, 5, 4)
 
@@ -44,9 +45,9 @@ def test_heun_is_exact_where_the_field_is_linear_in_time(pair, num_steps):
     def linear(_, t):
         return noise - x_0 + 3.0 * (2 * t[..., None, None] - 1)
 
-    np.testing.assert_allclose(flow.heun(linear, noise, num_steps), x_0, atol=5e-6)
+    np.testing.assert_allclose(experimental.heun(linear, noise, num_steps), x_0, atol=5e-6)
     np.testing.assert_allclose(flow.euler(linear, noise, num_steps), x_0 - 3.0 / num_steps, atol=5e-6)
-    assert flow.heun(linear, noise, num_steps).dtype == jnp.float32
+    assert experimental.heun(linear, noise, num_steps).dtype == jnp.float32
 
 
 def swirl(x, t):
@@ -57,7 +58,7 @@ def swirl(x, t):
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2)])
 def test_solvers_converge_in_their_order(pair, name, order):
     """Halving the step divides the error by 2^order, down to the actions and up to the noise."""
-    noise, solver = pair[1], flow.SOLVERS[name]
+    noise, solver = pair[1], experimental.SOLVERS[name]
     x_0 = noise * np.exp(-np.sin(3.0))
 
     def rate(end, exact):
@@ -65,14 +66,16 @@ def test_solvers_converge_in_their_order(pair, name, order):
         return np.log2(coarse / fine)
 
     np.testing.assert_allclose(rate(lambda steps: solver(swirl, noise, steps), x_0), order, atol=0.15)
-    np.testing.assert_allclose(rate(lambda steps: flow.invert(solver, swirl, x_0, steps), noise), order, atol=0.15)
+    np.testing.assert_allclose(
+        rate(lambda steps: experimental.invert(solver, swirl, x_0, steps), noise), order, atol=0.15
+    )
 
 
-@pytest.mark.parametrize("solver", flow.SOLVERS.values())
+@pytest.mark.parametrize("solver", experimental.SOLVERS.values())
 def test_sampling_from_inverted_noise_gives_the_actions_back(pair, solver):
     x_0, noise = pair
-    np.testing.assert_allclose(flow.invert(solver, lambda x, t: noise - x_0, x_0, 2), noise, atol=2e-6)
-    inverted = flow.invert(solver, swirl, x_0, 1000)
+    np.testing.assert_allclose(experimental.invert(solver, lambda x, t: noise - x_0, x_0, 2), noise, atol=2e-6)
+    inverted = experimental.invert(solver, swirl, x_0, 1000)
     assert float(jnp.abs(inverted - x_0).max()) > 0.1
     np.testing.assert_allclose(solver(swirl, inverted, 1000), x_0, atol=0.02)
 
@@ -82,8 +85,8 @@ def test_inversion_visits_times_from_zero_up():
     def field(x, t):
         return jnp.broadcast_to(t[..., None, None], x.shape)
 
-    np.testing.assert_allclose(flow.invert(flow.euler, field, jnp.zeros(SHAPE), 4), 0.375)
-    np.testing.assert_allclose(flow.invert(flow.heun, field, jnp.zeros(SHAPE), 4), 0.5)
+    np.testing.assert_allclose(experimental.invert(flow.euler, field, jnp.zeros(SHAPE), 4), 0.375)
+    np.testing.assert_allclose(experimental.invert(experimental.heun, field, jnp.zeros(SHAPE), 4), 0.5)
 
 
 def test_reflow_loss_is_zero_for_the_straight_teacher(pair):
@@ -111,7 +114,9 @@ def test_a_pair_is_looked_at_at_each_of_its_times(pair, masked):
     def loss(x_0, noise, valid, t):
         field = lambda x, t: x * t[..., None, None]  # noqa: E731
         return (
-            flow.masked_reflow_loss(field, x_0, noise, t, valid) if masked else flow.reflow_loss(field, x_0, noise, t)
+            experimental.masked_reflow_loss(field, x_0, noise, t, valid)
+            if masked
+            else flow.reflow_loss(field, x_0, noise, t)
         )
 
     parts = [loss(x_0, noise, valid, t[:, i::2]) for i in range(2)]
@@ -135,7 +140,7 @@ def test_pseudo_huber_is_the_published_norm_over_the_root_of_the_entries(pair):
 
     def loss(error):
         field = lambda x, t: noise - x_0 + error  # noqa: E731
-        return flow.reflow_loss(field, x_0, noise, jnp.ones(SHAPE[:2]), objective=flow.pseudo_huber)
+        return flow.reflow_loss(field, x_0, noise, jnp.ones(SHAPE[:2]), objective=experimental.pseudo_huber)
 
     (total, count), gradient = loss(error), jax.grad(lambda error: loss(error)[0])(error)
     # What the field adds is rounded at the size of noise - x_0.
@@ -155,18 +160,18 @@ def test_only_valid_entries_of_masked_pairs_count(pair):
 
     def loss(scale, objective):
         field = lambda x, t: noise - x_0 + scale * error  # noqa: E731
-        return flow.masked_reflow_loss(field, x_0, noise, jnp.ones(SHAPE[:2]), valid, objective=objective)
+        return experimental.masked_reflow_loss(field, x_0, noise, jnp.ones(SHAPE[:2]), valid, objective=objective)
 
     total, count = loss(1.0, flow.mean_square)
     assert count == 3 * 12 + 2
     np.testing.assert_allclose(total / count, 4.0, rtol=1e-6)
-    total, count = loss(1.0, flow.pseudo_huber)
+    total, count = loss(1.0, experimental.pseudo_huber)
     assert count == 3 * 12 + 2
     np.testing.assert_allclose(total / count, np.sqrt(4 + 0.00054**2) - 0.00054, rtol=1e-6)
     clean = jnp.zeros(SHAPE)
-    for objective in flow.OBJECTIVES.values():
+    for objective in experimental.OBJECTIVES.values():
         gradient = jax.grad(
-            lambda e, o=objective: flow.masked_reflow_loss(
+            lambda e, o=objective: experimental.masked_reflow_loss(
                 lambda x, t: noise - x_0 + e, x_0, noise, jnp.ones(SHAPE[:2]), valid, objective=o
             )[0]
         )(clean)
@@ -179,7 +184,7 @@ def test_real_pairs_are_recorded_actions_with_the_teachers_padded_dims(pair, dim
     endpoint, noise = pair
     actions = jnp.pad(jax.random.normal(jax.random.key(5), (2, 5, 3)), ((0, 0), (0, 0), (0, 1)))
     is_pad = jnp.zeros((2, 5), bool).at[1, 3:].set(True)
-    x_0, mixed, valid = flow.mix_real_pairs(
+    x_0, mixed, valid = experimental.mix_real_pairs(
         lambda x: x + 10.0, endpoint, noise, actions, is_pad, real_noises=2, action_dim=3, dims=dims
     )
     for m in (0, 1):
@@ -198,7 +203,7 @@ def test_no_gradient_flows_into_the_endpoint(pair):
     gradient = jax.grad(lambda e: flow.reflow_loss(lambda x, t: x, e, noise, jnp.ones(SHAPE[:2]))[0])(x_0)
     assert not jnp.any(gradient)
     everywhere, half = jnp.ones(SHAPE, bool), jnp.full(SHAPE[:2], 0.5)
-    pairs = jax.grad(lambda p: flow.masked_reflow_loss(lambda x, t: x, *p, half, everywhere)[0])((x_0, noise))
+    pairs = jax.grad(lambda p: experimental.masked_reflow_loss(lambda x, t: x, *p, half, everywhere)[0])((x_0, noise))
     assert not any(map(jnp.any, pairs))
 
 
@@ -236,9 +241,9 @@ EXPECTED_MEANS = {
 }
 
 
-@pytest.mark.parametrize("law", flow.TIME_LAWS)
+@pytest.mark.parametrize("law", experimental.TIME_LAWS)
 def test_time_laws_have_their_means_and_stay_in_range(law):
-    t = flow.TIME_LAWS[law](jax.random.key(3), (20_000,))
+    t = experimental.TIME_LAWS[law](jax.random.key(3), (20_000,))
     assert t.dtype == jnp.float32
     assert float(t.min()) >= 0.0
     assert float(t.max()) <= 1.0
@@ -247,19 +252,19 @@ def test_time_laws_have_their_means_and_stay_in_range(law):
 
 def test_noise_biased_law_is_beta_4_1():
     """P(t <= 0.001 + 0.999 q) = q^4."""
-    u = (flow.noise_biased_time(jax.random.key(0), (40_000,)) - 0.001) / 0.999
+    u = (experimental.noise_biased_time(jax.random.key(0), (40_000,)) - 0.001) / 0.999
     q = np.asarray([0.3, 0.6, 0.8, 0.9])
     np.testing.assert_allclose([(u <= x).mean() for x in q], q**4, atol=0.01)
 
 
-@pytest.mark.parametrize("law", [name for name in flow.TIME_LAWS if name.startswith("half-at-one")])
+@pytest.mark.parametrize("law", [name for name in experimental.TIME_LAWS if name.startswith("half-at-one")])
 def test_half_of_the_times_stand_at_exactly_one(law):
-    t = flow.TIME_LAWS[law](jax.random.key(0), (20_000,))
+    t = experimental.TIME_LAWS[law](jax.random.key(0), (20_000,))
     np.testing.assert_allclose((t == 1.0).mean(), 0.5, atol=0.01)
 
 
 def test_discrete_law_has_the_times_of_two_steps():
-    np.testing.assert_array_equal(np.unique(flow.discrete_time(jax.random.key(0), (100,))), [0.5, 1.0])
+    np.testing.assert_array_equal(np.unique(experimental.discrete_time(jax.random.key(0), (100,))), [0.5, 1.0])
 
 
 def test_u_shape_has_its_density():

@@ -12,6 +12,7 @@ from jaxreflow.errors import CheckpointError, ConfigError, DatasetError
 from jaxreflow.evaluate import __main__ as evaluate
 from jaxreflow.policy.saved import find_saved_policy
 from jaxreflow.policy.vlm import load_vlm
+from jaxreflow.run import setup
 from jaxreflow.run.config import DatasetConfig
 from jaxreflow.run.data import open_dataset
 from jaxreflow.sim.closed_loop import SimConfig, _load
@@ -38,7 +39,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setenv("HF_TOKEN", SECRET)
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    monkeypatch.setattr(train, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(setup, "use_compilation_cache", lambda: None)
     monkeypatch.setattr(evaluate, "use_compilation_cache", lambda: None)
     return asked
 

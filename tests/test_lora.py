@@ -22,6 +22,7 @@ import train
 from benchmarks.workload import full_policy
 from convert.__main__ import main as convert
 from convert.orbax import TreeReader
+from jaxreflow import flow
 from jaxreflow.data.feature_match import check_vision_frozen
 from jaxreflow.errors import ConfigError
 from jaxreflow.model import init_params, memorise, observe, velocity
@@ -31,7 +32,7 @@ from jaxreflow.model.types import Params
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.saved import load_saved_policy
 from jaxreflow.policy.weights import parameter_table
-from jaxreflow.run import programs
+from jaxreflow.run import programs, setup
 from jaxreflow.run.config import FinetuneConfig, PolicySource, ReflowConfig
 from jaxreflow.run.programs import Weights, make_update, split_weights, trained_paths
 from jaxreflow.run.record.metrics import read_metrics
@@ -39,7 +40,7 @@ from jaxreflow.support.mesh import make_mesh
 from jaxreflow.support.safetensors_file import TensorFile
 from jaxreflow.training.lora import LoraConfig, adapted_kernels, adapter_shapes, init_adapters, merge_adapters
 from jaxreflow.training.losses import shares_context
-from jaxreflow.training.step import TrainState
+from jaxreflow.training.step import TrainState, make_draw
 from tests import test_update as small
 from tests.checkpoint_edits import GOLDENS
 from tests.short_run import assert_same_state, flags, make_teacher
@@ -209,6 +210,7 @@ def test_contexts_and_caches_follow_the_targets(target: str, shared: bool, tower
 def test_the_loss_gets_the_merged_kernels_which_are_the_teachers_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """So the first loss is that without adapters: it is computed of the same bits."""
     calls: list[Any] = []
+    draw = make_draw(flow.beta_time, 1, small.CONFIG)
 
     def loss(*inputs: Any) -> tuple[jax.Array, jax.Array]:
         calls.append(inputs)
@@ -216,13 +218,14 @@ def test_the_loss_gets_the_merged_kernels_which_are_the_teachers_at_first(monkey
 
     def make_train_step(loss: Any, *_: Any, **__: Any) -> Any:
         def step(state: TrainState, *inputs: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-            loss(state.trainable, *inputs)
+            *others, key = inputs
+            loss(state.trainable, *others, draw(key, 2))
             return state, {}
 
         return step
 
     monkeypatch.setattr(programs, "make_train_step", make_train_step)
-    monkeypatch.setattr(programs, "loss_and_draw", lambda *_: (loss, lambda key, size: (key, size)))
+    monkeypatch.setattr(programs, "loss_and_draw", lambda *_: (loss, draw))
     config = ReflowConfig(lora=LORA)
     base, rest = split_params(random_params(), trained_paths(config, small.checkpoint()))
     weights = Weights(init_adapters(jax.random.key(2), LORA, small.CONFIG), rest, base, base)
@@ -264,7 +267,7 @@ def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four updates of reflow with adapters, saved after two and four; the average is exported."""
     out = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "use_compilation_cache", lambda: None)
+        patch.setattr(setup, "use_compilation_cache", lambda: None)
         assert train.main(flags(teacher, out, *STEPS, "--dataset.episodes", "0", "1")) == 0
     return out
 
@@ -331,7 +334,7 @@ def test_adapters_that_do_not_fit_the_settings_are_refused(
 
 @pytest.mark.slow
 def test_a_resumed_run_is_bit_identical(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(setup, "use_compilation_cache", lambda: None)
     again = Path(shutil.copytree(run, tmp_path / "run", symlinks=True))
     shutil.rmtree(again / "checkpoints" / "000004")
     (again / "checkpoints" / "last").unlink()

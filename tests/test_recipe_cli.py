@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import train
+from jaxreflow.run import setup
 from jaxreflow.run.record.metrics import read_metrics
 from jaxreflow.support.safetensors_file import TensorFile
 from tests.cached_policy import make_cached_policy
@@ -18,7 +19,7 @@ RECIPE = ["--real-share", "0.5", "--objective", "pseudo-huber", "--loss-dims", "
 
 @pytest.fixture(autouse=True)
 def _no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(setup, "use_compilation_cache", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def losses(out: Path) -> list[float]:
 def mixed(made: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reflow run with every option of the recipe."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "use_compilation_cache", lambda: None)
+        patch.setattr(setup, "use_compilation_cache", lambda: None)
         out = tmp_path_factory.mktemp("recipe") / "mixed"
         teacher = ["--teacher.path", str(made.folder / "policy"), "--teacher-steps", "2", "--noises", "2"]
         assert run(made, "reflow", out, *teacher, *RECIPE) == 0

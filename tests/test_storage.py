@@ -15,6 +15,7 @@ import train
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.errors import CheckpointError, ConfigError, StorageError
 from jaxreflow.policy.saved import find_saved_policy
+from jaxreflow.run import setup
 from jaxreflow.run.checkpoints import CheckpointStore, last_step, newest_policy
 from jaxreflow.run.config import DatasetConfig, ReflowConfig
 from jaxreflow.run.record.metrics import MetricsLog, read_metrics
@@ -185,7 +186,7 @@ def test_metrics_are_cut_off_and_go_on(google: str) -> None:
 
 def test_run(google: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """Dataset in one store, a new policy and the run in the other."""
-    monkeypatch.setattr(train, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(setup, "use_compilation_cache", lambda: None)
     data, run = f"s3://bucket/{tmp_path.name}", f"{google}/run"
     upload(DATASET, as_path(data))
     vlm = make_vlm(tmp_path / "vlm")

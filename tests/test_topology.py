@@ -25,7 +25,7 @@ import json, sys
 from pathlib import Path
 import jax
 import numpy as np
-from jaxreflow import flow
+from jaxreflow.training import experimental
 from jaxreflow.training.augmentation import ImageTransformsConfig
 from jaxreflow.run.checkpoints import CheckpointStore
 from jaxreflow.training.lora import LoraConfig, init_adapters
@@ -40,7 +40,7 @@ from tests import test_update as small
 
 settings = OptimizerConfig(lr=1e-3, warmup_steps=0)
 optimizer, schedule = make_optimizer(settings, 100), make_schedule(settings, 100)
-draw = make_draw(flow.TIME_LAWS["half-at-one"], 2, tests.CONFIG)
+draw = make_draw(experimental.TIME_LAWS["half-at-one"], 2, tests.CONFIG)
 
 def run(name, steps, devices, fsdp):
     mesh = make_mesh(fsdp, jax.devices()[:devices])

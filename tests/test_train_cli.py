@@ -12,6 +12,7 @@ from PIL import Image
 
 import train
 from jaxreflow import SmolVLAPolicy
+from jaxreflow.run import setup
 from jaxreflow.run.checkpoints import CheckpointStore, last_step
 from jaxreflow.run.record.metrics import read_metrics
 from jaxreflow.support.compilation import COMPILE_EVENT
@@ -38,14 +39,14 @@ TOKEN = "hf_secretSECRETsecret0123456789"
 
 @pytest.fixture(autouse=True)
 def _no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(setup, "use_compilation_cache", lambda: None)
 
 
 @pytest.fixture(scope="module")
 def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new policy after two updates of `finetune`, full fine-tune."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "use_compilation_cache", lambda: None)
+        patch.setattr(setup, "use_compilation_cache", lambda: None)
         run = tmp_path_factory.mktemp("finetune") / "run"
         vlm = ["--policy.vlm", str(make_vlm(tmp_path_factory.mktemp("vlm")))]
         flags = ["--policy.train-expert-only", "False", "--steps", "2", "--output-dir", str(run)]
@@ -67,7 +68,7 @@ def reflow(teacher: Path, run: Path, *flags: str) -> int:
 def student_run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four updates of `reflow`, saved after two and four; the last two are traced."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "use_compilation_cache", lambda: None)
+        patch.setattr(setup, "use_compilation_cache", lambda: None)
         patch.setenv("HF_TOKEN", TOKEN)
         run = tmp_path_factory.mktemp("reflow") / "run"
         looked_at = ["--tracker", "tensorboard", "--profile", "3,2"]
@@ -311,12 +312,13 @@ def test_compilation_cache_is_left_alone_where_one_is_set(monkeypatch: pytest.Mo
     before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     try:
-        train.use_compilation_cache()
+        setup.use_compilation_cache()
         assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_report_beside_the_weights(
     teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,8 @@ from jaxreflow.model.params import merge_params, split_params, trainable_in_refl
 from jaxreflow.model.types import Batch, Params
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.support.mesh import check_batch_size, make_mesh, shard_batch, sharded_copy
-from jaxreflow.training.losses import finetune_loss, mixed_reflow_loss, reflow_loss, shares_context
+from jaxreflow.training import experimental
+from jaxreflow.training.losses import Draws, finetune_loss, reflow_loss, shares_context
 from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxreflow.training.step import TrainState, init_state, make_draw, make_eval_step, make_train_step
 from tests.tiny import VLM, tiny_policy
@@ -27,8 +28,8 @@ SETTINGS = OptimizerConfig(warmup_steps=0)
 LOSSES = {
     "reflow": reflow_loss(CONFIG, teacher_steps=2, shared_context=True),
     "finetune": finetune_loss(CONFIG, action_dim=4, reduction="lerobot-main"),
-    "mixed": mixed_reflow_loss(
-        CONFIG, teacher_steps=2, shared_context=True, real_noises=1, action_dim=4, objective=flow.pseudo_huber
+    "mixed": experimental.mixed_reflow_loss(
+        CONFIG, teacher_steps=2, shared_context=True, real_noises=1, action_dim=4, objective=experimental.pseudo_huber
     ),
 }
 reflow_sum = jax.jit(LOSSES["reflow"])
@@ -52,7 +53,7 @@ def weights() -> Split:
 @functools.cache
 def make_step(name: str, accumulation: int):
     """An update with two noises per observation and a moving average; compiled once for all tests."""
-    draw = make_draw(flow.TIME_LAWS["half-at-one"], 2, CONFIG)
+    draw = make_draw(experimental.TIME_LAWS["half-at-one"], 2, CONFIG)
     optimizer, schedule = make_optimizer(SETTINGS, 100), make_schedule(SETTINGS, 100)
     return make_train_step(
         LOSSES[name], optimizer, schedule, draw, make_mesh(), accumulation=accumulation, ema_decay=0.999
@@ -81,17 +82,17 @@ def test_accumulation_changes_neither_loss_nor_update() -> None:
 
 def test_loss_is_the_mean_over_noises() -> None:
     batch = make_batch(2, CONFIG)
-    noise, t = make_draw(flow.TIME_LAWS["uniform"], 3, CONFIG)(jax.random.key(1), 2)
+    noise, t, _ = make_draw(experimental.TIME_LAWS["uniform"], 3, CONFIG)(jax.random.key(1), 2)
     assert noise.shape == (2, 3, CONFIG.chunk_size, CONFIG.max_action_dim)
-    total, count = reflow_sum(*weights(), batch, noise, t)
-    single = [reflow_sum(*weights(), batch, noise[:, i : i + 1], t[:, i : i + 1]) for i in range(3)]
+    total, count = reflow_sum(*weights(), batch, Draws(noise, t))
+    single = [reflow_sum(*weights(), batch, Draws(noise[:, i : i + 1], t[:, i : i + 1])) for i in range(3)]
     np.testing.assert_allclose(total, sum(s for s, _ in single), rtol=1e-5)
     assert count == sum(n for _, n in single)
 
 
 def test_the_teacher_integrates_once_for_all_times_of_a_noise() -> None:
     batch = make_batch(2, CONFIG)
-    noise, t = make_draw(flow.TIME_LAWS["uniform"], 3, CONFIG, times=2)(jax.random.key(1), 2)
+    noise, t, _ = make_draw(experimental.TIME_LAWS["uniform"], 3, CONFIG, times=2)(jax.random.key(1), 2)
     assert (noise.shape[:2], t.shape) == ((2, 3), (2, 6))
     seen = []
 
@@ -99,8 +100,10 @@ def test_the_teacher_integrates_once_for_all_times_of_a_noise() -> None:
         seen.append(x.shape[1])
         return flow.euler(field, x, num_steps)
 
-    total, count = reflow_loss(CONFIG, teacher_steps=2, shared_context=True, solver=solver)(*weights(), batch, noise, t)
-    apart = [reflow_sum(*weights(), batch, noise, t[:, i::2]) for i in range(2)]
+    total, count = reflow_loss(CONFIG, teacher_steps=2, shared_context=True, solver=solver)(
+        *weights(), batch, Draws(noise, t)
+    )
+    apart = [reflow_sum(*weights(), batch, Draws(noise, t[:, i::2])) for i in range(2)]
     assert seen == [3]
     np.testing.assert_allclose(total, sum(part for part, _ in apart), rtol=1e-5)
     assert count == 2 * apart[0][1]
@@ -110,7 +113,7 @@ def test_reflow_learns_the_whole_endpoint_of_the_deployed_sampler() -> None:
     """By hand: the teacher's Euler chunk on the same noise, all padded dims, every position, padding or not."""
     student, teacher = (merge_params(w, weights().frozen) for w in (weights().student, weights().teacher))
     batch = make_batch(2, CONFIG)
-    noise, t = make_draw(flow.TIME_LAWS["uniform"], 1, CONFIG)(jax.random.key(1), 2)
+    noise, t, _ = make_draw(experimental.TIME_LAWS["uniform"], 1, CONFIG)(jax.random.key(1), 2)
 
     @jax.jit
     def by_hand(student, teacher, batch):
@@ -127,7 +130,7 @@ def test_reflow_learns_the_whole_endpoint_of_the_deployed_sampler() -> None:
 
     endpoint, errors = by_hand(student, teacher, batch)
     assert float(jnp.abs(endpoint[..., 4:] - noise[..., 4:]).max()) > 0.01  # padded dims move, too
-    total, count = reflow_sum(*weights(), batch, noise, t)
+    total, count = reflow_sum(*weights(), batch, Draws(noise, t))
     assert count == errors.size
     np.testing.assert_allclose(total, jnp.sum(errors), rtol=1e-5)
 
@@ -139,7 +142,7 @@ def test_real_pairs_are_learned_as_by_hand() -> None:
     """
     student, teacher = (merge_params(w, weights().frozen) for w in (weights().student, weights().teacher))
     batch = make_batch(2, CONFIG)
-    noise, t = make_draw(flow.TIME_LAWS["uniform"], 3, CONFIG)(jax.random.key(1), 2)
+    noise, t, _ = make_draw(experimental.TIME_LAWS["uniform"], 3, CONFIG)(jax.random.key(1), 2)
     real = ~jnp.asarray(batch.action_is_pad)[:, None, :, None] & (jnp.arange(7) < 4)
     assert jnp.any(batch.action_is_pad)
 
@@ -163,11 +166,11 @@ def test_real_pairs_are_learned_as_by_hand() -> None:
 
     errors = by_hand(student, teacher, batch)
     options = {"teacher_steps": 2, "shared_context": True}
-    loss = jax.jit(mixed_reflow_loss(CONFIG, **options, real_noises=1, action_dim=4))
-    total, count = loss(*weights(), batch, noise, t)
+    loss = jax.jit(experimental.mixed_reflow_loss(CONFIG, **options, real_noises=1, action_dim=4))
+    total, count = loss(*weights(), batch, Draws(noise, t))
     assert count == jnp.sum(real) + errors[:, 1:].size
     np.testing.assert_allclose(total, jnp.sum(errors[:, :1] * real) + jnp.sum(errors[:, 1:]), rtol=1e-4)
-    inputs = (batch, noise, t)
+    inputs = (batch, Draws(noise, t))
     alone = [loss(*weights(), *jax.tree.map(lambda x, i=i: x[i : i + 1], inputs)) for i in range(2)]
     np.testing.assert_allclose([total, count], np.sum(alone, axis=0), rtol=1e-4)
 
@@ -185,8 +188,8 @@ def test_sampling_from_inverted_noise_gives_recorded_actions_back() -> None:
         def field(x, t):
             return velocity(params, memory, x, t, config=CONFIG)
 
-        noise = flow.invert(flow.heun, field, batch.actions[:, None], steps)
-        return noise, flow.heun(field, noise, steps)[:, 0]
+        noise = experimental.invert(experimental.heun, field, batch.actions[:, None], steps)
+        return noise, experimental.heun(field, noise, steps)[:, 0]
 
     errors = []
     for steps in (16, 64):
@@ -201,11 +204,11 @@ def test_training_and_acting_are_one_path() -> None:
     """At t = 1 a student that is its one-step teacher has nothing to learn: no mode, dimension or position sets them apart."""
     _, frozen, teacher = weights()
     batch = make_batch(2, CONFIG)
-    noise, t = make_draw(flow.TIME_LAWS["uniform"], 2, CONFIG)(jax.random.key(1), 2)
+    noise, t, _ = make_draw(experimental.TIME_LAWS["uniform"], 2, CONFIG)(jax.random.key(1), 2)
     loss = jax.jit(reflow_loss(CONFIG, teacher_steps=1, shared_context=True))
-    total, count = loss(teacher, frozen, teacher, batch, noise, jnp.ones_like(t))
+    total, count = loss(teacher, frozen, teacher, batch, Draws(noise, jnp.ones_like(t)))
     assert total / count < 1e-11
-    elsewhere, _ = loss(teacher, frozen, teacher, batch, noise, t)
+    elsewhere, _ = loss(teacher, frozen, teacher, batch, Draws(noise, t))
     assert elsewhere / count > 1e-4
 
 
@@ -215,13 +218,13 @@ def test_a_trained_vlm_gets_contexts_of_its_own() -> None:
     assert not shares_context(teacher)
     assert shares_context(weights().teacher)
     batch = make_batch(2, CONFIG)
-    draw = make_draw(flow.TIME_LAWS["uniform"], 1, CONFIG)(jax.random.key(1), 2)
+    draw = make_draw(experimental.TIME_LAWS["uniform"], 1, CONFIG)(jax.random.key(1), 2)
     apart = jax.jit(jax.value_and_grad(reflow_loss(CONFIG, teacher_steps=2, shared_context=False), has_aux=True))
-    (same, _), gradient = apart(teacher, frozen, teacher, batch, *draw)
-    shared, _ = reflow_sum(weights().teacher, weights().frozen, weights().teacher, batch, *draw)
+    (same, _), gradient = apart(teacher, frozen, teacher, batch, draw)
+    shared, _ = reflow_sum(weights().teacher, weights().frozen, weights().teacher, batch, draw)
     np.testing.assert_allclose(same, shared, rtol=1e-5)
     assert float(optax.tree.norm(gradient["connector"])) > 0
-    (other, _), _ = apart({**teacher, "connector": perturb(teacher["connector"])}, frozen, teacher, batch, *draw)
+    (other, _), _ = apart({**teacher, "connector": perturb(teacher["connector"])}, frozen, teacher, batch, draw)
     assert abs(float(other) - float(same)) > 1e-3 * float(same)
 
 
@@ -246,7 +249,7 @@ def test_moving_average() -> None:
 
 
 def test_evaluation_repeats_itself() -> None:
-    evaluate = make_eval_step(LOSSES["finetune"], make_draw(flow.TIME_LAWS["beta"], 1, CONFIG), make_mesh())
+    evaluate = make_eval_step(LOSSES["finetune"], make_draw(experimental.TIME_LAWS["beta"], 1, CONFIG), make_mesh())
     batch = shard_batch(make_batch(8, CONFIG), make_mesh())
     first, again, other = (evaluate(*weights(), batch, jax.random.key(k))[0] for k in (0, 0, 1))
     assert first == again

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from jaxreflow.errors import TrainingError
 from jaxreflow.model.types import Batch
 from jaxreflow.policy.architecture import network_of
-from jaxreflow.run.loop import Cadence, fit, mean_scores
+from jaxreflow.run.loop import Cadence, Callbacks, fit, mean_scores
 from jaxreflow.run.record.metrics import MetricsLog, read_metrics
 from jaxreflow.support.mesh import make_mesh
 from jaxreflow.training.step import TrainState
@@ -54,10 +54,8 @@ def run(
 
     settings = Cadence(**{"steps": 6, "log_every": 2, "eval_every": 4, "save_every": 3, **cadence})
     with MetricsLog(tmp_path, start=0, steps=6) as log:
-        fit(
-            STATE, step, batches(), make_mesh(), settings, log, batch_size=2, score=score, save=save,
-            skip_nonfinite=skip, stop=lambda step: step == stop_after, heard=lambda: events.append(("heard", 0)),
-        )  # fmt: skip
+        call = Callbacks(score, save, lambda step: step == stop_after, lambda: events.append(("heard", 0)))
+        fit(STATE, step, batches(), make_mesh(), settings, log, call, skip_nonfinite=skip)
     assert events.count(("heard", 0)) == (stop_after or 6) + sum(kind != "heard" for kind, _ in events)
     return [event for event in events if event[0] != "heard"]
 
@@ -116,11 +114,9 @@ def test_nothing_is_saved_after_a_non_finite_update(tmp_path: Path) -> None:
         done = int(state.step) + 1
         return TrainState(jnp.int32(done), {}, (), None), {"loss": jnp.float32(jnp.inf if done == 3 else 1.0)}
 
+    call = Callbacks(lambda _: {}, lambda step, _: written.append(step))
     with MetricsLog(tmp_path, start=0, steps=6) as log, pytest.raises(TrainingError, match="update 3"):
-        fit(
-            STATE, step, batches(), make_mesh(), Cadence(6, 6, 6, 1), log,
-            batch_size=2, score=lambda _: {}, save=lambda step, _: written.append(step),
-        )  # fmt: skip
+        fit(STATE, step, batches(), make_mesh(), Cadence(6, 6, 6, 1), log, call)
     assert written == [1, 2]
 
 
@@ -159,9 +155,6 @@ def test_an_update_that_compiles_again_is_named(tmp_path: Path, caplog: pytest.L
         return state, {"loss": program(batch.actions)}
 
     with MetricsLog(tmp_path, start=0, steps=6) as log, caplog.at_level("WARNING"):
-        fit(
-            STATE, step, sizes(), make_mesh(), Cadence(6, 1, 6, 6), log,
-            batch_size=2, score=lambda _: {}, save=lambda *_: None,
-        )  # fmt: skip
+        fit(STATE, step, sizes(), make_mesh(), Cadence(6, 1, 6, 6), log, Callbacks(lambda _: {}, lambda *_: None))
     (record,) = caplog.records
     assert record.getMessage().startswith("update 4 compiled 1 program(s) again")

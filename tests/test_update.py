@@ -16,7 +16,8 @@ from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.saved import SavedPolicy, load_saved_policy
 from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.run.programs import loss_and_draw, make_loss
-from jaxreflow.training.losses import LossFunction, finetune_loss, mixed_reflow_loss, reflow_loss
+from jaxreflow.training import experimental
+from jaxreflow.training.losses import Draws, LossFunction, finetune_loss, reflow_loss
 from tests.checkpoint_edits import GOLDENS
 from tests.tiny import VLM, tiny_policy
 from tests.tiny_policy import make_batch
@@ -41,7 +42,7 @@ def program(loss: LossFunction) -> str:
     trainable, frozen = weights()
     batch = make_batch(2, CONFIG)
     noise = jnp.zeros((2, NOISES, CONFIG.chunk_size, CONFIG.max_action_dim))
-    return str(jax.make_jaxpr(loss)(trainable, frozen, trainable, batch, noise, noise[..., 0, 0]))
+    return str(jax.make_jaxpr(loss)(trainable, frozen, trainable, batch, Draws(noise, noise[..., 0, 0])))
 
 
 @functools.cache
@@ -56,8 +57,8 @@ def of(config: RunConfig) -> str:
 PLAIN: dict[str, Any] = {"teacher_steps": 10, "shared_context": True}
 REFLOW = {
     "teacher_steps": ({"teacher_steps": 3}, {"teacher_steps": 3}),
-    "heun": ({"teacher_solver": "heun"}, {"solver": flow.heun}),
-    "pseudo-huber": ({"objective": "pseudo-huber"}, {"objective": flow.pseudo_huber}),
+    "heun": ({"teacher_solver": "heun"}, {"solver": experimental.heun}),
+    "pseudo-huber": ({"objective": "pseudo-huber"}, {"objective": experimental.pseudo_huber}),
     "real dims": ({"loss_dims": "real"}, {"dims": REAL_DIMS}),
 }
 
@@ -77,9 +78,11 @@ def test_real_pairs_come_with_all_other_options() -> None:
     flags, options = ({k: v for pair in REFLOW.values() for k, v in pair[i].items()} for i in (0, 1))
     found = of(ReflowConfig(noises=NOISES, real_share=0.5, **flags))
     options |= {"shared_context": True, "real_noises": 1, "action_dim": REAL_DIMS}
-    assert found == program(mixed_reflow_loss(CONFIG, **options))
+    assert found == program(experimental.mixed_reflow_loss(CONFIG, **options))
     for name in ("solver", "objective", "dims"):
-        assert found != program(mixed_reflow_loss(CONFIG, **{k: v for k, v in options.items() if k != name})), name
+        assert found != program(
+            experimental.mixed_reflow_loss(CONFIG, **{k: v for k, v in options.items() if k != name})
+        ), name
 
 
 def test_real_pairs_are_inverted_by_the_solver_that_samples() -> None:
@@ -87,17 +90,17 @@ def test_real_pairs_are_inverted_by_the_solver_that_samples() -> None:
 
     def solver(field: flow.Velocity, x: jax.Array, num_steps: int) -> jax.Array:
         calls.append((x.shape[1], num_steps))
-        return flow.heun(field, x, num_steps)
+        return experimental.heun(field, x, num_steps)
 
     options = {"teacher_steps": 3, "shared_context": True, "real_noises": 1, "action_dim": REAL_DIMS}
-    program(mixed_reflow_loss(CONFIG, **options, solver=solver))
+    program(experimental.mixed_reflow_loss(CONFIG, **options, solver=solver))
     assert calls == [(NOISES, 3), (1, 3)]
 
 
 @pytest.mark.parametrize(("config", "times"), [(ReflowConfig(noises=3, times=2), 6), (FinetuneConfig(noises=3), 3)])
 def test_as_many_times_are_drawn_as_asked_for(config: RunConfig, times: int) -> None:
     _, draw = loss_and_draw(config, checkpoint(), weights()[0])
-    noise, t = draw(jax.random.key(0), 2)
+    noise, t, _ = draw(jax.random.key(0), 2)
     assert (noise.shape[:2], t.shape) == ((2, 3), (2, times))
 
 

@@ -25,6 +25,7 @@ from jaxreflow import SmolVLAPolicy, flow, model
 from jaxreflow.data.lerobot import LeRobotDataset, holdout_split, load_dataset
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.types import Memory, Observation, Params
+from jaxreflow.training import experimental
 
 ROOT = Path(__file__).parents[2]
 ASSETS, IMAGES = ROOT / "tests" / "assets", ROOT / "docs" / "images"
@@ -153,7 +154,7 @@ def draw_laws() -> Figure:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     axes = figure.subplots(2, 3, sharex=True, sharey=True)
     for axis, law in zip(axes.flat, laws, strict=True):
-        drawn = np.asarray(flow.TIME_LAWS[law](jax.random.key(0), (200_000,)))
+        drawn = np.asarray(experimental.TIME_LAWS[law](jax.random.key(0), (200_000,)))
         below = drawn[drawn < 1]
         axis.hist(below, bins=40, range=(0, 1), weights=np.full(below.shape, 40 / drawn.size), color=BLUE)
         axis.set(title=law, ylim=(0, 4.2))

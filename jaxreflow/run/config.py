@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from jaxreflow.errors import ConfigError
-from jaxreflow.flow import OBJECTIVES, REDUCTIONS, SOLVERS, TIME_LAWS
+from jaxreflow.flow import REDUCTIONS
 from jaxreflow.run.config_groups import (
     DatasetConfig,
     OptimizerFlags,
@@ -18,6 +18,7 @@ from jaxreflow.run.config_groups import (
 from jaxreflow.support.option import option
 from jaxreflow.support.storage import check_path
 from jaxreflow.support.tyro_rules import RenameMap
+from jaxreflow.training.experimental import OBJECTIVES, SOLVERS, TIME_LAWS
 from jaxreflow.training.lora import LoraConfig
 
 __all__ = [

@@ -19,31 +19,29 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding
 
-from jaxreflow.data.feature_match import camera_map, check_vision_frozen
+from jaxreflow.data.feature_match import camera_map
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.packed_frames import FOLDER
 from jaxreflow.errors import ConfigError
-from jaxreflow.model.params import count_parameters, split_params, stored_in_compute_dtype
+from jaxreflow.model.params import count_parameters
 from jaxreflow.model.types import Batch
 from jaxreflow.policy.processors import read_processor_files
 from jaxreflow.policy.saved import SavedPolicy
 from jaxreflow.policy.statistics import BUFFER_PREFIXES
-from jaxreflow.policy.weights import expected_tensors, parameter_table
+from jaxreflow.policy.weights import expected_tensors
 from jaxreflow.run.checkpoints import last_step
 from jaxreflow.run.config import ReflowConfig, RunConfig
-from jaxreflow.run.data import RunData, check_early_task, open_dataset, open_run_features, split_data, training_batches
+from jaxreflow.run.data import training_batches
 from jaxreflow.run.directory import check_directory
-from jaxreflow.run.programs import Weights, make_programs, trained_paths, unchanged_by
-from jaxreflow.run.start import open_initial_policy
+from jaxreflow.run.programs import Weights, make_programs, unchanged_by, weight_shapes
+from jaxreflow.run.setup import Setup, set_up, set_up_devices
 from jaxreflow.support import processes
-from jaxreflow.support.compilation import use_compilation_cache
-from jaxreflow.support.mesh import batch_sharding, check_batch_size, make_mesh, parameter_spec, replicated
+from jaxreflow.support.mesh import batch_sharding, parameter_spec, replicated
 from jaxreflow.support.option import labelled
 from jaxreflow.support.storage import AnyPath
-from jaxreflow.training.lora import adapter_shapes
 from jaxreflow.training.optimizer import fitted_lengths
 
 _COLUMN, _TABLES = 13, ("first batch", "memory")
@@ -69,23 +67,13 @@ def _paragraph(title: str, lines: list[str]) -> str:
 
 def describe(config: RunConfig) -> Facts:
     """What there is to know before a run, by title; the errors of a wrong setting are those of the run."""
-    use_compilation_cache()
-    processes.check_connected()
-    mesh = make_mesh(config.fsdp)
-    check_batch_size(config.batch_size, config.accumulate, mesh)
+    mesh = set_up_devices(config)
     run_dir = check_directory(config) if config.output_dir else None
-    dataset = open_dataset(config.dataset)
+    # Nothing is decoded but the first batch, by this process.
+    light = dataclasses.replace(config, num_workers=0, dataset=dataclasses.replace(config.dataset, cache_frames=0.0))
     with _folder(config, run_dir) as folder:
-        saved = open_initial_policy(config, dataset, folder)
-        features = open_run_features(config, saved, dataset)
-        # Nothing is decoded but the first batch, by this process.
-        undecoded = dataclasses.replace(config.dataset, cache_frames=0.0)
-        light = dataclasses.replace(config, num_workers=0, dataset=undecoded)
-        data = split_data(dataset, saved.policy, saved.load_transforms(), light, features)
-        check_early_task(config, data.held_out)
-        weights = weight_shapes(config, saved)
-        if features is not None:
-            check_vision_frozen(weights.start)
+        setup = set_up(light, mesh, folder)
+        saved, data, weights = setup.saved, setup.data, weight_shapes(config, setup.saved)
         with contextlib.closing(training_batches(data, light, 0)) as batches:
             batch = next(batches)
         return {
@@ -93,8 +81,8 @@ def describe(config: RunConfig) -> Facts:
             "devices": _device_lines(mesh),
             "policy": _policy_lines(config, saved, weights),
             "statistics": [statistics_source(config, saved)],
-            "dataset": _dataset_lines(config, dataset, data),
-            "cameras": _camera_lines(config, saved, dataset),
+            "dataset": _dataset_lines(config, setup),
+            "cameras": _camera_lines(config, saved, setup.dataset),
             "schedule": _schedule_lines(config, saved, len(data.train)),
             "first batch": _batch_lines(batch),
             "memory": _memory_lines(config, saved, weights, batch, mesh),
@@ -113,20 +101,6 @@ def _folder(config: RunConfig, run_dir: AnyPath | None) -> Iterator[AnyPath]:
         )
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
-
-
-def weight_shapes(config: RunConfig, saved: SavedPolicy) -> Weights:
-    """What `split_weights` gives, as shapes and dtypes; no weight is read."""
-    model = saved.config
-    whole = unflatten_dict({e.path: jax.ShapeDtypeStruct(e.shape, np.float32) for e in parameter_table(model)})
-    start, frozen = split_params(whole, trained_paths(config, saved))
-    stored = jax.eval_shape(lambda *trees: [stored_in_compute_dtype(tree, model) for tree in trees], start, frozen)
-    teacher = stored[0] if config.distils else {}
-    if not config.lora.rank:
-        return Weights(start, stored[1], teacher)
-    shapes = adapter_shapes(config.lora, model)
-    adapters = unflatten_dict({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
-    return Weights(adapters, stored[1], teacher, start)
 
 
 def statistics_source(config: RunConfig, saved: SavedPolicy) -> str:
@@ -178,7 +152,8 @@ def _policy_lines(config: RunConfig, saved: SavedPolicy, weights: Weights) -> li
     ]
 
 
-def _dataset_lines(config: RunConfig, dataset: LeRobotDataset, data: RunData) -> list[str]:
+def _dataset_lines(config: RunConfig, setup: Setup) -> list[str]:
+    dataset, data = setup.dataset, setup.data
     held_out = len(data.held_out) if data.held_out else 0
     episodes = ", ".join(map(str, data.held_out_episodes))
     return [

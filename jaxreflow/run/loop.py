@@ -42,6 +42,20 @@ class _Update:
     metrics: Metrics
 
 
+@dataclasses.dataclass(frozen=True)
+class Callbacks:
+    """What the loop calls beside the update."""
+
+    score: Callable[[TrainState], Mapping[str, float]]
+    """Scores of an evaluation, by name."""
+    save: Callable[[int, TrainState], None]
+    """Writes a checkpoint after this update."""
+    stop: Callable[[int], bool] = lambda _: False
+    """Asked after every update; true ends the loop with a checkpoint."""
+    heard: Callable[[], None] = lambda: None
+    """Called whenever the loop has come on."""
+
+
 class _Judge:
     """Reads the metrics of updates; more than `tolerated` with a loss or gradient that is not finite are an error."""
 
@@ -78,24 +92,19 @@ class _Judge:
 
 def fit(
     state: TrainState,
-    step_fn: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    update: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
     batches: Iterator[Batch],
     mesh: Mesh,
     cadence: Cadence,
     log: MetricsLog,
+    call: Callbacks,
     *,
-    batch_size: int,
-    score: Callable[[TrainState], Mapping[str, float]],
-    save: Callable[[int, TrainState], None],
-    stop: Callable[[int], bool] = lambda _: False,
-    heard: Callable[[], None] = lambda: None,
     skip_nonfinite: int = 0,
 ) -> TrainState:
     """Updates `state` until `cadence.steps` updates are done; `batches` start where `state` stands.
 
-    The host reads an update's metrics while the device computes the next one, so it never waits for the newest, yet no
-    checkpoint follows a non-finite update that is not tolerated. `stop(step)`, asked after every update, ends the loop with
-    a checkpoint; `heard()` is called whenever the loop has come on.
+    The host reads an update's metrics while the device computes the next one. So it never waits for the newest, yet no
+    checkpoint follows a non-finite update that is not tolerated.
 
     Raises:
         TrainingError: the loss or the gradient of more than `skip_nonfinite` updates is not finite.
@@ -104,17 +113,17 @@ def fit(
     unread: _Update | None = None
     with CompileWatch() as compiling:
         for step in range(int(state.step) + 1, cadence.steps + 1):
-            heard()
+            call.heard()
             with watch.waiting():
                 batch = next(batches)
             frames = np.asarray(batch.index)
             with compiling.part("update", step):
-                state, metrics = step_fn(state, shard_batch(batch, mesh))
+                state, metrics = update(state, shard_batch(batch, mesh))
             if unread is not None:
                 judge.read(unread)
             unread = _Update(step, frames, metrics)
             log.advance()
-            last, stopping = step == cadence.steps, stop(step)
+            last, stopping = step == cadence.steps, call.stop(step)
             logging_now = last or stopping or step % cadence.log_every == 0
             saving_now = last or stopping or step % cadence.save_every == 0
             if logging_now or saving_now:
@@ -122,18 +131,19 @@ def fit(
                 unread = None
             if logging_now:
                 skipped = {"skipped": float(judge.skipped)} if judge.skipped else {}
-                log.write(step, {**values, **judge.mean_loss(), **skipped, **watch.read(batch_size), **memory()})
+                speed = watch.read(len(frames) * jax.process_count())
+                log.write(step, {**values, **judge.mean_loss(), **skipped, **speed, **memory()})
             if last or (step % cadence.eval_every == 0 and not stopping):
-                heard()
+                call.heard()
                 with compiling.part("the evaluation after update", step):
-                    scores = score(state)
+                    scores = call.score(state)
                 if scores:
                     log.write(step, dict(scores))
                 watch.restart()
             if saving_now:
-                heard()
+                call.heard()
                 with compiling.part("the checkpoint after update", step):
-                    save(step, state)
+                    call.save(step, state)
                 watch.restart()
             if stopping:
                 break

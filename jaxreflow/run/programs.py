@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxreflow import flow
 from jaxreflow.errors import ConfigError
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.params import (
@@ -22,23 +23,27 @@ from jaxreflow.model.params import (
 from jaxreflow.model.types import Batch, Params
 from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.policy.saved import SavedPolicy
+from jaxreflow.policy.weights import parameter_table
 from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.support.mesh import gather, make_replicated, replicate, sharded_copy
+from jaxreflow.training import experimental
 from jaxreflow.training.augmentation import augment, draw_changes
-from jaxreflow.training.lora import adapted_kernels, init_adapters, merge_adapters
-from jaxreflow.training.losses import LossFunction, finetune_loss, mixed_reflow_loss, reflow_loss, shares_context
+from jaxreflow.training.lora import adapted_kernels, adapter_shapes, init_adapters, merge_adapters
+from jaxreflow.training.losses import Draws, LossFunction, finetune_loss, reflow_loss, shares_context
 from jaxreflow.training.optimizer import make_optimizer, make_schedule
 from jaxreflow.training.step import (
     Draw,
     Metrics,
-    TrainDraw,
-    TrainLoss,
     TrainState,
     init_state,
     make_draw,
     make_eval_step,
     make_train_step,
 )
+
+Update: TypeAlias = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+MeasureLoss: TypeAlias = Callable[[Params, Batch, int], tuple[Array, Array]]
+"""`(exported, batch, index) -> (sum, count)`; the index chooses the draws."""
 
 
 class Weights(NamedTuple):
@@ -79,46 +84,60 @@ def split_weights(config: RunConfig, saved: SavedPolicy, mesh: Mesh) -> Weights:
     return Weights(adapters, frozen, teacher, replicate(start, mesh))
 
 
+def weight_shapes(config: RunConfig, saved: SavedPolicy) -> Weights:
+    """What `split_weights` gives, as shapes and dtypes; no weight is read."""
+    whole = unflatten_dict({e.path: jax.ShapeDtypeStruct(e.shape, np.float32) for e in parameter_table(saved.config)})
+    start, frozen = split_params(whole, trained_paths(config, saved))
+    stored = jax.eval_shape(
+        lambda *trees: [stored_in_compute_dtype(tree, saved.config) for tree in trees], start, frozen
+    )
+    teacher = stored[0] if config.distils else {}
+    if not config.lora.rank:
+        return Weights(start, stored[1], teacher)
+    shapes = adapter_shapes(config.lora, saved.config)
+    adapters = unflatten_dict({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
+    return Weights(adapters, stored[1], teacher, start)
+
+
 def make_loss(config: RunConfig, saved: SavedPolicy, trainable: Params) -> LossFunction:
-    """The loss that the run minimises, `(trainable, frozen, teacher, batch, noise, t) -> (sum, count)`.
+    """The loss that the run minimises, `(trainable, frozen, teacher, batch, draws) -> (sum, count)`.
 
     `saved` is the policy that the run starts from; of `trainable` only the structure counts: what is trained.
     """
-    model, action_dim = saved.config, saved.policy.action_dim
+    network, action_dim = saved.config, saved.policy.action_dim
     if not isinstance(config, ReflowConfig):
         assert isinstance(config, FinetuneConfig)
-        return finetune_loss(model, action_dim=action_dim, reduction=config.loss_compat)
+        return finetune_loss(network, action_dim=action_dim, reduction=config.loss_compat)
     options: dict[str, Any] = {
         "teacher_steps": config.teacher_steps,
         "shared_context": shares_context(trainable),
-        "solver": flow.SOLVERS[config.teacher_solver],
-        "objective": flow.OBJECTIVES[config.objective],
+        "solver": experimental.SOLVERS[config.teacher_solver],
+        "objective": experimental.OBJECTIVES[config.objective],
         "dims": action_dim if config.loss_dims == "real" else None,
     }
     if not config.real_noises:
-        return reflow_loss(model, **options)
-    return mixed_reflow_loss(model, real_noises=config.real_noises, action_dim=action_dim, **options)
+        return reflow_loss(network, **options)
+    return experimental.mixed_reflow_loss(network, real_noises=config.real_noises, action_dim=action_dim, **options)
 
 
 def loss_and_draw(config: RunConfig, saved: SavedPolicy, trainable: Params) -> tuple[LossFunction, Draw]:
     """The run's loss, and the noises and times that it is drawn with."""
-    draw = make_draw(flow.TIME_LAWS[config.time_law], config.noises, saved.config, times=config.times_per_noise)
+    draw = make_draw(experimental.TIME_LAWS[config.time_law], config.noises, saved.config, times=config.times_per_noise)
     return make_loss(config, saved, trainable), draw
 
 
-def _adapted(loss_fn: TrainLoss, scale: float) -> TrainLoss:
+def _adapted(loss_fn: LossFunction, scale: float) -> LossFunction:
     """The loss as a function of adapters; its frozen parameters are those of `unchanged_by`."""
 
-    def loss(adapters: Params, frozen: Params, *inputs: Any) -> tuple[Array, Array]:
-        return loss_fn(merge_adapters(frozen["base"], adapters, scale=scale), frozen["rest"], *inputs)
+    def loss(adapters: Params, frozen: Params, teacher: Params, batch: Batch, draws: Draws) -> tuple[Array, Array]:
+        merged = merge_adapters(frozen["base"], adapters, scale=scale)
+        return loss_fn(merged, frozen["rest"], teacher, batch, draws)
 
     return loss
 
 
-def augmented(
-    loss_fn: TrainLoss, draw: TrainDraw, config: RunConfig, saved: SavedPolicy
-) -> tuple[TrainLoss, TrainDraw]:
-    """The loss on changed images, the same for teacher and student, and draws with what is changed; as they are if that is off."""
+def augmented(loss_fn: LossFunction, draw: Draw, config: RunConfig, saved: SavedPolicy) -> tuple[LossFunction, Draw]:
+    """The loss on changed images, the same for teacher and student, and draws of these changes; both as they are if that is off."""
     cameras, settings = saved.config.visual_keys, config.dataset.image_transforms
     if not settings.enable:
         return loss_fn, draw
@@ -130,15 +149,14 @@ def augmented(
                 "leave it out"
             )
 
-    def augmented_draw(key: Array, batch_size: int) -> tuple[Any, ...]:
+    def augmented_draw(key: Array, batch_size: int) -> Draws:
         # Noise and times take the first two keys: with and without augmentation they are the same.
         changes = draw_changes(jax.random.fold_in(key, 2), batch_size, cameras, settings)
-        return (*draw(key, batch_size), changes)
+        return draw(key, batch_size)._replace(changes=changes)
 
-    def loss(*inputs: Any) -> tuple[Array, Array]:
-        trainable, frozen, teacher, batch, noise, t, changes = inputs
-        batch = dataclasses.replace(batch, observation=augment(batch.observation, changes))
-        return loss_fn(trainable, frozen, teacher, batch, noise, t)
+    def loss(trainable: Params, frozen: Params, teacher: Params, batch: Batch, draws: Draws) -> tuple[Array, Array]:
+        changed = dataclasses.replace(batch, observation=augment(batch.observation, draws.changes))
+        return loss_fn(trainable, frozen, teacher, changed, draws)
 
     return loss, augmented_draw
 
@@ -188,7 +206,7 @@ def make_programs(config: RunConfig, saved: SavedPolicy, trainable: Params, mesh
 
 def make_update(
     config: RunConfig, saved: SavedPolicy, weights: Weights, mesh: Mesh
-) -> tuple[TrainState, Callable[..., tuple[TrainState, Metrics]], Callable[..., tuple[Array, Array]]]:
+) -> tuple[TrainState, Update, MeasureLoss]:
     """The first state, and the jitted `update(state, batch)` and `measure(exported, batch, index)` of the loss."""
     programs, unchanged = make_programs(config, saved, weights.start, mesh), unchanged_by(weights)
     # Evaluations draw the same noise and time every time, and none that training draws.

@@ -1,12 +1,13 @@
-"""One training step for every loss: `finetune_loss`, `reflow_loss` and `mixed_reflow_loss` differ, the rest is shared.
+"""One training step for every loss.
 
-A loss is a function `(trainable, frozen, teacher, batch, noise, t) -> (sum, count)`; its value is the quotient over the
-whole global batch. Noise and time are drawn for that whole batch before it is split, so that neither gradient
-accumulation nor the number of devices changes them.
+A loss is a function `(trainable, frozen, teacher, batch, draws) -> (sum, count)`. Its value is the quotient over the whole
+global batch. Noise and time are drawn for that whole batch before it is split. So neither gradient accumulation nor the
+number of devices changes them.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -21,15 +22,10 @@ from jaxreflow import flow
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.types import Batch, Params
 from jaxreflow.support.mesh import BATCH_AXES, batch_sharding, fsdp_axis, parameter_spec, replicated, split_over_fsdp
-from jaxreflow.training.losses import (
-    LossFunction,
-)
+from jaxreflow.training.losses import Draws, LossFunction
 
 Metrics: TypeAlias = dict[str, Array]
-Draw: TypeAlias = Callable[[Array, int], tuple[Array, Array]]
-# The loss that an update minimises, and its draws: a run's own, which may need more of them than noise and t.
-TrainLoss: TypeAlias = Callable[..., tuple[Array, Array]]
-TrainDraw: TypeAlias = Callable[[Array, int], tuple[Any, ...]]
+Draw: TypeAlias = Callable[[Array, int], Draws]
 
 
 @flax.struct.dataclass
@@ -53,21 +49,21 @@ def init_state(trainable: Params, optimizer: optax.GradientTransformation, *, em
 
 
 def make_draw(law: flow.TimeLaw, noises: int, config: ModelConfig, *, times: int = 1) -> Draw:
-    """`(key, B) -> noise [B, M, C, A], t [B, M * T]` for M noises per observation and T times per noise."""
+    """`(key, B) -> Draws` for M noises `[B, M, C, A]` per observation and T times per noise, `[B, M * T]`."""
 
-    def draw(key: Key[Array, ""], batch_size: int) -> tuple[Array, Array]:
+    def draw(key: Key[Array, ""], batch_size: int) -> Draws:
         noise_key, time_key = jax.random.split(key)
         noise = flow.sample_noise(noise_key, (batch_size, noises, config.chunk_size, config.max_action_dim))
-        return noise, law(time_key, (batch_size, noises * times))
+        return Draws(noise, law(time_key, (batch_size, noises * times)))
 
     return draw
 
 
 def make_train_step(
-    loss_fn: TrainLoss,
+    loss_fn: LossFunction,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    draw: TrainDraw,
+    draw: Draw,
     mesh: Mesh,
     *,
     accumulation: int = 1,
@@ -86,8 +82,8 @@ def make_train_step(
     def train_step(
         state: TrainState, frozen: Params, teacher: Params, batch: Batch, key: Array
     ) -> tuple[TrainState, Metrics]:
-        drawn = draw(jax.random.fold_in(key, state.step), batch.index.shape[0])
-        loss, gradients = mean_gradients(state.trainable, frozen, teacher, (batch, *drawn))
+        draws = draw(jax.random.fold_in(key, state.step), batch.index.shape[0])
+        loss, gradients = mean_gradients(state.trainable, frozen, teacher, batch, draws)
         norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
@@ -108,59 +104,72 @@ def make_eval_step(
     """The jitted loss `(trainable, frozen, teacher, batch, key) -> (sum, count)`."""
 
     def eval_step(trainable: Params, frozen: Params, teacher: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
-        noise, t = draw(key, batch.index.shape[0])
-        return loss_fn(
-            trainable, frozen, teacher, batch, *jax.lax.with_sharding_constraint((noise, t), batch_sharding(mesh))
-        )
+        draws = jax.lax.with_sharding_constraint(draw(key, batch.index.shape[0]), batch_sharding(mesh))
+        return loss_fn(trainable, frozen, teacher, batch, draws)
 
     return jax.jit(eval_step, out_shardings=replicated(mesh))
 
 
 def _mean_gradients(
-    loss_fn: TrainLoss, mesh: Mesh, accumulation: int, reduce_dtype: str
-) -> Callable[..., tuple[Float[Array, ""], Params]]:
-    """`(trainable, frozen, teacher, (batch, noise, t, ...)) -> (loss, gradient)` over all parts of all devices' examples.
+    loss_fn: LossFunction, mesh: Mesh, accumulation: int, reduce_dtype: str
+) -> Callable[[Params, Params, Params, Batch, Draws], tuple[Float[Array, ""], Params]]:
+    """`(trainable, frozen, teacher, batch, draws) -> (loss, gradient)` over all examples of all devices.
 
-    Sums are added up and divided once, so unequal counts weigh as they should. Every part takes its examples from all
-    devices, so none moves; gradients are summed over devices once, after the last part.
+    Sums are added up and divided once, so unequal counts weigh as they should.
     """
-    gradient_of_sum = jax.value_and_grad(loss_fn, has_aux=True)
+    sums = functools.partial(_sums, jax.value_and_grad(loss_fn, has_aux=True), accumulation)
+    if mesh.size == 1:  # A CPU would copy the gradients even to itself.
+        return lambda *inputs: _mean(*sums(jnp.float32(0), *inputs))
+    return functools.partial(_mean_over_devices, sums, mesh, reduce_dtype)
 
-    def own_sums(
-        zero: Array, trainable: Params, frozen: Params, teacher: Params, inputs: Any
-    ) -> tuple[Array, Array, Params]:
-        if accumulation == 1:
-            (loss, count), gradients = gradient_of_sum(trainable, frozen, teacher, *inputs)
-            return loss, count, gradients
 
-        leaves, tree = jax.tree.flatten(inputs)
+def _mean_over_devices(
+    sums: Callable[..., tuple[Array, Array, Params]], mesh: Mesh, reduce_dtype: str, trainable: Params, *inputs: Any
+) -> tuple[Float[Array, ""], Params]:
+    """The mean of every device's `sums`; gradients are summed over devices once, after the last part."""
 
-        def add(total: tuple[Array, Array, Params], part: list[Array]) -> tuple[tuple[Array, Array, Params], None]:
-            (loss, count), gradients = gradient_of_sum(trainable, frozen, teacher, *jax.tree.unflatten(tree, part))
-            return jax.tree.map(jnp.add, total, (loss, count, gradients)), None
-
-        parts = [jnp.moveaxis(x.reshape(-1, accumulation, *x.shape[1:]), 1, 0) for x in leaves]
-        return jax.lax.scan(add, (zero, zero, jax.tree.map(jnp.zeros_like, trainable)), parts)[0]
-
-    def over_devices(trainable: Params, *inputs: Any) -> tuple[Array, Params]:
+    def on_each_device(trainable: Params, *own_inputs: Any) -> tuple[Array, Params]:
         # Parameters that count as equal everywhere would have their gradients summed over devices at every use.
         zero, trainable = _per_device((jnp.float32(0), trainable))
-        loss, count, gradients = own_sums(zero, trainable, *inputs)
+        loss, count, gradients = sums(zero, trainable, *own_inputs)
         sent = jax.tree.map(lambda g: g.astype(reduce_dtype), gradients)
         loss, count = jax.lax.psum((loss, count), BATCH_AXES)
         return _mean(loss, count, jax.tree.map(lambda g: g.astype(jnp.float32), _sum_over_devices(sent, mesh)))
 
-    if mesh.size == 1:  # A CPU would copy the gradients even to itself.
-        return lambda *inputs: _mean(*own_sums(jnp.float32(0), *inputs))
     whole, split = PartitionSpec(), PartitionSpec(BATCH_AXES)
+    parts = jax.tree.map(lambda x: parameter_spec(x.shape, mesh.shape["fsdp"]), trainable)
+    trainable = jax.lax.with_sharding_constraint(trainable, replicated(mesh))
+    mapped = jax.shard_map(
+        on_each_device, mesh=mesh, in_specs=(whole, whole, whole, split, split), out_specs=(whole, parts)
+    )
+    return mapped(trainable, *inputs)
 
-    def mean_gradients(trainable: Params, *inputs: Any) -> tuple[Array, Params]:
-        parts = jax.tree.map(lambda x: parameter_spec(x.shape, mesh.shape["fsdp"]), trainable)
-        trainable = jax.lax.with_sharding_constraint(trainable, replicated(mesh))
-        mapped = jax.shard_map(over_devices, mesh=mesh, in_specs=(whole, whole, whole, split), out_specs=(whole, parts))
-        return mapped(trainable, *inputs)
 
-    return mean_gradients
+def _sums(
+    gradient_of_sum: Callable[..., tuple[tuple[Array, Array], Params]],
+    accumulation: int,
+    zero: Array,
+    trainable: Params,
+    frozen: Params,
+    teacher: Params,
+    *examples: Any,
+) -> tuple[Array, Array, Params]:
+    """Loss, count and gradients, each added up over `accumulation` parts of this device's examples (batch and draws).
+
+    Every part takes its examples from all devices, so none moves.
+    """
+    if accumulation == 1:
+        (loss, count), gradients = gradient_of_sum(trainable, frozen, teacher, *examples)
+        return loss, count, gradients
+
+    leaves, tree = jax.tree.flatten(examples)
+
+    def add(total: tuple[Array, Array, Params], part: list[Array]) -> tuple[tuple[Array, Array, Params], None]:
+        (loss, count), gradients = gradient_of_sum(trainable, frozen, teacher, *jax.tree.unflatten(tree, part))
+        return jax.tree.map(jnp.add, total, (loss, count, gradients)), None
+
+    parts = [jnp.moveaxis(x.reshape(-1, accumulation, *x.shape[1:]), 1, 0) for x in leaves]
+    return jax.lax.scan(add, (zero, zero, jax.tree.map(jnp.zeros_like, trainable)), parts)[0]
 
 
 def _sum_over_devices(gradients: Params, mesh: Mesh) -> Params:

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxreflow.model.types import Batch
 from jaxreflow.run.config_groups import policy_optimizer
 from jaxreflow.support.mesh import make_mesh
-from jaxreflow.training.losses import finetune_loss
+from jaxreflow.training.losses import Draws, finetune_loss
 from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxreflow.training.step import Draw, init_state, make_train_step
 from tests.parity.case import Case
@@ -35,10 +35,10 @@ def given_draw(key: jax.Array, noise: np.ndarray, time: np.ndarray) -> Draw:
     """A draw that returns row n of `noise` and `time` when it receives the key of step n."""
     keys = jnp.stack([jax.random.key_data(jax.random.fold_in(key, step)) for step in range(len(noise))])
 
-    def draw(step_key: jax.Array, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    def draw(step_key: jax.Array, batch_size: int) -> Draws:
         del batch_size
         step = jnp.argmax(jnp.all(keys == jax.random.key_data(step_key), axis=-1))
-        return jnp.asarray(noise)[step][:, None], jnp.asarray(time)[step][:, None]
+        return Draws(jnp.asarray(noise)[step][:, None], jnp.asarray(time)[step][:, None])
 
     return draw
 

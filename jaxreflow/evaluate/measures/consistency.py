@@ -87,8 +87,8 @@ def measure_consistency(
     size = min(trial.settings.batch_size, len(positions))
     whole = positions[: len(positions) // size * size]
     for i, part in enumerate(trial.batches(whole, task="training loss")):
-        drawn = draw(jax.random.fold_in(key, i), size)
-        part_sum, part_count = measure(trainable, frozen, teacher_params, part.batch, *drawn)
+        draws = draw(jax.random.fold_in(key, i), size)
+        part_sum, part_count = measure(trainable, frozen, teacher_params, part.batch, draws)
         total, count = total + float(part_sum), count + float(part_count)
     loss = total / count
     found = final_train_loss(read_metrics(run), last) if run is not None and (run / METRICS_FILE).is_file() else None
