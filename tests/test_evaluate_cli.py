@@ -135,6 +135,7 @@ def read_all(folder: Path) -> list[str]:
     return [path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_a_student_is_compared_and_the_page_needs_nothing_else(
     student: Path, tmp_path: Path, capsys, monkeypatch
 ) -> None:

@@ -59,6 +59,7 @@ def alone(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder / "run", process
 
 
+@pytest.mark.slow
 def test_two_processes_stopped_and_continued_in_one_equal_one(
     one: tuple[Path, Watched], teacher: Path, tmp_path: Path
 ) -> None:
@@ -138,6 +139,7 @@ def test_ctrl_c_saves_the_update_and_the_run_goes_on_to_the_same_bits(
     assert_same_state(tmp_path / "run", alone[0])
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_the_run_goes_on_to_the_same_bits(
     teacher: Path, alone: tuple[Path, Watched], tmp_path: Path
 ) -> None:

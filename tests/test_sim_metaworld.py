@@ -118,6 +118,7 @@ def test_recorded_demonstrations_are_a_dataset(tmp_path: Path) -> None:
     assert np.abs(actions).max() <= 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gl")
 def test_policies_are_compared_and_results_are_not_run_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
