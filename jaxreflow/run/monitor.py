@@ -71,7 +71,7 @@ def _student_errors(
     config: ReflowConfig, saved: SavedPolicy, weights: Weights, mesh: Mesh, units: ActionUnits
 ) -> ErrorStep:
     """Same-noise errors to the teacher's chunks, in one and two steps."""
-    model = saved.config
+    network = saved.config
     shared = shares_context(weights.teacher)
     reference_steps = config.reference_steps(saved.policy.num_steps)
     integrate, draw = _sampler(saved), _draw(saved, mesh)
@@ -79,10 +79,10 @@ def _student_errors(
     def errors(trainable: Params, frozen: Params, teacher: Params, batch: Batch, key: Array) -> Sums:
         noise, state = draw(batch, key), jnp.asarray(batch.observation.state)
         first, second = merge_params(teacher, frozen), merge_params(trainable, frozen)
-        context = observe(first, batch.observation, config=model)
-        goal = integrate(first, memorise(first, context, state, config=model), noise, reference_steps)
-        own = context if shared else observe(second, batch.observation, config=model)
-        memory = memorise(second, own, state, config=model)
+        context = observe(first, batch.observation, config=network)
+        goal = integrate(first, memorise(first, context, state, config=network), noise, reference_steps)
+        own = context if shared else observe(second, batch.observation, config=network)
+        memory = memorise(second, own, state, config=network)
         valid = jnp.ones(goal.shape[:-1], bool)
         sums: Sums = {}
         for steps in STEPS:
@@ -101,14 +101,14 @@ def _policy_errors(
     config: RunConfig, saved: SavedPolicy, weights: Weights, mesh: Mesh, units: ActionUnits
 ) -> ErrorStep:
     """Errors to the recorded actions inside the episode, in as many steps as the policy will take."""
-    model = saved.config
+    network = saved.config
     steps = config.num_steps or saved.policy.num_steps
     integrate, draw = _sampler(saved), _draw(saved, mesh)
 
     def errors(trainable: Params, frozen: Params, batch: Batch, key: Array) -> Sums:
         params = merge_params(trainable, frozen)
-        context = observe(params, batch.observation, config=model)
-        memory = memorise(params, context, jnp.asarray(batch.observation.state), config=model)
+        context = observe(params, batch.observation, config=network)
+        memory = memorise(params, context, jnp.asarray(batch.observation.state), config=network)
         chunks = integrate(params, memory, draw(batch, key), steps)
         recorded = jnp.asarray(batch.actions)[:, None, :, : chunks.shape[-1]]
         valid = ~jnp.asarray(batch.action_is_pad)[:, None]

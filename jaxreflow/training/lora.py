@@ -56,14 +56,14 @@ class LoraConfig:
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
-def adapted_kernels(config: LoraConfig, model: ModelConfig) -> frozenset[ParamPath]:
+def adapted_kernels(config: LoraConfig, network: ModelConfig) -> frozenset[ParamPath]:
     """Paths of the kernels that the targets name.
 
     Raises:
         ConfigError: a target names no linear layer; it says which are nearest.
     """
     names: dict[str, list[ParamPath]] = {}
-    for path, shape in param_shapes(model).items():
+    for path, shape in param_shapes(network).items():
         kernel = path[-1] == "kernel" and len(shape) == 2
         names.setdefault(".".join(path[:-1]), []).extend([path] if kernel else [])
     found: set[ParamPath] = set()
@@ -88,20 +88,20 @@ def _pattern(target: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({target})(\..*)?")
 
 
-def adapter_shapes(config: LoraConfig, model: ModelConfig) -> dict[ParamPath, tuple[int, ...]]:
+def adapter_shapes(config: LoraConfig, network: ModelConfig) -> dict[ParamPath, tuple[int, ...]]:
     """Every adapter's path, which is its kernel's with another last name, and its shape: A [in, rank], B [rank, out]."""
     shapes: dict[ParamPath, tuple[int, ...]] = {}
-    kernels = adapted_kernels(config, model)
-    for path, shape in param_shapes(model).items():
+    kernels = adapted_kernels(config, network)
+    for path, shape in param_shapes(network).items():
         if path in kernels:
             shapes[*path[:-1], A] = (shape[0], config.rank)
             shapes[*path[:-1], B] = (config.rank, shape[1])
     return shapes
 
 
-def init_adapters(key: Key[Array, ""], config: LoraConfig, model: ModelConfig) -> Params:
+def init_adapters(key: Key[Array, ""], config: LoraConfig, network: ModelConfig) -> Params:
     """A uniform within 1 / sqrt(in), as PEFT draws it (Kaiming's with a = sqrt(5)), and B zero: at first nothing is changed."""
-    shapes = adapter_shapes(config, model)
+    shapes = adapter_shapes(config, network)
 
     def init(key: Array, path: ParamPath) -> Array:
         if path[-1] == B:
