@@ -7,16 +7,18 @@ from jaxreflow.policy.config_fields import POLICY_FIELDS
 
 HEAD = """# What becomes of every field of `config.json`
 
-Made by `python -m tests.make_config_table` from `jaxreflow.policy.config_fields.POLICY_FIELDS`.
+LeRobot keeps the settings of a SmolVLA policy in `config.json`. This table says what jaxreflow does with each field:
 
-- *honoured*: changes what jaxreflow computes, as it does in LeRobot
-- *carried*: read by LeRobot only, written back as found
-- *refused*: the value named is an error
-- *legacy*: left behind by an old fork, accepted with a warning, never written
+- An *honoured* field changes what jaxreflow computes, as it does in LeRobot.
+- A *carried* field is read by LeRobot only. jaxreflow writes it back as it was found.
+- A *refused* field is an error if it has the value that the table names.
+- A *legacy* field comes from an old fork. jaxreflow accepts it with a warning, and never writes it.
 
-A field that is not listed is refused by name.
+Any other field is an error that names the field.
 
-| field | | |
+`python -m tests.make_config_table` makes this page from `jaxreflow.policy.config_fields.POLICY_FIELDS`.
+
+| field | use | note |
 | --- | --- | --- |
 """
 
