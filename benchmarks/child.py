@@ -1,4 +1,4 @@
-"""Processes of their own: commands, for their seconds and the memory that only they took, and workers, asked in turn."""
+"""Runs commands and workers as processes of their own, so that a result has only its own seconds and memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Finished(NamedTuple):
 
 
 def run_module(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Finished:
-    """Runs `python -m MODULE ARGUMENTS` with additions to the environment; SystemExit shows what a failed one said."""
+    """Runs `python -m MODULE ARGUMENTS` with additions to the environment. SystemExit shows the output of a failure."""
     start = time.perf_counter()
     child = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
@@ -56,9 +56,9 @@ def peak_bytes() -> int:
 
 @contextmanager
 def worker(module: str, settings: Mapping[str, Any]) -> Iterator[Ask]:
-    """Starts `python -m MODULE SETTINGS`, which calls `serve`; yields a function that sends an order and has its answer.
+    """Starts `python -m MODULE SETTINGS`, which calls `serve`. Yields a function that sends an order and returns the answer.
 
-    What it says on the standard error is seen; SystemExit if it ends before it has answered.
+    Its standard error is shown. SystemExit is raised if it ends before it has answered.
     """
     command = [sys.executable, "-m", module, json.dumps(settings)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:

@@ -1,7 +1,7 @@
-"""What a compiled program says to other devices: its collectives, read from the optimised HLO text.
+"""What a compiled program sends to other devices: its collectives, read from the optimised HLO text.
 
-A collective inside a loop counts once per iteration. XLA states trip counts on some backends only; elsewhere they are read from
-the loop's condition, `counter < constant`, which is what `jax.lax.scan` and `jax.lax.map` compile to.
+A collective inside a loop counts once per iteration. XLA states trip counts on some backends only. Elsewhere they are read from
+the loop's condition, `counter < constant`. `jax.lax.scan` and `jax.lax.map` compile to this condition.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LESS_THAN = re.compile(r"^\s*ROOT .* compare\(.*?%?([\w.\-]+)\), direction=LT",
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One instruction: its arrays as each device has them afterwards, and how often one run of the program executes it."""
+    """One instruction: the arrays that each device has afterwards, and how often one run of the program executes it."""
 
     kind: str
     arrays: tuple[tuple[str, tuple[int, ...]], ...]
@@ -63,7 +63,7 @@ def collectives(hlo: str) -> list[Collective]:
 def executions(hlo: str) -> Iterator[tuple[str, int]]:
     """The text of every computation that the program calls, once per caller, with how often one run executes it.
 
-    Of a conditional's branches, each counts as executed.
+    Every branch of a conditional counts as executed.
     """
     bodies = dict(_computations(hlo))
     pending = [("ENTRY", 1)]

@@ -18,7 +18,7 @@ class ConvertConfig:
     """Seconds and peak memory of `python -m convert from-lerobot` and `to-lerobot`, start of Python included."""
 
     checkpoint: Path | None = None
-    """A checkpoint in LeRobot's layout (default: a random one of full size, made on the spot)."""
+    """A checkpoint in LeRobot's layout (default: a random one of full size)."""
     runs: int = 3
     """Conversions there and back."""
     json: Path = Path("build/benchmarks.jsonl")
@@ -47,7 +47,7 @@ def run(config: ConvertConfig) -> None:
 
 
 def convert(checkpoint: Path, scratch: Path) -> tuple[Finished, Finished]:
-    """One conversion there and back, into folders of `scratch`; SystemExit unless it returns the same bytes."""
+    """One conversion there and back, into folders of `scratch`. SystemExit unless the same bytes come back."""
     orbax, back = scratch / "orbax", scratch / "lerobot"
     there = run_module("convert", ["from-lerobot", str(checkpoint), str(orbax)])
     again = run_module("convert", ["to-lerobot", str(orbax), str(back)])

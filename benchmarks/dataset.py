@@ -1,4 +1,4 @@
-"""A small dataset of noise that fits a policy, for measuring what does not depend on what the data show."""
+"""A small dataset of noise that fits a policy. It is for measurements that do not depend on the data's content."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INDEX_COLUMNS = {
 
 
 def write_dataset(root: Path, policy: PolicyConfig, frames: int) -> Path:
-    """Writes one episode with the policy's cameras, state and action as a LeRobotDataset v2.1; `root` must be new."""
+    """Writes one episode with the policy's cameras, state and action as a LeRobotDataset v2.1. `root` must be new."""
     random = np.random.default_rng(0)
     rows = np.arange(frames)
     columns: dict[str, pa.Array] = {

@@ -1,8 +1,8 @@
-"""The least that a piece of work can take: operations counted from its shapes, over a rate measured on the spot.
+"""The shortest time that a piece of work can take: operations counted from its shapes, divided by a measured rate.
 
-An operation is one multiplication or addition of a matrix product, so a product of `[m, k]` and `[k, n]` has 2mkn. Norms, softmax
-and other elementwise work are not counted. A backward pass counts as what the trained weights need: the gradient of every
-expert layer's weights and inputs, and the state's row through the frozen text layers.
+An operation is one multiplication or addition of a matrix product, so a product of `[m, k]` and `[k, n]` has 2mkn. Norms,
+softmax and other elementwise work are not counted. A backward pass counts only what the trained weights need. This is the
+gradient of every expert layer's weights and inputs, and of the state's row through the frozen text layers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def reflow_step(config: ModelConfig, size: Size, *, features: bool = False) -> d
 
 
 def sample(config: ModelConfig, size: Size) -> dict[str, float]:
-    """Operations of one call of the sampler by part: all that does not depend on the noise, and the Euler steps."""
+    """Operations of one call of the sampler by part: everything that does not depend on the noise, and the Euler steps."""
     rows = _prefix_rows(config, size.cameras)
     prefix = size.cameras * embed_image(config) + encode(config, rows) + extend(config, rows)
     parts = {
@@ -66,7 +66,7 @@ def embed_image(config: ModelConfig) -> float:
 
 
 def encode(config: ModelConfig, rows: int) -> float:
-    """Images' and language's rows through the text layers; the last one makes only keys and values."""
+    """The rows of images and language through the text layers. The last layer makes only keys and values."""
     return _text_layers(config, rows, rows)
 
 

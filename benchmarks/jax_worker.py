@@ -1,4 +1,4 @@
-"""jaxreflow's side of the network's benchmarks, in a process of its own: see `child.worker` and `network.run_workers`."""
+"""jaxreflow's side of the network's benchmarks, in a process of its own (`child.worker`, `network.run_workers`)."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ INPUTS = "inputs.npz"
 
 
 def seconds(work: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """How long `work` took until its result was there, and the result."""
+    """The seconds that `work` took until its result was ready, and the result."""
     start = time.perf_counter()
     result = jax.block_until_ready(work(*arguments))
     return time.perf_counter() - start, result
 
 
 def make_reflow_step(settings: dict[str, Any]) -> tuple[Work, dict[str, float]]:
-    """One update as train.py runs it, and its operations; `objective` "finetune" is plain flow matching."""
+    """One update as train.py runs it, and its operations. `objective` "finetune" is plain flow matching."""
     common: Any = {"batch_size": settings["batch"], "noises": settings["noises"], "dtype": settings["dtype"]}
     run = (
         ReflowConfig(**common, teacher_steps=settings["steps"], ema_decay=0.0)

@@ -1,4 +1,4 @@
-"""How much smaller JPEG makes a dataset's frames or the simulator's, and how many a core decodes: what `benchmarks pod` is told."""
+"""How much smaller JPEG makes frames, and how many frames a core decodes. `benchmarks pod` uses both figures."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Frames = list[np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class JpegConfig:
-    """Bytes of raw frames over those of JPEG ones as `jaxreflow.data.pack` writes them, and frames per second of processor time."""
+    """Bytes of raw frames over bytes of JPEG frames from `jaxreflow.data.pack`, and frames per second of processor time."""
 
     dataset: Path | None = None
     """A LeRobotDataset's directory, whose first camera is taken (default: frames of Meta-World's wall-detour)."""
     image_size: int = 512
-    """Of the simulator's frames."""
+    """Height and width of the simulator's frames."""
     frames: int = 100
-    """Frames; a dataset's are spread evenly."""
+    """Number of frames, spread evenly over a dataset."""
     quality: int = 95
-    """Of JPEG."""
+    """JPEG's quality."""
     runs: int = 5
     """Measurements."""
     json: Path = Path("build/benchmarks.jsonl")
@@ -66,7 +66,7 @@ def simulated_frames(config: JpegConfig) -> Frames:
 
 
 def decoding_seconds(encoded: list[bytes]) -> float:
-    """Processor time, which a busy machine lengthens less than the clock's."""
+    """Processor time, which a busy machine lengthens less than wall time."""
     start = time.process_time()
     for data in encoded:
         decode(data)

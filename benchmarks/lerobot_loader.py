@@ -1,4 +1,4 @@
-"""LeRobot's dataset and PyTorch's DataLoader, read in a process of its own: see `child.worker`."""
+"""LeRobot's dataset and PyTorch's DataLoader, read in a process of its own (`child.worker`)."""
 
 from __future__ import annotations
 

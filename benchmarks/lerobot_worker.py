@@ -1,7 +1,7 @@
 """LeRobot's side of the network's benchmarks, in PyTorch and in a process of its own: see `child.worker`.
 
-It does what its users would have it do for the same pairs: a noise brings its observation along, the teacher samples without
-gradients, the student is trained by `forward`, clipping and AdamW.
+It does what LeRobot's users would do for the same pairs. Each noise has a copy of its observation. The teacher samples without
+gradients. `forward`, clipping and AdamW train the student.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Inputs:
-    """The arguments of `VLAFlowMatching.sample_actions`, each observation as often as it has noises; noise and time."""
+    """The arguments of `VLAFlowMatching.sample_actions`, with each observation once for each noise, and noise and time."""
 
     def __init__(self, path: Path) -> None:
         arrays = np.load(path)
@@ -44,7 +44,7 @@ class Inputs:
 
 
 def load(settings: dict[str, Any]) -> Any:
-    """The policy: all in float32, or in the mixture of dtypes that LeRobot makes of a checkpoint."""
+    """The policy, all in float32, or in the dtypes in which LeRobot loads a checkpoint."""
     cast = "float32" if settings["dtype"] == "float32" else None
     policy = Oracle(Path(settings["checkpoint"]), cast=cast).policy.to(DEVICE)
     policy.config.num_steps = settings["steps"]
@@ -117,7 +117,7 @@ def make_sample(settings: dict[str, Any]) -> Work:
 
 
 def now() -> float:
-    """The time at which all that was asked of the device is done."""
+    """The time at which the device has finished all its work."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""How fast training examples reach the update: decoding, chunks, normalisation, tokens, batches."""
+"""How fast training examples reach the update, with decoding, chunks, normalisation, tokens and batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ READ_AHEAD = 3
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """Samples per second of the pipeline that train.py reads from, once its workers run."""
+    """Samples per second of the pipeline from which train.py reads, after its workers have started."""
 
     dataset: Path = Path("tests/assets/metaworld_mini")
     """A LeRobotDataset's directory."""
@@ -30,15 +30,15 @@ class LoaderConfig:
     batch: int = 32
     """Samples per batch."""
     workers: int = 2
-    """Processes that read; 0: a thread (for LeRobot: the process itself)."""
+    """Processes that read. 0 is a thread (for LeRobot: the process itself)."""
     cache_frames: float = 0.0
-    """As train.py's --dataset.cache-frames: GiB for decoded frames; needs --workers 0."""
+    """GiB for decoded frames, as train.py's --dataset.cache-frames. Needs --workers 0."""
     batches: int = 40
     """Batches per measurement."""
     runs: int = 5
     """Measurements."""
     against: Literal["lerobot"] | None = None
-    """Read the same dataset with LeRobot in turn; needs the environment of `make parity`."""
+    """Read the same dataset with LeRobot in turn. Needs the environment of `make parity`."""
     json: Path = Path("build/benchmarks.jsonl")
     """File to which the result is appended."""
 
@@ -73,7 +73,7 @@ def run(config: LoaderConfig) -> None:
 
 
 def measure_batches(source: Iterator[Any], count: int, read_ahead: int) -> float:
-    """Seconds for `count` batches, once the `read_ahead` that may be waiting are out of the way."""
+    """Seconds for `count` batches. First the `read_ahead` batches that may be ready are taken."""
     for _ in range(read_ahead + 1):
         next(source)
     start = time.perf_counter()
@@ -84,7 +84,7 @@ def measure_batches(source: Iterator[Any], count: int, read_ahead: int) -> float
 
 @contextlib.contextmanager
 def own_reader(config: LoaderConfig) -> Iterator[tuple[Callable[[], float], float]]:
-    """A function that measures this package's pipeline once, and the seconds that it took to set up."""
+    """A function that measures this package's pipeline once, and the seconds of its set-up."""
     start = time.perf_counter()
     run = ReflowConfig(
         dataset=DatasetConfig(root=str(config.dataset), holdout=0.0, cache_frames=config.cache_frames),
@@ -101,7 +101,7 @@ def own_reader(config: LoaderConfig) -> Iterator[tuple[Callable[[], float], floa
 
 @contextlib.contextmanager
 def lerobot_reader(config: LoaderConfig) -> Iterator[Callable[[], float]]:
-    """The same for LeRobot, in a process of its own; see `lerobot_loader`."""
+    """The same for LeRobot, in a process of its own (`lerobot_loader`)."""
     settings = {
         "dataset": str(config.dataset),
         "batch": config.batch,

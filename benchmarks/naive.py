@@ -1,8 +1,8 @@
 """Reflow as a straightforward port of LeRobot's training would run it, from the same layers and on the same weights.
 
-The teacher is a sampler of its own: it has its own copy of the VLM, sees every observation anew, and projects the expert's
-memory again in every Euler step. The student sees the observation a second time, with the state among the prefix's rows, so
-that its gradient runs through all rows of the language model. Each noise brings its observation along.
+The teacher is a sampler of its own. It has its own copy of the VLM, encodes every observation again, and projects the expert's
+memory again in every Euler step. The student encodes the observation a second time, with the state among the prefix's rows. So
+its gradient runs through all rows of the language model. Each noise has a copy of its observation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxreflow.training.losses import Draws, LossFunction
 def joint_context(params: Params, observation: Observation, *, config: ModelConfig) -> Context:
     """The context of images, language and state, all rows of which pass the text layers together.
 
-    The state's row sees all others and is seen by none of them: the same function as `encode`, then `extend`.
+    The state's row sees all others, and none of them sees it. This is the same function as `encode`, then `extend`.
     """
     seen = jax.tree.map(jnp.asarray, observation)
     image_tokens = embed_images(params, seen.images, config=config)
@@ -45,7 +45,7 @@ def sampler_velocity(params: Params, context: Context, x_t: Array, t: Array, *, 
 
 
 def naive_loss(config: ModelConfig, *, teacher_steps: int) -> LossFunction:
-    """`training.reflow_loss` of the same value and gradient; `teacher` is the whole set of its parameters."""
+    """`training.reflow_loss` in naive form, with the same value and gradient. `teacher` is the whole set of its parameters."""
 
     def loss(trainable: Params, frozen: Params, teacher: Params, batch: Batch, draws: Draws) -> tuple[Array, Array]:
         repeats = draws.noise.shape[1]

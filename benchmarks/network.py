@@ -27,26 +27,26 @@ class NetworkConfig:
     """What the benchmarks of update and sampler share."""
 
     checkpoint: Path | None = None
-    """A policy in LeRobot's layout, its VLM's files in vlm/ (default: a random one of full size, made on the spot)."""
+    """A policy in LeRobot's layout, its VLM's files in vlm/ (default: a random one of full size)."""
     batch: int = 1
     """Observations."""
     noises: int = 1
     """Noise draws per observation, M."""
     cameras: int = 2
-    """Cameras, images in the size that the vision tower takes."""
+    """Cameras, with images in the size that the vision tower takes."""
     steps: int = 10
     """Euler steps (of the teacher, in training)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute dtype; LeRobot is converted to float32, or left in the mixture of dtypes that it makes of a checkpoint."""
+    """Compute dtype. LeRobot is converted to float32, or keeps the dtypes in which it loads a checkpoint."""
     runs: int = 5
-    """Turns of each side; a turn is two runs, of which the second one counts."""
+    """Turns of each side. A turn is two runs, and the second one counts."""
     json: Path = Path("build/benchmarks.jsonl")
     """File to which the result is appended."""
 
 
 @dataclasses.dataclass
 class Side:
-    """One implementation: what it said of itself, and its measurements."""
+    """One implementation: its description of itself, and its measurements."""
 
     name: str
     ask: Ask
@@ -68,9 +68,9 @@ class Side:
 def run_workers(
     config: NetworkConfig, task: str, sides: dict[str, tuple[str, dict[str, Any]]]
 ) -> tuple[list[Side], list[float]]:
-    """Gives every side `config.runs` turns; returns them and, beside each run, the first one's matmul rate.
+    """Gives every side `config.runs` turns. Returns the sides and, for each run, the first side's matmul rate.
 
-    `sides` maps a name to a worker's module and settings of its own; the first one prepares the inputs of all.
+    `sides` maps a name to a worker's module and its own settings. The first side prepares the inputs of all.
     """
     checkpoint = config.checkpoint or full_checkpoint(config.cameras)
     with contextlib.ExitStack() as stack:
@@ -93,7 +93,7 @@ def run_workers(
 
 
 def deviation(found: Sequence[float], expected: Sequence[float], limit: float) -> float:
-    """Largest difference over the largest value; SystemExit above `limit`: then the work was not the same."""
+    """Largest difference, divided by the largest value. SystemExit above `limit`, because the work was not the same."""
     a, b = np.asarray(found), np.asarray(expected)
     worst = float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
     if not worst <= limit:

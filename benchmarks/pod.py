@@ -1,11 +1,11 @@
-"""Does a pod keep busy? Chips' compute time by the TPU's compiler against what their links and hosts have to carry.
+"""Does a pod keep busy? Compares the chips' compute time, by the TPU's compiler, with the load on links and hosts.
 
 python -m benchmarks tpu --topology v5p:8x8x16 --batch-per-chip 32 --noises 4 --json docs/benchmarks.jsonl
 python -m benchmarks pod
 
-Reads the newest line of `python -m benchmarks tpu` for each pod and prints a table in Markdown. An all-reduce over N chips sends
-2 (N - 1) / N of its bytes from each; over S slices, each chip's share of a slice's sum goes the same way through the data
-centre's network. Nothing is taken to overlap. Chips' figures: docs.cloud.google.com/tpu/docs/v5e and /v5p.
+Reads the newest line of `python -m benchmarks tpu` for each pod and prints a table in Markdown. In an all-reduce over N chips,
+each chip sends 2 (N - 1) / N of the bytes. Over S slices, each chip's share of a slice's sum goes the same way through the data
+centre's network. Nothing is assumed to overlap. The chips' figures come from docs.cloud.google.com/tpu/docs/v5e and /v5p.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Chip(NamedTuple):
 
     @property
     def hertz(self) -> float:
-        """Its clock: a matrix unit does 128 x 128 multiplications and additions a cycle."""
+        """The chip's clock. A matrix unit does 128 x 128 multiplications and additions a cycle."""
         return self.peak_teraflops * 1e12 / (self.matrix_units * 2 * 128**2)
 
 
@@ -47,7 +47,7 @@ class PodConfig:
     """The arithmetic of pods: gradients against links, input against hosts."""
 
     pods: tuple[str, ...] = ("v5e:16x16", "4xv5e:16x16", "v5p:8x8x16")
-    """Pods, each as compiled; 4xv5e:16x16: four slices in the same data centre."""
+    """Pods, each as compiled. 4xv5e:16x16 is four slices in the same data centre."""
     image_size: int = 512
     """Height and width of a camera's frames as they are stored."""
     jpeg_ratio: float = 9.15
@@ -71,7 +71,7 @@ def run(config: PodConfig) -> None:
 
 
 def pod_figures(name: str, config: PodConfig) -> dict[str, str]:
-    """The rows of one pod's column; ConfigError if it was not compiled, or its chip is unknown."""
+    """The rows of one pod's column. ConfigError if the pod was not compiled, or its chip is unknown."""
     match = re.fullmatch(r"(?:(\d+)x)?((\w+):[\dx]+)", name)
     if not match or match[3] not in CHIPS:
         raise ConfigError(f"--pods {name}: expected a pod such as v5e:16x16 or 4xv5e:16x16, of {', '.join(CHIPS)}")
@@ -109,7 +109,7 @@ def sent(size: float, members: int) -> float:
 
 
 def newest_record(topology: str, lines: Path) -> dict[str, Any]:
-    """The last result for a topology at M = 4, two cameras and float32 reduction, without cached features."""
+    """The last result for a topology with M = 4, two cameras and float32 reduction, without cached features."""
     wanted = {"topology": topology, "noises": 4, "cameras": 2, "reduce_dtype": "float32", "features": False}
     for line in reversed(lines.read_text(encoding="utf-8").splitlines()):
         record = json.loads(line)

@@ -21,7 +21,7 @@ from benchmarks.result import result, spread
 
 @dataclasses.dataclass(frozen=True)
 class ReflowStepConfig(NetworkConfig):
-    """Seconds of an update as train.py runs it, without moving average, against the limit that its arithmetic sets."""
+    """Seconds of an update as train.py runs it, without moving average, beside the floor of its arithmetic."""
 
     features: bool = False
     """Image tokens come from a cache, as with train.py's --dataset.features."""

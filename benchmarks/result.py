@@ -1,4 +1,4 @@
-"""What every result says beside its figures: the spread of several runs, the machine, its load, and the versions."""
+"""What every result has beside its figures: the spread of several runs, the machine, its load, and the versions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def result(name: str, config: Any) -> Iterator[dict[str, Any]]:
-    """A record to fill in; printed, and appended to the file `config.json` as one line, unless the block fails."""
+    """A record to fill in. Unless the block fails, it is printed and appended as one line to the file `config.json`."""
     settings = {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(config).items()}
     path = Path(settings.pop("json"))
     record: dict[str, Any] = {"benchmark": name, "settings": settings}

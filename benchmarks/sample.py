@@ -23,10 +23,10 @@ PARTS = ("sample", "prefix", "loop", "one step")
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig(NetworkConfig):
-    """Seconds from a prepared observation to a chunk: whole, its prefix and its Euler steps alone, and with one step."""
+    """Seconds from a prepared observation to a chunk: the whole, the prefix alone, the Euler steps alone, and one step."""
 
     against: Literal["lerobot"] | None = None
-    """Run LeRobot's PyTorch in turn; needs the environment of `make parity`."""
+    """Run LeRobot's PyTorch in turn. Needs the environment of `make parity`."""
 
 
 def run(config: SampleConfig) -> None:

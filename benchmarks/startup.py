@@ -1,4 +1,4 @@
-"""How soon training begins: importing, reading the weights, tracing and compiling, cold and with a compilation cache."""
+"""How soon training begins: imports, reading of weights, tracing and compiling, without and with a compilation cache."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ COLUMNS = {"import": "import_s", "weights": "weights_s", "first update": "first_
 
 @dataclasses.dataclass(frozen=True)
 class StartupConfig:
-    """Seconds to train.py's first update, in fresh processes: one with an empty compilation cache, then with a full one."""
+    """Seconds to train.py's first update, in fresh processes: first with an empty compilation cache, then with a full one."""
 
     checkpoint: Path | None = None
-    """The teacher (default: a random one of full size, made on the spot)."""
+    """The teacher (default: a random one of full size)."""
     cameras: int = 2
-    """Cameras of the one that is made."""
+    """Cameras of that random one."""
     batch: int = 1
     """Observations per update."""
     noises: int = 1
@@ -44,7 +44,7 @@ class StartupConfig:
 
 
 def run(config: StartupConfig) -> None:
-    """Prints the parts of each start, and appends one JSON line; SystemExit if an update compiled again."""
+    """Prints the parts of each start, and appends one JSON line. SystemExit if an update compiled again."""
     checkpoint = config.checkpoint or full_checkpoint(config.cameras)
     with result("startup", config) as record, tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -62,7 +62,7 @@ def run(config: StartupConfig) -> None:
 
 
 def start(config: StartupConfig, checkpoint: Path, dataset: Path, scratch: Path, name: str) -> dict[str, Any]:
-    """One start of train.py in a process of its own, on the cache that `scratch` holds; see `startup_run`."""
+    """One start of train.py in a process of its own, with the cache in `scratch` (`startup_run`)."""
     flags: dict[str, Any] = {
         "teacher.path": checkpoint,
         "dataset.root": dataset,

@@ -1,4 +1,4 @@
-"""One start of train.py, timed by its own log, in a process of its own; prints one JSON line.
+"""Starts train.py once, takes the times from its log, and prints one JSON line.
 
 python -m benchmarks.startup_run UPDATES reflow --teacher.path DIR ... --log-every 1
 """
@@ -24,11 +24,11 @@ IMPORTED = time.perf_counter()
 
 
 class Enough(Exception):
-    """Ends the run: what follows is not measured."""
+    """Ends the run, because what follows is not measured."""
 
 
 class Milestones(logging.Handler):
-    """Notes when train.py says that it has the data, the weights on the device, and each update's metrics."""
+    """Notes when train.py logs the data, the weights on the device, and each update's metrics."""
 
     def __init__(self, updates: int, compiling: CompileWatch) -> None:
         super().__init__()

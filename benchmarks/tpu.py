@@ -1,7 +1,7 @@
-"""What the reflow step needs on a TPU pod, by the real TPU compiler and without a TPU.
+"""What the reflow step needs on a TPU pod, by the real TPU compiler, without a TPU.
 
-The step is the one that `train.py` runs, of the full model under `ReflowConfig`'s defaults; only shapes go in. Compiling takes
-5 to 15 minutes per formulation. `benchmarks/tpu_compile.py` says how the figures come about.
+The step is the one that `train.py` runs, for the full model with `ReflowConfig`'s defaults. Only shapes go in. Compiling takes
+4 to 15 minutes per formulation. `benchmarks/tpu_compile.py` says how the figures are computed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TpuConfig:
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype in which chips send each other their gradients."""
     features: bool = False
-    """Image tokens come from a cache, so no image is seen (the naive formulation sees them all the same)."""
+    """Image tokens come from a cache, so no image is encoded. The naive formulation encodes images all the same."""
     against: Literal["none", "naive"] = "none"
     """Compile the naive formulation, too (`benchmarks/naive.py`), and compare: M times its work for one noise."""
     json: Path = Path("build/benchmarks.jsonl")
@@ -70,7 +70,7 @@ def run(config: TpuConfig) -> None:
 
 
 def ratios(ours: Estimate, naive: Estimate, noises: int) -> dict[str, float]:
-    """How often ours would run in the time, by either model of the compiler, of `noises` naive steps of one noise."""
+    """How often our step would run in the time of `noises` naive steps of one noise, by both models of the compiler."""
     return {
         "optimal_seconds": noises * naive.optimal_seconds / ours.optimal_seconds,
         "cycles": noises * naive.cycles / ours.cycles,
@@ -79,7 +79,7 @@ def ratios(ours: Estimate, naive: Estimate, noises: int) -> dict[str, float]:
 
 
 def estimate_record(estimate: Estimate) -> dict[str, Any]:
-    """The estimate as JSON: collectives by kind and dtype, with the number of arrays and the bytes that they hold."""
+    """The estimate as JSON. Collectives are listed by kind and dtype, with the number of arrays and their bytes."""
     fields = {field.name: getattr(estimate, field.name) for field in dataclasses.fields(estimate)}
     fields["collectives"] = [
         {

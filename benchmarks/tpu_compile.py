@@ -1,10 +1,11 @@
-"""The training step, compiled for a TPU pod that is not here, and what the compiler says of it.
+"""Compiles the training step for a TPU pod, without the pod, and reads what the compiler says of it.
 
-XLA's cost analysis counts the body of a loop once. The layers and noises of this step are no loop; the teacher's Euler steps are
-one. So one Euler step is compiled by itself, and its cost added for each step but the first. `optimal_seconds` is the
-compiler's roofline: for every instruction the larger of its operations over the chip's peak and its bytes over the memory's
-bandwidth, summed; transfers between chips are not in it. `cycles` sums the scheduler's own estimate of every instruction, each
-as often as the program runs it (`collectives.executions`).
+XLA's cost analysis counts the body of a loop once. The teacher's Euler steps are a loop, but layers and noises are none. So one
+Euler step is compiled by itself, and its cost is added for each step but the first.
+
+`optimal_seconds` is the compiler's roofline. For every instruction it takes the operations over the chip's peak, and the bytes
+over the memory's bandwidth. The larger of the two counts, summed over all instructions. Transfers between chips are left out.
+`cycles` sums the scheduler's own estimate of every instruction, as often as the program runs it (`collectives.executions`).
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Cost(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The compiler's account of one step on one chip; memory in bytes."""
+    """The compiler's account of one step on one chip, with memory in bytes."""
 
     arguments: int
     temporaries: int
@@ -85,7 +86,7 @@ class Estimate:
 
     @property
     def hbm(self) -> int:
-        """Memory of the chip that the step needs at once."""
+        """The memory that the step needs at once on the chip."""
         return self.arguments + self.temporaries + self.outputs - self.aliased + self.program
 
 
@@ -115,7 +116,7 @@ NAIVE = Formulation(
 
 
 def pod_mesh(topology: str) -> Mesh:
-    """The mesh `("data", "fsdp")` over the chips of a pod such as `v5e:4x4`, with fsdp = 1; ConfigError without libtpu."""
+    """The mesh `("data", "fsdp")` over the chips of a pod such as `v5e:4x4`, with fsdp = 1. ConfigError without libtpu."""
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             "the TPU compiler is missing: expected the package libtpu, found none; install it into an environment of its own "

@@ -1,4 +1,4 @@
-"""What the network's benchmarks run on: a policy of full size, and inputs that do not depend on a dataset."""
+"""What the network's benchmarks use: a policy of full size, and inputs that need no dataset."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def full_policy(cameras: int) -> PolicyConfig:
 
 
 def full_checkpoint(cameras: int) -> Path:
-    """A random policy of 450 million parameters in LeRobot's layout, written when it is first asked for (1 GB)."""
+    """A random policy of 450 million parameters in LeRobot's layout. The first call writes it (1 GB)."""
     out = CACHE / f"full_{cameras}_cameras"
     if not out.is_dir():
         with tempfile.TemporaryDirectory() as folder:

@@ -3,9 +3,8 @@
     python train.py finetune --policy.path DIR_OR_HUB_ID --dataset.root DIR --output-dir RUN
     python train.py finetune --policy.new --policy.vlm DIR --dataset.root DIR --output-dir RUN
 
-Optimizer, schedule and trainable set are those that the policy's config.json names. Expected: `held_out_loss` falls
-until the policy overfits; RUN/checkpoints/last/pretrained_model loads in LeRobot and can be the teacher of
-`train.py reflow`.
+The policy's config.json names optimizer, schedule and trainable set. Expected: `held_out_loss` falls until the policy
+overfits. RUN/checkpoints/last/pretrained_model loads in LeRobot, and can be the teacher of `train.py reflow`.
 """
 
 from jaxreflow.run.config import FinetuneConfig

@@ -4,8 +4,8 @@
         --out runs/metaworld/features
     python train.py metaworld --output-dir runs/metaworld/students/default
 
-`make results` runs both. What comes out stands in docs/results.md. Differs from configs/reflow.py in the loss (mean squared
-error), one noise for each observation, two times for each pair, and Muon at a higher learning rate.
+`make results` runs both commands, and docs/results.md has the results. The config differs from configs/reflow.py in four
+values: the mean squared error, one noise for each observation, two times for each pair, and a higher learning rate.
 """
 
 from jaxreflow.run.config import DatasetConfig, OptimizerFlags, ReflowConfig, TeacherSource

@@ -1,8 +1,9 @@
-"""Fine-tunes the teacher of configs/metaworld_teacher.py by flow matching with times near noise: the baseline without a teacher.
+"""Fine-tunes the teacher of configs/metaworld_teacher.py by flow matching at times near noise: the baseline of docs/results.md.
 
     python train.py metaworld_biased --output-dir runs/metaworld/students/noise_biased
 
-Same trained parameters, updates, velocities per update and optimizer as configs/metaworld.py; t from Beta(4, 1) (arXiv 2606.05737).
+Trained parameters, updates, velocities per update and optimizer are those of configs/metaworld.py. The times t follow
+Beta(4, 1) (arXiv 2606.05737). No teacher takes part in the training.
 """
 
 from jaxreflow.run.config import DatasetConfig, FinetuneConfig, OptimizerFlags, PolicySource

@@ -4,7 +4,7 @@
         --episodes 600 250 150 200 --out runs/metaworld/data
     python train.py metaworld_teacher --output-dir runs/metaworld/teacher
 
-`make results` runs both. What comes out stands in docs/results.md.
+`make results` runs both commands, and docs/results.md has the results.
 """
 
 import os

@@ -2,20 +2,21 @@
 
     python train.py reflow --teacher.path DIR_OR_HUB_ID --dataset.root DIR --output-dir RUN
 
-The student starts as the teacher; its VLM stays frozen and is shared. Law, optimizer and loss won the comparison in
-docs/results.md, one at a time, on a small SmolVLA; figures are the student's error in one step after 1,000 updates, of one seed
-but for the last:
+The student starts as the teacher. Its VLM stays frozen and is shared. Law, optimizer and loss won the comparison in
+docs/results.md, one at a time, on a small SmolVLA. Figures are the student's error in one step after 1,000 updates. They have
+one seed, except for the loss:
 
-- half of the times t exactly 1, where a one-step student is evaluated, the others by a density as e^4t: .142, with the
-  others U-shaped .150, with LeRobot's Beta law for all .163;
-- Muon at 2e-3: .142, AdamW .152; at 1e-3 they hardly differ (.152, .154);
-- pseudo-Huber: .138 (mean of three seeds), mean squared error .142.
+- Half of the times t are exactly 1, where a one-step student is evaluated. The others follow a density as e^4t. This law has
+  .142. With the others U-shaped it has .150, and LeRobot's Beta law for all times has .163.
+- Muon at 2e-3 has .142, and AdamW .152. At 1e-3 they hardly differ (.152, .154).
+- Pseudo-Huber has .138 (mean of three seeds), and the mean squared error .142.
 
-Not from there: the learning rate is LeRobot's for SmolVLA, and each observation gets four noises, which share its pass through
-the VLM: an update takes 1.5 times as long as with one (docs/benchmarks.md). On the small model, where that pass is cheap, one
-noise each of more observations was better. All of this together, at this learning rate, has not been trained on a full-size policy.
+Two values are not from that comparison. The learning rate is LeRobot's for SmolVLA. Each observation gets four noises, which
+share its pass through the VLM, so an update takes 1.5 times as long as with one (docs/benchmarks.md). On the small model, where
+that pass is cheap, more observations with one noise each were better. All of this together, at this learning rate, has not
+been trained on a full-size policy.
 
-Expected: `held_out_loss`, the objective on held-out episodes, falls steeply in the first 1,000 updates and slowly from there on.
+Expected: `held_out_loss`, the objective on held-out episodes, falls steeply in the first 1,000 updates, and slowly after them.
 The student in RUN/checkpoints/last/pretrained_model loads in LeRobot.
 """
 

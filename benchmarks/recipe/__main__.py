@@ -1,11 +1,11 @@
 """Makes docs/results.md from nothing: data, teacher, students, their reports, closed loops, tables and figures.
 
-    python -m benchmarks.recipe                        # everything; what is there is not made again
+    python -m benchmarks.recipe                        # everything, except what was made before
     python -m benchmarks.recipe --parts core           # data, teacher, default student, baselines
     python -m benchmarks.recipe --jobs 4               # the short runs of the screening four at a time
-    python -m benchmarks.recipe --smoke                # the same with next to no data; figures that mean nothing, in build/smoke
+    python -m benchmarks.recipe --smoke                # the same with almost no data, in build/smoke
 
-Every step is a command that is printed before it runs and that could be given by hand; its output goes to ROOT/logs.
+Every step is a command, which is printed before it runs. You can give it by hand, too. Its output goes to ROOT/logs.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class RecipeConfig:
     confirmed: tuple[str, ...] = ("pseudo_huber", "no_ema")
     """The runners-up that are trained with three seeds, too."""
     jobs: int = 1
-    """Short runs at the same time, each on its share of the CPU's cores."""
+    """Number of short runs at the same time, each on its share of the CPU's cores."""
     smoke: bool = False
-    """Runs every step with next to no data and updates, to see that it runs; --root and --out then lie below build/smoke."""
+    """Runs every step with almost no data and updates, to see that it runs. --root and --out then lie below build/smoke."""
 
     def __post_init__(self) -> None:
         unknown = set(self.confirmed) - {variant.name for variant in (*SCREENED, *EQUAL_TIME)}
@@ -92,10 +92,10 @@ def _core(lab: Lab) -> None:
 
 
 def _short_runs(scale: Scale, confirmed: tuple[str, ...]) -> dict[Part, list[tuple[Variant, ...]]]:
-    """What the parts train for their tables; those that wait for each other stand together."""
+    """The students that the parts train for their tables. Students that wait for each other form a group."""
 
     def short(*variants: Variant) -> tuple[Variant, ...]:
-        """For as many updates as all that are compared with them, or for as long."""
+        """The variants at the length of their comparison: as many updates as the others, or as much time."""
         updates = scale.equal_time_updates
         return tuple(shortened(variant, updates.get(variant.name, scale.screening_updates)) for variant in variants)
 

@@ -1,4 +1,4 @@
-"""The steps of the experiments as commands, each run once: a step whose product is there is left out."""
+"""The steps of the experiments as commands. Each runs once: a step is left out if its product exists."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Lab:
 
     @property
     def results(self) -> Path:
-        """Reports and closed loops, beside the policies that they are of."""
+        """The folder of reports and closed loops, beside the policies that they measure."""
         return self.root / "results"
 
     @property
@@ -146,7 +146,7 @@ class Lab:
         )
 
     def close_loop(self, variants: Sequence[Variant]) -> None:
-        """Success of the teacher in ten, two and one steps and of the students in one and two, episode by episode the same."""
+        """Success of the teacher in ten, two and one steps, and of the students in one and two, on the same episodes."""
         policies: list[tuple[Path, int]] = [(self.teacher, steps) for steps in (10, 2, 1)]
         policies += [(self.student(variant.name), steps) for variant in variants for steps in (1, 2)]
         self._run(
@@ -164,7 +164,7 @@ class Lab:
         self._run(name, None, "train.py", config, *flags, *resume)
 
     def _run(self, name: str, product: Path | None, *command: str | Path) -> None:
-        """Runs a command of this Python unless its product is there; TrainingError says where its output lies if it fails."""
+        """Runs a command of this Python unless its product exists. If it fails, TrainingError says where its output lies."""
         if product is not None and product.exists():
             return
         log = self.root / "logs" / f"{name}.log"
@@ -178,11 +178,11 @@ class Lab:
 
 
 def side_by_side(jobs: int, steps: Sequence[Callable[[], None]]) -> None:
-    """Runs the steps, `jobs` at a time; several at a time each on its share of this process's cores (Linux).
+    """Runs the steps, `jobs` at a time. Steps that run together share this process's cores equally (Linux).
 
     Raises:
         ConfigError: if there are fewer cores than jobs.
-        Exception: of a step that failed; steps under way go on to their end, and others are not begun.
+        Exception: of a step that failed. Running steps go on to their end, and others do not start.
     """
     if jobs == 1:
         for step in steps:

@@ -1,10 +1,10 @@
-"""Which way round the wall: the share of chunks that go left, right, or neither way, from frames where both are open.
+"""Which way round the wall: the share of chunks that go left, right, or neither way, from frames with both ways open.
 
     python -m benchmarks.recipe.sides --policy TEACHER STUDENT --dataset DIR --out sides.json
 
-A chunk goes to a side if its actions, summed up from where the hand is, lead 12 cm to that side of the wall's middle. The first
-policy's sampler with the most steps is what the others are compared with, from the same noise: how many chunks go another way than
-the teacher's, and how much of the squared error they make up.
+A chunk goes to a side if its actions lead 12 cm to that side of the wall's middle, summed up from where the hand is. The first
+policy is the teacher, with its largest number of steps. The others are compared with it from the same noise: how many of their
+chunks go another way than the teacher's, and how much of the squared error these chunks make up.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ class Drawn:
 
     @classmethod
     def join(cls, parts: Sequence[Drawn]) -> Drawn:
-        """Those of several frames together."""
+        """Joins the chunks of several frames."""
         return cls(np.concatenate([part.chunks for part in parts]), np.concatenate([part.ways for part in parts]))
 
     def compare(self, goal: Drawn) -> dict[str, float]:
-        """Shares of the ways; of chunks that go another way than the teacher's; what of the squared error is theirs, and what the
-        worst twentieth's; relative errors.
+        """Shares of the ways, share of chunks that go another way than the teacher's, and relative errors.
 
-        Two chunks that go neither way go the same way.
+        Also the shares of the squared error that belong to these chunks, and to the worst twentieth of all chunks. Two chunks
+        that go neither way count as the same way.
         """
         agrees = self.ways == goal.ways
         error = np.square(self.chunks - goal.chunks, dtype=np.float64).sum(1)
@@ -97,7 +97,7 @@ class Drawn:
 
 
 def _quotient(part: np.ndarray, whole: np.ndarray) -> float:
-    """Of the sums; 0 of nothing."""
+    """Quotient of the sums, and 0 for nothing."""
     return float(part.sum() / whole.sum()) if whole.sum() else 0.0
 
 

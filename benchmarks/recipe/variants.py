@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One student: what is changed from the default, by which flags of `train.py`, and whose student it is."""
+    """One student: what differs from the default, the flags of `train.py` for it, and its teacher."""
 
     name: str
     group: str
@@ -112,7 +112,7 @@ NOISE_BIASED_MIDDLE = dataclasses.replace(NOISE_BIASED, name="noise_biased_2000"
 
 
 def shortened(variant: Variant, updates: int) -> Variant:
-    """The variant as it is trained to be compared with others; the students that it learns from are as short."""
+    """The variant's short run for a comparison. The students from which it learns are as short."""
     teacher = short_name(variant.teacher) if variant.teacher else None
     flags = (*variant.flags, *length(updates))
     return dataclasses.replace(variant, name=short_name(variant.name), flags=flags, teacher=teacher)
@@ -124,7 +124,7 @@ def short_name(name: str) -> str:
 
 
 def seeded(variant: Variant, seed: int) -> Variant:
-    """The variant with another seed; 0 is the variant itself."""
+    """The variant with another seed. Seed 0 is the variant itself."""
     if seed == 0:
         return variant
     name, change = f"{variant.name}_seed{seed}", f"{variant.change}; seed {seed}"

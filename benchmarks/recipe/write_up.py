@@ -51,7 +51,7 @@ _COLOURS = {
 
 
 def write_up(out: Path, lab: Lab) -> None:
-    """Fills every block of `out`/results.md whose measurements are all there; other blocks and the text around them are kept."""
+    """Fills every block of `out`/results.md that has all its measurements. Other blocks and the text around them stay."""
     blocks: dict[str, Callable[[Lab], str | None]] = {
         "fidelity": fidelity_table,
         "closed loop": closed_loop_table,
@@ -78,7 +78,7 @@ def write_up(out: Path, lab: Lab) -> None:
 
 
 def _publish(lab: Lab, folder: Path) -> None:
-    """Copies of what stands behind the page, but for the runs of the screening: figures, one whole report, the closed loops."""
+    """Copies what stands behind the page, except the runs of the screening: figures, one whole report, the closed loops."""
     variants = (DEFAULT, NOISE_BIASED, NOISE_BIASED_MIDDLE, *LENGTHS, *CAPACITY)
     figures = dict.fromkeys(f"{variant.name}/report.json" for variant in variants)
     for name in (f"{DEFAULT.name}/report.html", *figures, SIDES, SIDES_LENGTHS, CLOSED_LOOP):
@@ -88,7 +88,7 @@ def _publish(lab: Lab, folder: Path) -> None:
 
 
 def _filled(text: str, name: str, table: str) -> str:
-    """The text with the table between the block's markers, which are added at its end if need be."""
+    """The text with the table between the block's markers. Missing markers are added at the end."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     if begin not in text or end not in text:
         text = f"{text}\n{begin}\n{end}\n"
@@ -171,9 +171,9 @@ def _short(variant: Variant) -> Variant:
 
 
 def _variants_table(lab: Lab, variants: Iterable[Variant]) -> str | None:
-    """The teacher as it is, then a row per variant; None, and which is missing, unless all have been measured.
+    """The teacher as it is, then a row per variant. If a measurement is missing, it is named and the result is None.
 
-    Errors over all frames are also compared, episode by episode, with the first student's that is no baseline.
+    Errors over all frames are also compared, episode by episode, with those of the first student that is no baseline.
     """
     measured = [(variant, _report(lab, variant.name)) for variant in variants]
     reports = [(variant, report) for variant, report in measured if report is not None]
@@ -256,7 +256,7 @@ def _error(report: Report, role: str, steps: int, frames: str) -> str:
 
 
 def _difference(first: Report, report: Report, role: str, steps: int) -> str:
-    """Of the errors over all frames to the first report's student, on the same episodes; nothing for that student itself."""
+    """Difference of the errors over all frames to the first report's student, on the same episodes. That student has none."""
     theirs, ours = _fidelity(first, "student", steps, "all"), _fidelity(report, role, steps, "all")
     if ours is theirs:
         return ""
