@@ -21,7 +21,7 @@ POLICY_FIELDS: Mapping[str, tuple[FieldUse, str]] = {
     "empty_cameras": ("honoured", "how many absent cameras get an empty image"),
     "adapt_to_pi_aloha": ("honoured", "joint signs and gripper scale of Aloha"),
     "tokenizer_max_length": ("honoured", "language tokens, T"),
-    "pad_language_to": ("honoured", "always padded to tokenizer_max_length, with the same result, because padding is masked"),
+    "pad_language_to": ("honoured", "always padded to tokenizer_max_length, which changes no result"),
     "num_steps": ("honoured", "Euler steps of the sampler"),
     "freeze_vision_encoder": ("honoured", "says what `finetune` trains"),
     "train_expert_only": ("honoured", "says what `finetune` trains"),
