@@ -65,7 +65,7 @@ def run(config: LoaderConfig) -> None:
             print(line, flush=True)
         record |= {"setup_s": setup, "samples_per_second": spread(own), "peak_bytes": peak_bytes()}
         print(f"median {record['samples_per_second']['median']:.0f} samples/s, the first batch after {setup:.1f} s")
-        print(f"peak memory, without the workers': {peak_bytes() / 2**30:.2f} GiB")
+        print(f"peak memory, without the workers: {peak_bytes() / 2**30:.2f} GiB")
         if other:
             ratios = [ours / theirs for ours, theirs in zip(own, other, strict=True)]
             record |= {"lerobot_samples_per_second": spread(other), "ratio": spread(ratios)}

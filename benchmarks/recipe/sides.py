@@ -53,7 +53,7 @@ class SidesConfig:
     frames: int = 16
     """Frames, spread over the first three of every episode."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
 
 
 def ways(chunks: Float[np.ndarray, "n C D"], start: float) -> Int[np.ndarray, " n"]:
