@@ -1,7 +1,7 @@
 """What the reflow step needs on a TPU pod, by the real TPU compiler, without a TPU.
 
 The step is the one that `train.py` runs, for the full model with `ReflowConfig`'s defaults. Only shapes go in. Compiling takes
-4 to 15 minutes per formulation. `benchmarks/tpu_compile.py` says how the figures are computed.
+5 to 15 minutes per formulation. `benchmarks/tpu_compile.py` says how the figures are computed.
 """
 
 from __future__ import annotations
