@@ -1,4 +1,4 @@
-"""Rectified flow, without a network: interpolation, laws of time, solvers and the losses.
+"""Rectified flow, without a network: interpolation, the sampler and its guidance, laws of time and the losses.
 
 Convention, everywhere in this package (LeRobot's and openpi's; most rectified-flow papers run the other way):
 `t = 1` is noise, `t = 0` is the action.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,37 @@ def euler(velocity: Velocity, noise: Float[Array, "*batch C A"], num_steps: int)
         return x - velocity(x, jnp.broadcast_to(t, x.shape[:-2])) / num_steps, None
 
     return jax.lax.scan(step, noise.astype(jnp.float32), times)[0]
+
+
+class Guidance(NamedTuple):
+    """Where the beginning of a chunk has to lead: the actions that are on their way already, in normalised units."""
+
+    previous: Float[Array, "*batch C A"]
+    weights: Float[Array, " C"]
+    """1 where an action is certain to be executed, falling to 0 where the new chunk is free."""
+    max_weight: Float[Array, ""]
+    """Upper limit of the guidance's strength; the number of Euler steps is the largest that does not overshoot."""
+
+
+def guide(velocity: Velocity, guidance: Guidance) -> Velocity:
+    """The field that leads towards `guidance.previous`: real-time chunking as LeRobot 0.4.4 and 0.6.1 compute it.
+
+    With the endpoint `x_hat = x_t - t v` that the velocity promises,
+
+        v - min((t^2 + (1 - t)^2) / (t (1 - t)), max_weight) * weights * (previous - x_hat)
+
+    Black et al. 2025 (arXiv 2506.07339) multiply the error with the Jacobian of x_hat. LeRobot computes it as the identity
+    (`lerobot/policies/rtc/modeling_rtc.py`; huggingface/lerobot#2511), and so does this function.
+    """
+
+    def guided(x_t: Array, t: Array) -> Array:
+        v = velocity(x_t, t)
+        time = t[..., None, None]
+        error = guidance.weights[:, None] * (guidance.previous - (x_t - time * v))
+        strength = jnp.minimum((time**2 + (1.0 - time) ** 2) / (time * (1.0 - time)), guidance.max_weight)
+        return v - strength * error
+
+    return guided
 
 
 def squared_errors(

@@ -38,6 +38,7 @@ with upstream_warnings_ignored():
     from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
     from lerobot.policies.factory import make_pre_post_processors
+    from lerobot.policies.rtc.configuration_rtc import RTCConfig
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, make_att_2d_masks
     from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
@@ -74,6 +75,7 @@ __all__ = [
     "NormalizationMode",
     "PolicyFeature",
     "PreTrainedConfig",
+    "RTCConfig",
     "SmolVLAConfig",
     "SmolVLAPolicy",
     "make_att_2d_masks",

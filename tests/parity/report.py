@@ -38,6 +38,7 @@ QUANTITIES = {
     "velocity": Quantity("velocity at given t", "magnitude", 1e-5),
     "sample": Quantity("samples of 1, 2 and 10 steps, given noise", "magnitude", 1e-4),
     "chunk": Quantity("the policy's 10-step chunk, in dataset units", "magnitude", 1e-4),
+    "guided_chunk": Quantity("chunks of 1, 2, 5, 10 steps with real-time chunking", "magnitude", 1e-4),
     "loss": Quantity("loss, both reductions", "magnitude", 1e-6),
     "gradient": Quantity("gradient of every trainable tensor", "magnitude", 1e-4),
     "update": Quantity("clip, AdamW and schedule on given gradients", "magnitude", 1e-6),
