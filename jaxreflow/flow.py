@@ -25,6 +25,8 @@ TimeLaw: TypeAlias = Callable[[Array, tuple[int, ...]], Array]
 Solver: TypeAlias = Callable[[Velocity, Array, int], Array]
 Objective: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
 
+PSEUDO_HUBER_C = 0.00054
+
 
 def interpolate(
     x_0: Float[Array, "*batch C A"], noise: Float[Array, "*batch C A"], t: Float[Array, "*batch"]
@@ -134,6 +136,21 @@ def mean_square(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum and count of squared errors, `entries` of which count in each chunk (the others are zero)."""
     return jnp.sum(squares), jnp.sum(entries)
+
+
+def pseudo_huber(
+    squares: Float[Array, "B M C D"], entries: Float[Array, "B M"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Pseudo-Huber norm of each chunk's error e, `sqrt(||e||^2 + c^2) - c` with `c = 0.00054 sqrt(d)`, over `sqrt(d)`.
+
+    Lee, Lin and Fanti 2024 ("Improving the training of rectified flows") take it for reflow, with the scale of c from Song
+    and Dhariwal 2023 ("Improved techniques for training consistency models"); d is the number of entries. Divided by
+    sqrt(d) it is the chunk's root mean square error, `sqrt(mean e^2 + 0.00054^2) - 0.00054`, whatever d is, and its
+    gradient is that of the mean square divided by 2 sqrt(mean e^2 + 0.00054^2): learning rates and gradient norms stay in
+    their order of magnitude. A chunk weighs as many times as it has entries, as in the mean square.
+    """
+    mean = jnp.sum(squares, axis=(-2, -1)) / jnp.maximum(entries, 1.0)
+    return jnp.sum(entries * (jnp.sqrt(mean + PSEUDO_HUBER_C**2) - PSEUDO_HUBER_C)), jnp.sum(entries)
 
 
 def reflow_loss(

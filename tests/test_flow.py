@@ -140,7 +140,7 @@ def test_pseudo_huber_is_the_published_norm_over_the_root_of_the_entries(pair):
 
     def loss(error):
         field = lambda x, t: noise - x_0 + error  # noqa: E731
-        return flow.reflow_loss(field, x_0, noise, jnp.ones(SHAPE[:2]), objective=experimental.pseudo_huber)
+        return flow.reflow_loss(field, x_0, noise, jnp.ones(SHAPE[:2]), objective=flow.pseudo_huber)
 
     (total, count), gradient = loss(error), jax.grad(lambda error: loss(error)[0])(error)
     # What the field adds is rounded at the size of noise - x_0.
@@ -165,7 +165,7 @@ def test_only_valid_entries_of_masked_pairs_count(pair):
     total, count = loss(1.0, flow.mean_square)
     assert count == 3 * 12 + 2
     np.testing.assert_allclose(total / count, 4.0, rtol=1e-6)
-    total, count = loss(1.0, experimental.pseudo_huber)
+    total, count = loss(1.0, flow.pseudo_huber)
     assert count == 3 * 12 + 2
     np.testing.assert_allclose(total / count, np.sqrt(4 + 0.00054**2) - 0.00054, rtol=1e-6)
     clean = jnp.zeros(SHAPE)

@@ -29,7 +29,7 @@ LOSSES = {
     "reflow": reflow_loss(CONFIG, teacher_steps=2, shared_context=True),
     "finetune": finetune_loss(CONFIG, action_dim=4, reduction="lerobot-main"),
     "mixed": experimental.mixed_reflow_loss(
-        CONFIG, teacher_steps=2, shared_context=True, real_noises=1, action_dim=4, objective=experimental.pseudo_huber
+        CONFIG, teacher_steps=2, shared_context=True, real_noises=1, action_dim=4, objective=flow.pseudo_huber
     ),
 }
 reflow_sum = jax.jit(LOSSES["reflow"])

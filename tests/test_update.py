@@ -58,7 +58,7 @@ PLAIN: dict[str, Any] = {"teacher_steps": 10, "shared_context": True}
 REFLOW = {
     "teacher_steps": ({"teacher_steps": 3}, {"teacher_steps": 3}),
     "heun": ({"teacher_solver": "heun"}, {"solver": experimental.heun}),
-    "pseudo-huber": ({"objective": "pseudo-huber"}, {"objective": experimental.pseudo_huber}),
+    "pseudo-huber": ({"objective": "pseudo-huber"}, {"objective": flow.pseudo_huber}),
     "real dims": ({"loss_dims": "real"}, {"dims": REAL_DIMS}),
 }
 

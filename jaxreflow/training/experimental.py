@@ -1,4 +1,4 @@
-"""Choices of the recipe that lost their comparison (docs/results.md): another solver, objective, laws of t, and recorded pairs.
+"""Choices of the recipe that lost their comparison (docs/recipe.md): another solver, other laws of t, recorded pairs.
 
 The options in the box "experimental" of `train.py NAME --help` choose them. `SOLVERS`, `OBJECTIVES` and `TIME_LAWS` hold them by
 name, beside those that won.
@@ -18,8 +18,6 @@ from jaxreflow.flow import Objective, Solver, TimeLaw, Velocity
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.types import Batch, Params
 from jaxreflow.training.losses import Draws, LossFunction, velocity_fields
-
-PSEUDO_HUBER_C = 0.00054
 
 
 def heun(velocity: Velocity, noise: Float[Array, "*batch C A"], num_steps: int) -> Float[Array, "*batch C A"]:
@@ -49,21 +47,6 @@ def invert(
     `t = 0, 1/num_steps, ..., 1 - 1/num_steps`.
     """
     return solver(lambda x, s: -velocity(x, 1.0 - s), x_0, num_steps)
-
-
-def pseudo_huber(
-    squares: Float[Array, "B M C D"], entries: Float[Array, "B M"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Pseudo-Huber norm of each chunk's error e, `sqrt(||e||^2 + c^2) - c` with `c = 0.00054 sqrt(d)`, over `sqrt(d)`.
-
-    Lee, Lin and Fanti 2024 ("Improving the training of rectified flows") take it for reflow, with the scale of c from Song
-    and Dhariwal 2023 ("Improved techniques for training consistency models"); d is the number of entries. Divided by
-    sqrt(d) it is the chunk's root mean square error, `sqrt(mean e^2 + 0.00054^2) - 0.00054`, whatever d is, and its
-    gradient is that of the mean square divided by 2 sqrt(mean e^2 + 0.00054^2): learning rates and gradient norms stay in
-    their order of magnitude. A chunk weighs as many times as it has entries, as in the mean square.
-    """
-    mean = jnp.sum(squares, axis=(-2, -1)) / jnp.maximum(entries, 1.0)
-    return jnp.sum(entries * (jnp.sqrt(mean + PSEUDO_HUBER_C**2) - PSEUDO_HUBER_C)), jnp.sum(entries)
 
 
 def masked_reflow_loss(
@@ -166,7 +149,7 @@ def mixed_reflow_loss(
 
 
 SOLVERS: Mapping[str, Solver] = {"euler": flow.euler, "heun": heun}
-OBJECTIVES: Mapping[str, Objective] = {"mse": flow.mean_square, "pseudo-huber": pseudo_huber}
+OBJECTIVES: Mapping[str, Objective] = {"mse": flow.mean_square, "pseudo-huber": flow.pseudo_huber}
 TIME_LAWS: Mapping[str, TimeLaw] = {
     "beta": flow.beta_time,
     "uniform": uniform_time,

@@ -92,7 +92,7 @@ def frozen_distances(oracle: Oracle, weight: float, num_steps: int) -> float:
 
 
 def test_a_students_frozen_actions_in_lerobot(tmp_path: Path) -> None:
-    """LeRobot's default weight throws a one-step student off; the number of steps keeps it right. build/rtc.json has the figures."""
+    """LeRobot's default weight throws a one-step student off; the number of steps does not. Figures: build/rtc.json."""
     student = SmolVLAPolicy.from_pretrained(STUDENT)
     student.save_pretrained(tmp_path / "student")
     oracle = Oracle(tmp_path / "student")
