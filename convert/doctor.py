@@ -18,6 +18,7 @@ from jaxreflow.policy.config import DEFAULT_VLM, PolicyConfig
 from jaxreflow.policy.names import ACTION, STATE
 from jaxreflow.policy.normalization import check_normalizer
 from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, Processors, parse_processors, read_processor_files
+from jaxreflow.policy.real_time_chunking import fitting_rtc_config
 from jaxreflow.policy.saved import CONFIG, WEIGHTS, load_processors, read_config_fields
 from jaxreflow.policy.statistics import BUFFER_PREFIXES
 from jaxreflow.policy.vlm import load_vlm
@@ -122,9 +123,23 @@ def _config(directory: Path) -> tuple[PolicyConfig | None, list[Finding]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the artefacts are reported above
-            return PolicyConfig.from_json(fields), findings
+            policy = PolicyConfig.from_json(fields)
+            return policy, [*findings, *_guidance(policy)]
     except JaxReflowError as error:
         return None, [*findings, _from_error(error)]
+
+
+def _guidance(policy: PolicyConfig) -> Iterator[Finding]:
+    found, steps = policy.carried.get("rtc_config"), policy.num_steps
+    if isinstance(found, dict) and fitting_rtc_config(found, steps) != found:
+        yield Finding(
+            "warning",
+            f"{CONFIG}: rtc_config has max_guidance_weight {found.get('max_guidance_weight', 10.0):g}, but num_steps is {steps}",
+            "with real-time chunking LeRobot's guidance then overshoots: with one step and weight 10, the actions that are on "
+            "their way end up nine times as far off",
+            f"lower the weight to {steps}: {_BY_FIX}; `lerobot-rollout` takes the weight from its command line: "
+            f"give it --inference.rtc.max_guidance_weight={steps}",
+        )
 
 
 def _weights(directory: Path) -> tuple[TensorFile | None, list[Finding]]:

@@ -18,6 +18,7 @@ from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.config import DEFAULT_VLM, PolicyConfig
 from jaxreflow.policy.config_fields import POLICY_FIELDS
 from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, read_processor_files
+from jaxreflow.policy.real_time_chunking import fitting_rtc_config
 from jaxreflow.policy.saved import CONFIG, WEIGHTS, load_processors, read_config_fields, read_policy_config
 from jaxreflow.policy.statistics import BUFFER_PREFIXES
 from jaxreflow.policy.vlm import has_weights, load_vlm
@@ -79,6 +80,10 @@ def _repair_config(path: Path, fields: dict[str, Any]) -> list[str]:
     if lacks_vlm_weights(fields):
         fixed["load_vlm_weights"] = True
         done.append(f"{path.name}: set load_vlm_weights to true")
+    found, steps = fields.get("rtc_config"), fields.get("num_steps", 10)
+    if isinstance(steps, int) and fitting_rtc_config(found, steps) != found:
+        fixed["rtc_config"] = fitting_rtc_config(found, steps)
+        done.append(f"{path.name}: lowered max_guidance_weight in rtc_config to num_steps, {steps}")
     if not done:
         return []
     with _replacing(path) as (target, backup):

@@ -50,6 +50,21 @@ def test_config_artefacts_are_found_and_repaired(source, capsys):
     assert fixed == {**kept, "load_vlm_weights": True}
 
 
+def test_a_guidance_weight_above_the_steps_is_found_and_lowered(source, capsys):
+    rtc = {"enabled": True, "prefix_attention_schedule": "EXP", "execution_horizon": 10, "debug": False}
+    edit_config(source, num_steps=10, rtc_config={**rtc, "max_guidance_weight": 10.0})
+    assert whats(source) == []
+    edit_config(source, num_steps=1)
+    (found,) = [finding for finding in examine(source, measure=False) if finding.severity == "warning"]
+    assert found.what == "config.json: rtc_config has max_guidance_weight 10, but num_steps is 1"
+    assert "--inference.rtc.max_guidance_weight=1" in found.do
+    assert main(["doctor", str(source), "--fix"]) == 0
+    assert "lowered max_guidance_weight in rtc_config to num_steps, 1" in capsys.readouterr().out
+    fixed = json.loads((source / "config.json").read_text())["rtc_config"]
+    assert fixed == {**rtc, "max_guidance_weight": 1.0}
+    assert whats(source) == []
+
+
 def test_a_local_vlm_without_weights_is_left_alone(source):
     edit_config(source, load_vlm_weights=False, vlm_model_name=str(source / "vlm"))
     assert whats(source) == []

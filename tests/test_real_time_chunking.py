@@ -11,6 +11,7 @@ import pytest
 from jaxreflow import SmolVLAPolicy, flow
 from jaxreflow.errors import ConfigError, ProcessorError
 from jaxreflow.policy.real_time_chunking import prefix_weights
+from jaxreflow.policy.saved import load_saved_policy, student_policy
 from tests.test_policy import golden_observation
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -127,6 +128,16 @@ def test_defaults_are_those_of_the_checkpoint(robot) -> None:
     bad = SmolVLAPolicy(policy.checkpoint, policy.params, dataclasses.replace(transforms, policy=broken))
     with pytest.raises(ConfigError, match=r"`rtc_config`: `max_guidance_weight`: expected a number, found 'ten'"):
         bad.predict_action_chunk(observation, noise, 2, prev_chunk_left_over=left_over)
+
+
+@pytest.mark.parametrize(("before", "after"), [(10.0, 2.0), (1.5, 1.5), (None, None)])
+def test_a_students_config_has_a_weight_of_at_most_its_steps(before: float | None, after: float | None) -> None:
+    policy = load_saved_policy(GOLDENS / "cross").policy
+    rtc = None if before is None else {"enabled": True, "max_guidance_weight": before}
+    teacher = dataclasses.replace(policy, carried={**policy.carried, "rtc_config": rtc})
+    expected = None if after is None else {"enabled": True, "max_guidance_weight": after}
+    assert student_policy(teacher, 2).to_json()["rtc_config"] == expected
+    assert student_policy(teacher).to_json()["rtc_config"] == rtc
 
 
 def test_one_left_over_is_for_every_robot_of_a_batch_and_an_empty_one_guides_nothing(robot) -> None:

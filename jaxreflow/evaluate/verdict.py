@@ -9,8 +9,11 @@ from typing import Literal
 from jaxreflow.data.frames import ALL, EARLY
 from jaxreflow.evaluate.checks import Check, Thresholds, health_checks
 from jaxreflow.evaluate.measure import Measures
+from jaxreflow.policy.real_time_chunking import DEFAULTS
 
 Execution = Literal["short", "whole chunk"]
+
+LEROBOT_GUIDANCE = DEFAULTS["max_guidance_weight"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +126,12 @@ def _advise(
     else:
         distil = f"below {teacher.num_steps} steps"
         words = f"Only for fewer than {teacher.num_steps} steps: {teacher.label} is fit, {' and '.join(below)} not"
-    best = _fewest(rows if student_sound else untouched).label
+    best = _fewest(rows if student_sound else untouched)
     how = f"When {n} actions are executed per chunk" + (", the whole chunk" if execution == "whole chunk" else "")
-    return Advice(execution, n, distil, best, f"{how}, do you need to distil? {words}. Deploy {best}.")
+    text = f"{how}, do you need to distil? {words}. Deploy {best.label}."
+    if best.num_steps < LEROBOT_GUIDANCE:
+        text += f" With LeRobot's real-time chunking, give --inference.rtc.max_guidance_weight={best.num_steps}."
+    return Advice(execution, n, distil, best.label, text)
 
 
 def _headline(student: bool, failed: Sequence[Check], advice: Sequence[Advice]) -> str:

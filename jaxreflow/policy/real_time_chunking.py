@@ -93,6 +93,19 @@ def prefix_weights(delay: int, horizon: int, length: int, schedule: str) -> Floa
     return np.concatenate(parts).astype(np.float32)
 
 
+def fitting_rtc_config(rtc_config: Any, num_steps: int) -> Any:
+    """A checkpoint's `rtc_config` whose `max_guidance_weight` is at most the number of steps; itself if it is so already.
+
+    LeRobot's default of 10 fits ten steps. With one step it leaves the actions on their way nine times as far off as they were.
+    """
+    if not isinstance(rtc_config, dict):
+        return rtc_config
+    weight = rtc_config.get("max_guidance_weight", DEFAULTS["max_guidance_weight"])
+    if not isinstance(weight, Real) or weight <= num_steps:
+        return rtc_config
+    return {**rtc_config, "max_guidance_weight": float(num_steps)}
+
+
 def no_guidance(policy: PolicyConfig, batch_size: int) -> flow.Guidance:
     """Guidance of the same form that changes nothing: for compiling ahead of time."""
     shape = (batch_size, 1, policy.chunk_size, policy.max_action_dim)

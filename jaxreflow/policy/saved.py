@@ -19,6 +19,7 @@ from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.policy.normalization import STATS_FROM_HINT, Stats
 from jaxreflow.policy.observation import Transforms
 from jaxreflow.policy.processors import Processors, create_processors, parse_processors, read_processor_files
+from jaxreflow.policy.real_time_chunking import fitting_rtc_config
 from jaxreflow.policy.statistics import BUFFER_PREFIXES, read_stats, rename_stats, stats_in_weights, to_float32
 from jaxreflow.policy.vlm import VLM_FOLDER, VLMFiles, has_weights, load_tokenizer, load_vlm
 from jaxreflow.policy.weights import check_tensors, read_checked_params, write_params
@@ -251,8 +252,14 @@ def save_pretrained(
 
 
 def student_policy(policy: PolicyConfig, num_steps: int | None = None) -> PolicyConfig:
-    """The config to be written: `load_vlm_weights` true if the VLM it names has weights, `num_steps` as asked."""
+    """The config to be written: `load_vlm_weights` true if the VLM it names has weights, `num_steps` as asked.
+
+    Where `num_steps` is asked for, the weight in `rtc_config` is at most that.
+    """
     carried = dict(policy.carried)
     if has_weights(policy.vlm_model_name):
         carried["load_vlm_weights"] = True
-    return dataclasses.replace(policy, carried=carried, num_steps=policy.num_steps if num_steps is None else num_steps)
+    if num_steps is None:
+        return dataclasses.replace(policy, carried=carried)
+    carried["rtc_config"] = fitting_rtc_config(carried.get("rtc_config"), num_steps)
+    return dataclasses.replace(policy, carried=carried, num_steps=num_steps)
