@@ -124,6 +124,7 @@ def test_processes_share_the_global_batch(source, processes):
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), indices(source, 14)[2:])
 
 
+@pytest.mark.slow
 def test_workers_outlive_signals_and_their_death_is_an_error(dataset, source):
     """Schedulers and terminals signal every process of a job; the run decides when it ends."""
     loader, expected = make_loader(source_of(dataset), batch_size=4, seed=7, num_workers=2), indices(source, 40)
@@ -144,6 +145,7 @@ def test_workers_outlive_signals_and_their_death_is_an_error(dataset, source):
     assert f"while it read {lost}; out of memory" in str(death.value)
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_run_that_is_killed(dataset, tmp_path):
     (tmp_path / "source.pkl").write_bytes(pickle.dumps(source_of(dataset)))
     program = """

@@ -221,6 +221,7 @@ def test_a_student_of_other_statistics_or_shape_is_refused(student: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_one_program_samples_as_the_euler_scan_does() -> None:
     config, params = tiny_model()
     subject = make_subject("teacher", params, config)

@@ -26,6 +26,7 @@ from jaxreflow.model import embed_images, observe
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.types import Context, Observation, Params
 from jaxreflow.policy.saved import SavedPolicy, load_saved_policy
+from jaxreflow.run import setup
 from jaxreflow.run.config import DatasetConfig, FinetuneConfig
 from jaxreflow.run.data import held_out_batches, split_data
 from jaxreflow.run.record.metrics import read_metrics
@@ -38,7 +39,7 @@ FRAMES = sum(LENGTHS)
 
 @pytest.fixture(autouse=True)
 def _no_compilation_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    for program in (train, evaluate):
+    for program in (setup, evaluate):
         monkeypatch.setattr(program, "use_compilation_cache", lambda: None)
 
 

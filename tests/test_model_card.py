@@ -54,6 +54,7 @@ def split(card: str) -> tuple[dict, str]:
     return yaml.safe_load(metadata), text
 
 
+@pytest.mark.slow
 def test_a_report_is_read_as_it_was_written(tmp_path):
     content = json.loads(REPORT.read_text())
     for row in content["measures"]["fidelity"]:

@@ -221,6 +221,7 @@ def test_more_than_this_machine_is_warned_of(caplog):
     assert not caplog.text
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_the_request_under_way():
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": compiled_programs().name}
     flags = ("--policy", str(CROSS), "--num-steps", "1", "--repeats", "2", "--port", "0")

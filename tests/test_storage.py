@@ -184,6 +184,7 @@ def test_metrics_are_cut_off_and_go_on(google: str) -> None:
     assert list(read_metrics(run)) == [{"step": s, "start": 0 if s < 3 else 2} for s in (1, 2, 3, 4)]
 
 
+@pytest.mark.slow
 def test_run(google: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """Dataset in one store, a new policy and the run in the other."""
     monkeypatch.setattr(setup, "use_compilation_cache", lambda: None)

@@ -103,6 +103,7 @@ def test_new_policy_is_stored_in_the_dtypes_of_lerobots_modules(teacher: Path) -
     assert {file.dtype(key).name for key in set(file.keys) - wide} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_no_file_of_a_run_holds_the_users_token(student_run: Path) -> None:
     files = [path for path in student_run.rglob("*") if path.is_file()]
     assert {"train_config.json", "metrics.jsonl", "config.json", "checksums.json"} <= {path.name for path in files}
@@ -207,6 +208,7 @@ def test_complete_run_has_nothing_left_to_do(student_run: Path, capsys: pytest.C
     assert "complete" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_student_can_be_the_next_teacher_and_raw_weights_be_exported(
     student_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,6 +355,7 @@ def test_an_unknown_early_task_is_an_error_before_training(teacher: Path, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_demo_ends_with_a_report(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "demo"
     flags = ["--teacher.path", str(teacher), "--output-dir", str(run), "--steps", "1", "--teacher-steps", "2"]
