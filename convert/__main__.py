@@ -3,6 +3,7 @@
     python -m convert inspect DIR              components, parameters, dtypes, config, statistics
     python -m convert from-lerobot DIR OUT     LeRobot's layout -> Orbax
     python -m convert to-lerobot RUN OUT       an Orbax folder or a training run -> LeRobot's layout
+    python -m convert to-plugin DIR OUT        a folder that LeRobot runs in JAX, through lerobot_policy_jaxreflow
     python -m convert doctor DIR --fix         what is wrong with a checkpoint, and repairs
     python -m convert push DIR USER/NAME       a policy to the hub, with a model card
 
@@ -27,7 +28,7 @@ from tyro.conf import Positional
 from jaxreflow.errors import CheckpointError
 from jaxreflow.support.command_line import choose, command_doc, parse, run
 
-from . import archive, run_export
+from . import archive, plugin, run_export
 from .doctor import examine, format_findings
 from .inspection import inspect_checkpoint
 from .push import check_sound, describe_files
@@ -121,6 +122,20 @@ def to_lerobot(
     return 0
 
 
+def to_plugin(checkpoint: Positional[Checkpoint], out: Positional[Out], revision: Revision = None) -> int:
+    """Makes a folder that LeRobot's commands run in JAX, through the plugin lerobot_policy_jaxreflow.
+
+        python -m convert to-plugin DIR OUT
+
+    Args:
+        checkpoint: A policy in LeRobot's layout: folder or hub name.
+        out: New folder. Its weights are links to DIR's where the file system can.
+    """
+    plugin.to_plugin(checkpoint, out, revision=revision)
+    print(f"{out}: run it with `lerobot-eval --policy.path={out} ...` where lerobot_policy_jaxreflow is installed")
+    return 0
+
+
 def doctor(
     checkpoint: Positional[Folder],
     fix: Switch = False,
@@ -190,6 +205,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "inspect": inspect,
     "from-lerobot": from_lerobot,
     "to-lerobot": to_lerobot,
+    "to-plugin": to_plugin,
     "doctor": doctor,
     "push": push,
 }

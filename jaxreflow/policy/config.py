@@ -13,6 +13,8 @@ from jaxreflow.policy.config_fields import CARRIED_DEFAULTS, POLICY_FIELDS
 from jaxreflow.support.typed_json import from_json
 
 DEFAULT_VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
+# The same policy for LeRobot's commands, through the plugin lerobot_policy_jaxreflow.
+PLUGIN_TYPE = "smolvla_jax"
 NORMALIZATION_MODES = ("IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10")
 # Far above every policy's chunk, widths and steps; a stranger's config.json must not fill the memory.
 LARGEST = 1 << 16
@@ -109,6 +111,9 @@ class PolicyConfig:
     def from_json(cls, fields: Mapping[str, Any]) -> PolicyConfig:
         """The config of a parsed `config.json`; unknown fields are refused by name."""
         fields = dict(fields)
+        if fields.get("type") == PLUGIN_TYPE:
+            fields = {**fields, "type": "smolvla"}
+            fields.pop("jax_dtype", None)
         if fields.get("type") != "smolvla":
             raise ConfigError(
                 f'config.json: `type` must be "smolvla", found {fields.get("type")!r}: only SmolVLA policies can be read'
