@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import re
 import sys
 from types import ModuleType
 
@@ -13,11 +14,10 @@ from jaxreflow.errors import ConfigError
 from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.run.directory import check_resumable, read_config, write_config
 from jaxreflow.run.flags import TITLES, read_settings
-from jaxreflow.run.lerobot_flags import INSTEAD, RENAMED, to_ours
+from jaxreflow.run.lerobot_flags import INSTEAD, OFF_HERE, RENAMED, to_ours
 from jaxreflow.sim import __main__ as sim
 from jaxreflow.support.command_line import Flag, choose, parse, wrapped
 from jaxreflow.support.option import boxes, labelled, option
-from jaxreflow.support.tyro_rules import field_docs
 
 DATA = ["--dataset.root", "DATA"]
 
@@ -149,18 +149,16 @@ def test_prose_is_wrapped_and_commands_are_not(monkeypatch):
     assert lines == ["A sentence of more than forty letters,", "all told.", "", f"    {command}", "", "The end."]
 
 
-def test_docs_of_fields_are_those_of_the_class_and_its_bases():
-    assert field_docs(Example) == {"save_every": "Updates between checkpoints."}
-    docs = field_docs(ReflowConfig)
-    assert docs["steps"] == "Updates."
-    assert docs["teacher_steps"].startswith("Steps of the teacher's solver")
-
-
-def test_every_option_of_a_run_stands_in_one_box():
-    for cls in (ReflowConfig, FinetuneConfig):
-        at_top = {"output_dir", "resume", "dry_run", "steps", "batch_size", "seed"}
-        named = [name for names in boxes(cls, TITLES).values() for name in names]
-        assert {*named, *TITLES, *at_top} >= {field.name for field in dataclasses.fields(cls)}
+def test_every_option_of_a_run_stands_in_its_box(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        parse(ReflowConfig, ["--help"], prog="p", about="", sections=boxes(ReflowConfig, TITLES))
+    top, *shown = re.split(r" (\w+) options\W", capsys.readouterr().out)
+    for name in ("--output-dir", "--resume", "--dry-run", "--steps", "--batch-size", "--seed"):
+        assert f" {name}" in top
+    assert shown[::2] == [title for title in TITLES if title != "policy"]
+    last = " ".join(shown[-1].split())
+    assert last.count("--time-law STR Law of t: beta (LeRobot's), uniform, u-shaped") == 1
+    assert "half the mass at exactly 1 and the rest u-shaped (half-at-one)" in last, "a docstring is one paragraph"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +306,40 @@ def test_an_option_without_a_meaning_here_says_what_to_do_instead(name):
     with pytest.raises(ConfigError, match="is an option of LeRobot's that has no place here") as caught:
         to_ours([Flag(typed, ("1",))], {})
     assert INSTEAD[name] in str(caught.value)
+
+
+def test_spellings_of_lerobot_0_6_are_understood():
+    words = ["--dataset.eval_split=0.2", "--eval_steps=50", "--env_eval_freq=0", "--save_checkpoint_to_hub=false"]
+    peft = ["--peft.method_type=lora", "--peft.r=4", "--peft.lora_alpha=8", "--job.target=local"]
+    path = ["--policy.pretrained_path=P", "--policy.pretrained_revision=v1"]
+    found = settings("finetune", *words, *peft, *path)
+    assert isinstance(found, FinetuneConfig)
+    assert (found.dataset.holdout, found.eval_every) == (0.2, 50)
+    assert (found.lora.rank, found.lora.alpha) == (4, 8.0)
+    assert (found.policy.path, found.policy.revision) == ("P", "v1")
+    taught = settings("reflow", *path)
+    assert isinstance(taught, ReflowConfig)
+    assert (taught.teacher.path, taught.teacher.revision) == ("P", "v1")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (Flag("--eval-steps", ("0",)), "give --dataset.holdout 0"),
+        (Flag("--save-freq", ("-1",)), "give --save-every the number of --steps"),
+        (Flag("--peft.method-type", ("MISS",)), "expected LORA, found MISS"),
+        (Flag("--job.target", ("a10g-small",)), "expected local, found a10g-small"),
+        (Flag("--dataset.streaming", ("true",)), "a dataset is read from disk"),
+    ],
+)
+def test_values_without_a_meaning_here_are_answered(flag, message):
+    with pytest.raises(ConfigError, match=message):
+        to_ours([flag], {})
+
+
+@pytest.mark.parametrize("name", sorted(OFF_HERE))
+def test_what_is_off_here_may_be_switched_off(name):
+    assert to_ours([Flag(name, ("false",))], {}) == []
 
 
 def test_what_is_wrong_or_missing_ends_with_exit_code_2(capsys):

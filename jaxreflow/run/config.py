@@ -50,7 +50,7 @@ class RunConfig:
     seed: int = option(0, label="seed")
     """Of everything random."""
     dataset: DatasetConfig = dataclasses.field(default_factory=DatasetConfig)
-    rename_map: RenameMap = option(factory=dict, section="data")  # noqa: RUF009
+    rename_map: RenameMap = option(factory=dict, section="data")
     """Dataset names to policy names, such as '{"observation.images.front": "observation.images.camera1"}'."""
     stats_from: str | None = option(None, section="data")
     """Normalise by `dataset`'s statistics or a FILE's (stats.json or safetensors) instead of the policy's own."""

@@ -1,11 +1,12 @@
 """LeRobot's training options in `train.py`: those with a meaning here by our names, for the others what to do instead.
 
-Names are LeRobot 0.4.4's (`lerobot/configs/train.py`, `configs/default.py`, `policies/smolvla/configuration_smolvla.py`,
-`optim/`), in dashes; its underscores are read as dashes everywhere. Names that both share are not listed.
+Names are those of LeRobot 0.4.4 and 0.6.1 (`lerobot/configs/train.py`, `configs/default.py`, `optim/`,
+`policies/smolvla/configuration_smolvla.py`), in dashes. Underscores are read as dashes. Names that both share are not listed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ RENAMED = {
     "--save-freq": "--save-every",
     "--log-freq": "--log-every",
     "--eval-freq": "--eval-every",
+    "--eval-steps": "--eval-every",
+    "--dataset.eval-split": "--dataset.holdout",
     "--policy.dtype": "--dtype",
     "--optimizer.type": "--optimizer.name",
     "--optimizer.grad-clip-norm": "--optimizer.clip-norm",
@@ -34,10 +37,15 @@ RENAMED = {
     "--policy.repo-id": "--push-to-hub",
     "--policy.private": "--private",
     "--peft.r": "--lora.rank",
+    "--peft.lora-alpha": "--lora.alpha",
 }
 
 # LeRobot's policy is the one to distil in `reflow`, and the one to train in `finetune`, which has --policy.path itself.
-PATHS = ("--policy.path", "--policy.pretrained-path")
+PATHS = {
+    "--policy.path": "path",
+    "--policy.pretrained-path": "path",
+    "--policy.pretrained-revision": "revision",
+}
 
 _SEVERAL_DEVICES = "all devices that JAX finds are used; choose the platform by JAX_PLATFORMS=cpu, cuda or tpu"
 _OUTPUT = "a run is named by its directory: give --output-dir outputs/NAME"
@@ -45,6 +53,34 @@ _SIMULATION = "policies are run in simulation by `python -m jaxreflow.sim`"
 _TRAINED_SET = "reflow trains the expert, or with --trainable as-policy what the teacher's config.json says"
 _FEATURES = "a policy's features are in its config.json; a new one has the dataset's"
 _TRACKER = "the tracker's own environment variables say where it sends what: WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_MODE"
+
+_LOADER = "Grain reads the frames, in as many processes as --num-workers says"
+
+_NO_EVALUATION = "an evaluation is left out only where no episode is held out: give --dataset.holdout 0"
+
+# What LeRobot leaves out at 0, by option, and how to do so here.
+WITHOUT = {
+    "--eval-steps": _NO_EVALUATION,
+    "--eval-freq": _NO_EVALUATION,
+    "--save-freq": "a run always saves its last update; for that one alone give --save-every the number of --steps",
+}
+
+# Switches whose `false` asks for nothing: a run is so in any case.
+OFF_HERE = frozenset(
+    {
+        *("--policy.use-amp", "--policy.use-peft", "--policy.use-delta-joint-actions-aloha", "--dataset.streaming"),
+        *("--save-checkpoint-to-hub", "--cudnn-deterministic", "--use-rabc"),
+    }
+)
+
+# Options that have one value here, and why.
+_ONLY = {
+    "--job.target": (
+        "local",
+        "a run starts where this command is typed; launch/ has files for SLURM, TPUs and Kubernetes",
+    ),
+    "--dataset.repo-type": ("dataset", "a bucket's files are read when they are a folder on disk, or gs:// or s3://"),
+}
 
 # By option, or by its first words with a dot at the end.
 INSTEAD = {
@@ -63,23 +99,38 @@ INSTEAD = {
     "--policy.train-state-proj": _TRAINED_SET,
     "--policy.input-features": _FEATURES,
     "--policy.output-features": _FEATURES,
+    "--policy.use-delta-joint-actions-aloha": "LeRobot does not train SmolVLA so either; leave it out",
+    "--policy.rtc-config.": "real-time chunking is a setting of the robot's loop, not of training",
     "--policy.n-obs-steps": "SmolVLA sees one observation",
     "--config-path": "a run is continued by `--output-dir RUN --resume`; its settings lie there",
     "--job-name": _OUTPUT,
     "--env.": _SIMULATION,
+    "--env-eval-freq": _SIMULATION,
     "--eval.": _SIMULATION,
-    "--peft.": "give --lora.rank and --lora.targets",
+    "--peft.target-modules": "give --lora.targets, by this package's names of layers",
+    "--peft.": "adapters are --lora.rank, --lora.alpha and --lora.targets",
     "--wandb.": _TRACKER,
     "--scheduler.": "the schedule is warm-up and cosine decay, --optimizer.warmup-steps, .decay-steps and .decay-lr",
     "--use-policy-training-preset": "what is not given of --optimizer comes from the policy's config.json",
     "--save-checkpoint": "a run always saves its last update; --save-every says how often before, --keep how many stay",
     "--tolerance-s": "timestamps are checked with LeRobot's own tolerance, 1e-4 s",
+    "--max-eval-samples": "--eval-batches says how many batches an evaluation looks at",
+    "--save-checkpoint-to-hub": "the finished policy is pushed by --push-to-hub USER/NAME",
+    "--job.": _ONLY["--job.target"][1],
+    "--reward-model.": "SmolVLA is the only model that is trained",
+    "--cudnn-deterministic": "give XLA_FLAGS=--xla_gpu_deterministic_ops=true in the environment",
+    "--prefetch-factor": _LOADER,
+    "--persistent-workers": _LOADER,
+    "--dataloader-multiprocessing-context": _LOADER,
+    "--sample-weighting.": "all frames weigh the same",
     "--use-rabc": "all frames weigh the same",
     "--rabc-": "all frames weigh the same",
     "--dataset.image-transforms.tfs.": "each transform has its range, such as --dataset.image-transforms.brightness 0.8 1.2, and "
     "--dataset.image-transforms.weights are for all six",
     "--dataset.use-imagenet-stats": "SmolVLA does not normalise images; --stats-from replaces a policy's statistics",
     "--dataset.video-backend": "videos are decoded by PyAV",
+    "--dataset.return-uint8": "images stay uint8 until the device has them",
+    "--dataset.depth-output-unit": "SmolVLA sees colour images alone",
     "--dataset.streaming": "a dataset is read from disk; gs:// and s3:// folders are fetched once",
 }
 
@@ -112,11 +163,25 @@ def _to_ours(flag: Flag, options: Mapping[str, Any], push: bool) -> list[Flag]:
         case "--policy.type":
             _check(flag, "smolvla", "SmolVLA is the only policy that is distilled")
             return [Flag("--policy.new")] if "--policy.new" in options else []
+        case name if name in OFF_HERE and _is_off(flag):
+            return []
+        case "--env-eval-freq" if _is_zero(flag):
+            return []
+        case name if name in WITHOUT and _is_zero(flag):
+            raise ConfigError(f"{name} {flag.values[0]}: {WITHOUT[name]}")
+        case "--peft.method-type":
+            loud = Flag(flag.name, tuple(map(str.upper, flag.values)))
+            _check(loud, "LORA", "LoRA adapters are the only ones that are trained here")
+            return []
+        case "--job.target" | "--dataset.repo-type":
+            _check(flag, *_ONLY[flag.name])
+            return []
         case "--scheduler.type":
             _check(flag, "cosine_decay_with_warmup", INSTEAD["--scheduler."])
             return []
         case name if name in PATHS:
-            return [Flag("--policy.path" if "--policy.path" in options else "--teacher.path", flag.values)]
+            source = "--policy" if "--policy.path" in options else "--teacher"
+            return [Flag(f"{source}.{PATHS[name]}", flag.values)]
         case name if name in RENAMED:
             return [Flag(RENAMED[name], flag.values)]
     instead = next((text for name, text in INSTEAD.items() if _matches(flag.name, name)), None)
@@ -125,6 +190,10 @@ def _to_ours(flag: Flag, options: Mapping[str, Any], push: bool) -> list[Flag]:
     if instead is not None:
         raise ConfigError(f"{flag.name} is an option of LeRobot's that has no place here: {instead}")
     return [flag]
+
+
+def _is_zero(flag: Flag) -> bool:
+    return bool(flag.values) and re.fullmatch(r"0|-\d+", flag.values[0]) is not None
 
 
 def _is_off(flag: Flag) -> bool:

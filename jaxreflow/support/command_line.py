@@ -130,8 +130,8 @@ def parse(
     if {"-h", "--help"} & set(words):
         print(wrapped(about) + "\n")
     settings: dict[str, Any] = {} if default is None else {"default": default}
-    settings["registry"] = make_registry(target, sections or {})
-    return tyro.cli(target, args=words, prog=prog, description="", **settings)
+    registry = make_registry(target, sections or {})
+    return tyro.cli(target, args=words, prog=prog, description="", registry=registry, **settings)
 
 
 def wrapped(about: str) -> str:

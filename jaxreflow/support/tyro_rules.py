@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import json
-import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -51,7 +48,22 @@ def make_registry(target: Any, sections: Mapping[str, Sequence[str]]) -> Constru
     registry = ConstructorRegistry()
     registry.primitive_rule(_boolean)
     registry.primitive_rule(_optional)
-    registry.struct_rule(lambda info: _sectioned(info, sections if info.type is target else {}))
+    asked: list[Any] = []
+
+    @registry.struct_rule
+    def dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
+        """A dataclass by tyro's own rule; the fields of `target` in boxes."""
+        if isinstance(info.default, _Box):
+            return StructConstructorSpec(instantiate=dict, fields=info.default.fields)
+        if asked or not dataclasses.is_dataclass(info.type):
+            return None
+        asked.append(info)  # tyro asks its rules in turn: the next answer is its own.
+        spec = ConstructorRegistry.get_struct_spec(info)
+        asked.clear()
+        assert isinstance(spec, StructConstructorSpec)
+        spec = dataclasses.replace(spec, fields=tuple(map(_shown, spec.fields)))
+        return _boxed(spec, sections) if sections and info.type is target else spec
+
     return registry
 
 
@@ -89,24 +101,13 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     )
 
 
-def _dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
-    """A dataclass by its fields; a default that says nothing, as of a switch that is off, is not shown."""
-    if not (isinstance(info.type, type) and dataclasses.is_dataclass(info.type)):
-        return None
-    hints, docs = typing.get_type_hints(info.type, include_extras=True), field_docs(info.type)
-    fields = []
-    for field in dataclasses.fields(info.type):
-        if isinstance(info.default, info.type):
-            default = getattr(info.default, field.name)
-        elif field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        else:
-            default = tyro.MISSING if field.default is dataclasses.MISSING else field.default
-        kind = hints[field.name]
-        if any(default is each for each in (None, False, ())) or default == {}:
-            kind = Annotated[kind, tyro.conf.arg(help_behavior_hint="")]
-        fields.append(StructFieldSpec(field.name, kind, default, docs.get(field.name)))
-    return StructConstructorSpec(instantiate=info.type, fields=tuple(fields))
+def _shown(field: StructFieldSpec) -> StructFieldSpec:
+    """The field as help shows it: its docstring as one paragraph, and no default that says nothing, as of a switch that is off."""
+    doc = field.helptext() if callable(field.helptext) else field.helptext
+    kind: Any = field.type
+    if any(field.default is nothing for nothing in (None, False, ())) or field.default == {}:
+        kind = Annotated[kind, tyro.conf.arg(help_behavior_hint="")]
+    return dataclasses.replace(field, type=kind, helptext=" ".join(doc.split()) if doc else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,39 +119,19 @@ class _Box:
 _Box.__doc__ = ""
 
 
-def _sectioned(info: StructTypeInfo, sections: Mapping[str, Sequence[str]]) -> StructConstructorSpec | None:
-    """`_dataclass`, whose fields that `sections` name stand in sections; one that is a title itself stands at that place."""
-    if isinstance(info.default, _Box):
-        return StructConstructorSpec(instantiate=dict, fields=info.default.fields)
-    spec = _dataclass(info)
-    if spec is None or not sections:
-        return spec
-    by_name = {field.name: field for field in spec.fields}
-    boxes = []
+def _boxed(spec: StructConstructorSpec, sections: Mapping[str, Sequence[str]]) -> StructConstructorSpec:
+    """`spec` with the named fields in boxes; a field that is a title itself stands at that place."""
+    by_name, boxes = {field.name: field for field in spec.fields}, []
     for title, names in sections.items():
-        found = tuple(by_name.pop(name) for name in names if name in by_name)
+        found = tuple(by_name.pop(name) for name in names)
         if title in by_name:
-            boxes.append(by_name[title])
+            boxes.append(by_name.pop(title))
         elif found:
             kind: Any = Annotated[_Box, tyro.conf.OmitArgPrefixes]
             boxes.append(StructFieldSpec(title, kind, _Box(found)))
-    rest = [field for field in by_name.values() if field not in boxes]
 
     def instantiate(**values: Any) -> Any:
-        held = [values.pop(name) for name in list(values) if name not in by_name]
-        return info.type(**values, **{name: value for section in held for name, value in section.items()})
+        held = [values.pop(box.name) for box in boxes if isinstance(box.default, _Box)]
+        return spec.instantiate(**values, **{name: value for box in held for name, value in box.items()})
 
-    return StructConstructorSpec(instantiate, (*rest, *boxes))
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """The docstring below every field of a dataclass, its bases' included."""
-    docs: dict[str, str] = {}
-    for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(definition, ast.ClassDef)
-        for field, text in zip(definition.body, definition.body[1:], strict=False):
-            match field, text:
-                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(value=str(doc))):
-                    docs[name] = " ".join(doc.split())
-    return docs
+    return StructConstructorSpec(instantiate, (*by_name.values(), *boxes))

@@ -25,6 +25,14 @@ CHOSEN = {
 # Read from the command line by its parser; and what users of newer versions type.
 BESIDE = {"--policy.path", "--config-path", "--policy.type", "--optimizer.type", "--scheduler.type", "--policy.dtype"}
 
+# What LeRobot 0.6.1 has beside them: its `configs/train.py`, `configs/default.py` and `configs/policies.py`.
+NEWER = {
+    *("--eval-steps", "--env-eval-freq", "--max-eval-samples", "--dataset.eval-split", "--dataset.repo-type"),
+    *("--dataset.return-uint8", "--dataset.depth-output-unit", "--peft.lora-alpha", "--policy.pretrained-revision"),
+    *("--save-checkpoint-to-hub", "--job.target", "--cudnn-deterministic", "--prefetch-factor", "--persistent-workers"),
+    *("--dataloader-multiprocessing-context", "--reward-model.path", "--sample-weighting.type"),
+}
+
 
 def options(cls: type, prefix: str = "") -> Iterator[str]:
     hints = typing.get_type_hints(cls)
@@ -38,7 +46,7 @@ def options(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def test_translated_options_are_lerobots() -> None:
-    known = {*options(TrainPipelineConfig), *BESIDE}
+    known = {*options(TrainPipelineConfig), *BESIDE, *NEWER}
     # What is a dict there, such as the transforms' settings, has options below it, too.
     groups = {name.split(".")[0] + "." for name in known} | {f"{name}." for name in known} | {"--rabc-", "--env."}
     for name in [*RENAMED, *INSTEAD]:
