@@ -149,16 +149,15 @@ def test_prose_is_wrapped_and_commands_are_not(monkeypatch):
     assert lines == ["A sentence of more than forty letters,", "all told.", "", f"    {command}", "", "The end."]
 
 
-def test_every_option_of_a_run_stands_in_its_box(capsys):
+def test_every_option_of_a_run_stands_in_its_box(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit, match="0"):
         parse(ReflowConfig, ["--help"], prog="p", about="", sections=boxes(ReflowConfig, TITLES))
     top, *shown = re.split(r" (\w+) options\W", capsys.readouterr().out)
     for name in ("--output-dir", "--resume", "--dry-run", "--steps", "--batch-size", "--seed"):
         assert f" {name}" in top
     assert shown[::2] == [title for title in TITLES if title != "policy"]
-    last = " ".join(shown[-1].split())
-    assert last.count("--time-law STR Law of t: beta (LeRobot's), uniform, u-shaped") == 1
-    assert "half the mass at exactly 1 and the rest u-shaped (half-at-one)" in last, "a docstring is one paragraph"
+    assert "or half the mass at exactly 1 and the rest u-shaped" in shown[-1], "a docstring is one paragraph"
 
 
 @dataclasses.dataclass(frozen=True)
