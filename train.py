@@ -50,10 +50,14 @@ from jaxreflow.run.supervision import Interrupted, StopRequest, Watchdog
 from jaxreflow.support import processes
 from jaxreflow.support.command_line import choose, first_sentence, without_debug
 from jaxreflow.support.console import console_log
+from jaxreflow.support.jax_errors import explained
 from jaxreflow.support.storage import AnyPath, as_path
 from jaxreflow.training.losses import shares_context
 from jaxreflow.training.step import TrainState
 
+OUT_OF_MEMORY = (
+    "lower --batch-size, or compute it in more parts with --accumulate; --dry-run says how much an update needs"
+)
 CONFIGS = Path(__file__).parent / "configs"
 log = logging.getLogger("jaxreflow.train")
 
@@ -65,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sentences = {name: first_sentence(path) for name, path in files.items()}
     name, flags = choose(args, sentences, prog="train.py", about=__doc__ or "")
     try:
-        with console_log():
+        with console_log(), explained(OUT_OF_MEMORY):
             config = read_settings(files[name], flags)
             processes.connect(config.distributed)
             with processes.failing_together():

@@ -29,6 +29,10 @@ class SimulationError(JaxReflowError):
     """A simulator, its renderer or its scripted expert is missing or fails."""
 
 
+class DeviceError(JaxReflowError):
+    """The devices at hand do not do: their memory is not enough, or JAX has no such platform here."""
+
+
 class StorageError(JaxReflowError, OSError):
     """A folder in an object store is missing, or cannot be read or written."""
 

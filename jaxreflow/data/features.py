@@ -171,7 +171,7 @@ def _images(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 if the cache is complete, 1 after an error."""
-    return run(_main, argv)
+    return run(_main, argv, out_of_memory="lower --batch-size")
 
 
 def _main(args: list[str]) -> int:

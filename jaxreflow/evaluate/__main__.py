@@ -30,7 +30,7 @@ from jaxreflow.support.storage import as_path
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0 if the report was written, 1 after an error. A failed check is a result, not an error."""
-    return run(_main, argv)
+    return run(_main, argv, out_of_memory="lower --batch-size or --draws")
 
 
 def _main(args: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from typing import Any, TypeVar
 
 from jaxreflow.data.lerobot import LeRobotDataset
@@ -19,6 +20,7 @@ from jaxreflow.support.typed_json import from_json
 from jaxreflow.training.step import TrainState
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 CONFIG_FILE = "train_config.json"
 
@@ -75,9 +77,15 @@ def check_resumable(saved: RunConfig, asked: RunConfig) -> None:
 
 
 def check_directory(config: RunConfig) -> AnyPath:
-    """The run's directory; TrainingError if it holds something else, where the process is the one that writes there."""
+    """The run's directory; TrainingError if it holds something else, where the process is the one that writes there.
+
+    A run that ended before its first checkpoint may start again there: it has nothing to lose.
+    """
     run_dir = as_path(str(config.output_dir))
     if is_first() and not config.resume and is_taken(run_dir):
+        if (run_dir / CONFIG_FILE).is_file() and not is_taken(run_dir / "checkpoints"):
+            _log.warning("%s holds a run that ended before its first checkpoint; a new one takes its place", run_dir)
+            return run_dir
         holds = "holds a run" if (run_dir / CONFIG_FILE).is_file() else "is there already and not empty"
         raise TrainingError(
             f"{run_dir} {holds}; nothing is overwritten: choose another --output-dir, or continue it with --resume"

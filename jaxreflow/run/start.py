@@ -11,7 +11,7 @@ from jaxreflow.run.config import RunConfig
 from jaxreflow.run.config_groups import FREE_FIELDS, PolicySource
 from jaxreflow.run.new_policy import create_policy
 from jaxreflow.support import processes
-from jaxreflow.support.storage import AnyPath, is_taken
+from jaxreflow.support.storage import AnyPath, is_taken, remove_folder
 
 
 def open_initial_policy(config: RunConfig, dataset: LeRobotDataset, folder: AnyPath) -> SavedPolicy:
@@ -24,7 +24,9 @@ def open_initial_policy(config: RunConfig, dataset: LeRobotDataset, folder: AnyP
     if isinstance(source, PolicySource) and source.new:
         initial = folder / "initial_policy"
         path = str(initial)
-        if processes.is_first() and not is_taken(initial):
+        if processes.is_first() and not (config.resume and is_taken(initial)):
+            if is_taken(initial):
+                remove_folder(initial)
             new = dataclasses.replace(source, vlm=source.vlm or config.vlm)
             create_policy(initial, new, dataset, rename_map=config.rename_map, seed=config.seed)
         processes.wait_for_all("the new policy")

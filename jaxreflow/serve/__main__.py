@@ -33,6 +33,7 @@ from jaxreflow.serve.messages import check_installed
 from jaxreflow.serve.server import PolicyServer, bind, format_latency
 from jaxreflow.support.command_line import parse
 from jaxreflow.support.compilation import use_compilation_cache
+from jaxreflow.support.jax_errors import explained
 
 # By name: run as a program, this module is __main__.
 _log = logging.getLogger("jaxreflow.serve")
@@ -156,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
         logging.getLogger("jaxreflow").setLevel(logging.INFO)
         use_compilation_cache()
-        print(serve(config))
+        with explained("give --dtype bfloat16, or end other programs that use this memory"):
+            print(serve(config))
     except JaxReflowError as error:
         if config is not None and config.debug:
             raise

@@ -24,11 +24,13 @@ import tyro
 
 from jaxreflow.errors import ConfigError, JaxReflowError
 from jaxreflow.support.console import console_log
+from jaxreflow.support.jax_errors import explained
 from jaxreflow.support.tyro_rules import BOOLEANS, make_registry
 
 T = TypeVar("T")
 
 _POSITIONAL = typing.get_args(tyro.conf.Positional[str])[1]
+_FREE_MEMORY = "end other programs that use this memory, or take a machine with more of it"
 # Below this likeness a proposal would be a guess.
 _ALIKE = 0.5
 
@@ -53,11 +55,14 @@ class Translation:
     translate: Callable[[Sequence[Flag], Mapping[str, Any]], list[Flag]]
 
 
-def run(program: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
-    """Runs a command and shows its log; its exit code, or 1 after one of the package's errors, with a traceback under `--debug`."""
+def run(program: Callable[[list[str]], int], argv: Sequence[str] | None, *, out_of_memory: str = _FREE_MEMORY) -> int:
+    """Runs a command and shows its log; its exit code, or 1 after one of the package's errors, with a traceback under `--debug`.
+
+    `out_of_memory` says what to lower in this command where memory is not enough.
+    """
     args, debug = without_debug(argv)
     try:
-        with console_log():
+        with console_log(), explained(out_of_memory):
             return program(args)
     except JaxReflowError as error:
         if debug:
