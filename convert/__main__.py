@@ -29,11 +29,11 @@ from jaxreflow.errors import CheckpointError
 from jaxreflow.support.command_line import choose, command_doc, parse, run
 
 from . import archive, plugin, run_export
-from .doctor import examine, format_findings
+from .doctor import examine
 from .inspection import inspect_checkpoint
 from .push import check_sound, describe_files
 from .repair import repair
-from .report import format_inspection
+from .report import format_findings, format_inspection
 
 Checkpoint = Annotated[str, tyro.conf.arg(metavar="DIR")]
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]

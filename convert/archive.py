@@ -19,9 +19,18 @@ from pathlib import Path
 import numpy as np
 
 from jaxreflow.errors import CheckpointError
+from jaxreflow.policy.adapters import is_adapter
 from jaxreflow.policy.architecture import network_of
-from jaxreflow.policy.saved import WEIGHTS, find_saved_policy, read_policy_config
-from jaxreflow.policy.vlm import load_vlm
+from jaxreflow.policy.saved import (
+    CONFIG,
+    WEIGHTS,
+    find_saved_policy,
+    policy_tensors,
+    read_config_fields,
+    read_policy_config,
+    vlm_home,
+)
+from jaxreflow.policy.vlm import VLM_FOLDER, load_vlm
 from jaxreflow.policy.weights import Entry, check_tensors, parameter_table
 from jaxreflow.support.console import Advance, progress
 from jaxreflow.support.new_folder import new_directory, write_json
@@ -50,10 +59,10 @@ def from_lerobot(source: str | Path, out: Path, *, revision: str | None = None, 
     """
     directory = find_saved_policy(source, revision)
     policy = read_policy_config(directory)
-    file = TensorFile(directory / WEIGHTS)
-    config = network_of(policy, load_vlm(policy, directory, vlm).config)
+    file = policy_tensors(directory)
+    config = network_of(policy, load_vlm(policy, vlm_home(directory, file), vlm).config)
     check_tensors(file, config)
-    others = [path for path in _files(directory) if path != file.path]
+    others = [path for path in _files(directory) if path not in file.sources]
     pickles = [path for path in others if path.suffix in PICKLES]
     with new_directory(out) as folder:
         entries = parameter_table(config)
@@ -67,9 +76,19 @@ def from_lerobot(source: str | Path, out: Path, *, revision: str | None = None, 
                 target = folder / FILES / path.relative_to(directory)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
+        if is_adapter(directory):
+            _complete(folder / FILES, directory, file)
         parameters = {"/".join(entry.path): entry.key for entry in entries}
         write_json(folder / MANIFEST, dataclasses.asdict(_Manifest(VERSION, file.sha256, parameters)))
     return pickles
+
+
+def _complete(files: Path, directory: Path, file: TensorFile) -> None:
+    """What the other files of an adapter lack: its base's VLM, and a config that says that the weights are whole."""
+    write_json(files / CONFIG, {**read_config_fields(directory / CONFIG), "use_peft": False})
+    home = vlm_home(directory, file)
+    if home != directory:
+        shutil.copytree(home / VLM_FOLDER, files / VLM_FOLDER, copy_function=shutil.copyfile)
 
 
 def _files(directory: Path) -> Iterator[Path]:

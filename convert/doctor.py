@@ -13,13 +13,14 @@ import numpy as np
 from jaxreflow.errors import CheckpointError, JaxReflowError, ProcessorError
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.params import count_parameters
+from jaxreflow.policy.adapters import ADAPTER_CONFIG, is_adapter
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.config import DEFAULT_VLM, PolicyConfig
 from jaxreflow.policy.names import ACTION, STATE
 from jaxreflow.policy.normalization import check_normalizer
 from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, Processors, parse_processors, read_processor_files
 from jaxreflow.policy.real_time_chunking import fitting_rtc_config
-from jaxreflow.policy.saved import CONFIG, WEIGHTS, load_processors, read_config_fields
+from jaxreflow.policy.saved import CONFIG, WEIGHTS, load_processors, policy_tensors, read_config_fields, vlm_home
 from jaxreflow.policy.statistics import BUFFER_PREFIXES
 from jaxreflow.policy.vlm import load_vlm
 from jaxreflow.policy.weights import check_tensors, expected_tensors
@@ -29,7 +30,7 @@ from .archive import PICKLES
 from .dtypes import own_dtypes, rounded_before, rounded_by_lerobot
 from .inspection import group_keys
 from .positions import change_in_actions, set_ups, sides
-from .repair import ARTEFACTS, COMPILED, lacks_vlm_weights
+from .repair import ARTEFACTS, lacks_vlm_weights, names_an_adapter, wrappers
 
 # Policies up to this size are measured without being asked: some seconds.
 _SMALL = 20_000_000
@@ -64,7 +65,7 @@ def examine(directory: Path, *, vlm: Path | None = None, measure: bool | None = 
     config: ModelConfig | None = None
     if policy is not None and file is not None:
         try:
-            files = load_vlm(policy, directory, vlm)
+            files = load_vlm(policy, vlm_home(directory, file), vlm)
             config = network_of(policy, files.config)
             check_tensors(file, config)
             findings += _module_dtypes(file, own_dtypes(config, policy, files))
@@ -108,6 +109,24 @@ def _config(directory: Path) -> tuple[PolicyConfig | None, list[Finding]]:
                 f"remove them: {_BY_FIX}",
             )
         )
+    if names_an_adapter(directory, fields):
+        findings.append(
+            Finding(
+                "error",
+                f"{CONFIG}: use_peft is true, although the weights are whole",
+                "LeRobot looks for an adapter and does not load the policy; a merged adapter leaves this behind",
+                f"set it to false: {_BY_FIX}",
+            )
+        )
+    if is_adapter(directory):
+        findings.append(
+            Finding(
+                "note",
+                f"{ADAPTER_CONFIG}: the weights are a LoRA adapter",
+                "jaxreflow merges it into its base whenever it reads the policy",
+                "to keep the merged policy: SmolVLAPolicy.from_pretrained(DIR).save_pretrained(OUT)",
+            )
+        )
     if lacks_vlm_weights(fields):
         findings.append(
             Finding(
@@ -144,7 +163,7 @@ def _guidance(policy: PolicyConfig) -> Iterator[Finding]:
 
 def _weights(directory: Path) -> tuple[TensorFile | None, list[Finding]]:
     try:
-        file = TensorFile(directory / WEIGHTS)
+        file = policy_tensors(directory)
         findings = [*_names(file), *_dtypes(file)]
     except CheckpointError as error:
         return None, [_from_error(error)]
@@ -152,12 +171,13 @@ def _weights(directory: Path) -> tuple[TensorFile | None, list[Finding]]:
 
 
 def _names(file: TensorFile) -> Iterator[Finding]:
-    compiled = sum(COMPILED in stored for stored in file.stored_keys.values())
-    if compiled:
+    wrapped = sum(key != stored for key, stored in file.stored_keys.items())
+    if wrapped:
         yield Finding(
             "error",
-            f"{WEIGHTS}: {compiled} names hold `{COMPILED}`",
-            "the policy was saved from inside torch.compile: LeRobot finds these tensors under no name it knows",
+            f"{WEIGHTS}: {wrapped} names hold `{wrappers(file)}`",
+            "the policy was saved from inside torch.compile, DataParallel or PEFT: LeRobot finds these tensors under no name "
+            "it knows",
             f"take it out of the names: {_BY_FIX}",
         )
 
@@ -276,16 +296,3 @@ def _measured(file: TensorFile, config: ModelConfig, policy: PolicyConfig) -> st
 def _brief(ids: list[int]) -> str:
     shown: list[Any] = ids if len(ids) <= 8 else [*ids[:5], "...", ids[-1]]
     return ",".join(map(str, shown))
-
-
-def format_findings(directory: Path, findings: list[Finding], repaired: list[str]) -> str:
-    """The findings as text, errors first."""
-    lines = [f"repaired: {what}" for what in repaired]
-    order = ("error", "warning", "note")
-    for finding in sorted(findings, key=lambda finding: order.index(finding.severity)):
-        lines += ["", f"{finding.severity}: " + finding.what.replace("\n", "\n  ")]
-        lines += [f"  means: {finding.means}"] if finding.means else []
-        lines += [f"  do: {finding.do}"] if finding.do else []
-    count = sum(finding.severity != "note" for finding in findings)
-    verdict = f"{count} finding{'' if count == 1 else 's'}" if count else "nothing is wrong"
-    return "\n".join([*lines, "", f"{directory}: {verdict}"]).lstrip("\n")

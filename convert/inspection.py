@@ -19,7 +19,7 @@ from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.policy.names import ACTION, STATE
 from jaxreflow.policy.normalization import Normalizer
 from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, parse_processors, read_processor_files
-from jaxreflow.policy.saved import WEIGHTS, find_saved_policy, read_policy_config
+from jaxreflow.policy.saved import WEIGHTS, find_saved_policy, policy_tensors, read_policy_config, vlm_home
 from jaxreflow.policy.statistics import BUFFER_PREFIXES, stats_in_weights
 from jaxreflow.policy.vlm import load_vlm
 from jaxreflow.policy.weights import EXPERT, TEXT, VISION, VLM, check_tensors, dead_tensors, parameter_table
@@ -79,8 +79,8 @@ def inspect_checkpoint(source: str | Path, *, revision: str | None = None, vlm: 
     """
     directory = find_saved_policy(source, revision)
     policy = read_policy_config(directory)
-    file = TensorFile(directory / WEIGHTS)
-    config = network_of(policy, load_vlm(policy, directory, vlm).config)
+    file = policy_tensors(directory)
+    config = network_of(policy, load_vlm(policy, vlm_home(directory, file), vlm).config)
     check_tensors(file, config)
     trainable = trainable_by_policy(policy, config)
     trained = {entry.key for entry in parameter_table(config) if trainable(entry.path)}

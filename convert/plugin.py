@@ -8,10 +8,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from jaxreflow.policy.config import PLUGIN_TYPE, PolicyConfig
-from jaxreflow.policy.saved import CONFIG, HUB_FILES, WEIGHTS, find_saved_policy, read_config_fields
+from jaxreflow.policy.saved import CONFIG, HUB_FILES, find_saved_policy, policy_tensors, read_config_fields
 from jaxreflow.policy.vlm import VLM_FOLDER
 from jaxreflow.support.new_folder import new_directory, write_json
-from jaxreflow.support.safetensors_file import TensorFile
 
 
 def to_plugin(source: str | Path, out: Path, *, revision: str | None = None) -> None:
@@ -24,7 +23,7 @@ def to_plugin(source: str | Path, out: Path, *, revision: str | None = None) -> 
     directory = find_saved_policy(source, revision)
     fields = read_config_fields(directory / CONFIG)
     PolicyConfig.from_json(fields)
-    TensorFile(directory / WEIGHTS)
+    policy_tensors(directory)
     with new_directory(out) as folder:
         for path in sorted(directory.iterdir()):
             if path.is_file() and path.name != CONFIG and any(fnmatch(path.name, pattern) for pattern in HUB_FILES):

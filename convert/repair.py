@@ -13,18 +13,25 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from jaxreflow.errors import CheckpointError, ConfigError, JaxReflowError, ProcessorError
+from jaxreflow.errors import CheckpointError, JaxReflowError
+from jaxreflow.policy.adapters import is_adapter
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.config import DEFAULT_VLM, PolicyConfig
 from jaxreflow.policy.config_fields import POLICY_FIELDS
 from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, read_processor_files
 from jaxreflow.policy.real_time_chunking import fitting_rtc_config
-from jaxreflow.policy.saved import CONFIG, WEIGHTS, load_processors, read_config_fields, read_policy_config
+from jaxreflow.policy.saved import (
+    CONFIG,
+    WEIGHTS,
+    load_processors,
+    policy_tensors,
+    read_config_fields,
+    read_policy_config,
+)
 from jaxreflow.policy.statistics import BUFFER_PREFIXES
 from jaxreflow.policy.vlm import has_weights, load_vlm
 from jaxreflow.policy.weights import check_tensors
-from jaxreflow.support.safetensors_file import DTYPES, TensorFile
-from jaxreflow.support.strict_json import parse_json
+from jaxreflow.support.safetensors_file import DTYPES, TensorFile, make_header
 
 from .dtypes import own_dtypes, repairable
 
@@ -45,26 +52,29 @@ def repair(directory: Path, *, vlm: Path | None = None) -> list[str]:
         CheckpointError: a file cannot be written; it is then as it was.
     """
     fields = _readable(read_config_fields, directory / CONFIG)
-    done = [] if fields is None else _repair_config(directory / CONFIG, fields)
-    file = _readable(TensorFile, directory / WEIGHTS)
-    if file is None:
-        return done
-    done += _repair_names(file)
-    file = TensorFile(directory / WEIGHTS)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `examine` says what they say
-            policy = read_policy_config(directory)
-            return [*done, *_repair_dtypes(file, policy, vlm), *_write_processors(file, policy)]
-    except (ConfigError, ProcessorError):  # `examine` says why
-        return done
+    done = [] if fields is None else _repair_config(directory, fields)
+    # Every step reads the files as the one before has left them.
+    done += _repair_names(directory)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `examine` says what they say
+        policy = _readable(read_policy_config, directory)
+        if policy is not None:
+            done += _repair_dtypes(directory, policy, vlm)
+            done += _write_processors(directory, policy)
+    return done
 
 
 def _readable(read: Callable[[Path], T], path: Path) -> T | None:
     try:
         return read(path)
-    except CheckpointError:  # `examine` says why
+    except JaxReflowError:  # `examine` says why
         return None
+
+
+def _own_weights(directory: Path) -> TensorFile | None:
+    """The file that may be repaired: shards and adapters are left as they are."""
+    path = directory / WEIGHTS
+    return _readable(TensorFile, path) if path.is_file() else None
 
 
 def lacks_vlm_weights(fields: dict[str, Any]) -> bool:
@@ -73,13 +83,22 @@ def lacks_vlm_weights(fields: dict[str, Any]) -> bool:
     return not fields.get("load_vlm_weights", False) and isinstance(name, str) and has_weights(name)
 
 
-def _repair_config(path: Path, fields: dict[str, Any]) -> list[str]:
+def names_an_adapter(directory: Path, fields: dict[str, Any]) -> bool:
+    """Whether the config says that the weights are an adapter's, although they are whole."""
+    return bool(fields.get("use_peft")) and not is_adapter(directory)
+
+
+def _repair_config(directory: Path, fields: dict[str, Any]) -> list[str]:
+    path = directory / CONFIG
     artefacts = [name for name in ARTEFACTS if name in fields]
     done = [f"{path.name}: removed {', '.join(artefacts)}"] if artefacts else []
     fixed = {name: value for name, value in fields.items() if name not in artefacts}
     if lacks_vlm_weights(fields):
         fixed["load_vlm_weights"] = True
         done.append(f"{path.name}: set load_vlm_weights to true")
+    if names_an_adapter(directory, fields):
+        fixed["use_peft"] = False
+        done.append(f"{path.name}: set use_peft to false")
     found, steps = fields.get("rtc_config"), fields.get("num_steps", 10)
     if isinstance(steps, int) and fitting_rtc_config(found, steps) != found:
         fixed["rtc_config"] = fitting_rtc_config(found, steps)
@@ -91,25 +110,34 @@ def _repair_config(path: Path, fields: dict[str, Any]) -> list[str]:
     return [*done, f"{path.name}: the original is {backup.name}"]
 
 
-def _repair_names(file: TensorFile) -> list[str]:
-    renamed = [key for key in file.stored_keys.values() if COMPILED in key]
-    if not renamed:
+def _repair_names(directory: Path) -> list[str]:
+    file = _own_weights(directory)
+    renamed = 0 if file is None else sum(key != stored for key, stored in file.stored_keys.items())
+    if file is None or not renamed:
         return []
-    infos = parse_json(file.header)
-    clean = {name.replace(COMPILED, ""): info for name, info in infos.items()}
-    header = json.dumps(clean, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    path = file.path
+    header, path = file.clean_header, file.path
     with _replacing(path) as (target, backup), path.open("rb") as source:
         target.write(len(header).to_bytes(8, "little") + header)
         source.seek(8 + len(file.header))
         shutil.copyfileobj(source, target, 2**24)
-    return [f"{path.name}: {COMPILED} taken out of {len(renamed)} names", f"{path.name}: the original is {backup.name}"]
+    return [
+        f"{path.name}: {wrappers(file)} taken out of {renamed} names",
+        f"{path.name}: the original is {backup.name}",
+    ]
 
 
-def _repair_dtypes(file: TensorFile, policy: PolicyConfig, vlm: Path | None) -> list[str]:
+def wrappers(file: TensorFile) -> str:
+    """What wrappers have put into the names of the tensors, such as `_orig_mod.`."""
+    found = {stored.replace(key, "") for key, stored in file.stored_keys.items() if key in stored and key != stored}
+    return ", ".join(sorted(found)) or COMPILED
+
+
+def _repair_dtypes(directory: Path, policy: PolicyConfig, vlm: Path | None) -> list[str]:
+    file = _own_weights(directory)
+    if file is None:
+        return []
     try:
-        files = load_vlm(policy, file.path.parent, vlm)
+        files = load_vlm(policy, directory, vlm)
         config = network_of(policy, files.config)
         check_tensors(file, config)
         own = own_dtypes(config, policy, files)
@@ -118,15 +146,16 @@ def _repair_dtypes(file: TensorFile, policy: PolicyConfig, vlm: Path | None) -> 
         return []
     if not cast:
         return []
-    header: dict[str, Any] = {"__metadata__": file.metadata} if file.metadata else {}
-    begin = 0
     stored = {key: cast.get(key, file.dtype(key)) for key in file.keys}
-    for key, dtype in stored.items():
-        end = begin + math.prod(file.shape(key)) * dtype.itemsize
-        header[key] = {"dtype": NAMES[dtype], "shape": file.shape(key), "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    infos = {
+        key: {
+            "dtype": NAMES[dtype],
+            "shape": file.shape(key),
+            "data_offsets": (0, math.prod(file.shape(key)) * dtype.itemsize),
+        }
+        for key, dtype in stored.items()
+    }
+    text = make_header(infos, file.metadata)
     with _replacing(file.path) as (target, backup):
         target.write(len(text).to_bytes(8, "little") + text)
         for key, dtype in stored.items():
@@ -135,13 +164,16 @@ def _repair_dtypes(file: TensorFile, policy: PolicyConfig, vlm: Path | None) -> 
     return [f"{name}: {len(cast)} tensors stored as LeRobot loads them", f"{name}: the original is {backup.name}"]
 
 
-def _write_processors(file: TensorFile, policy: PolicyConfig) -> list[str]:
-    directory = file.path.parent
-    buffers = any(key.startswith(BUFFER_PREFIXES) for key in file.keys)
+def _write_processors(directory: Path, policy: PolicyConfig) -> list[str]:
+    file = _readable(policy_tensors, directory)
+    buffers = file is not None and any(key.startswith(BUFFER_PREFIXES) for key in file.keys)
     # Old Aloha policies were adapted and normalised in another order: their files must not look sound.
-    if not buffers or policy.adapt_to_pi_aloha or read_processor_files(directory):
+    if file is None or not buffers or policy.adapt_to_pi_aloha or _readable(read_processor_files, directory) != {}:
         return []
-    load_processors(directory, policy, file).save(directory)
+    processors = _readable(lambda _: load_processors(directory, policy, file), directory)
+    if processors is None:
+        return []
+    processors.save(directory)
     return [f"wrote {PREPROCESSOR} and {POSTPROCESSOR} with the statistics among the weights"]
 
 

@@ -1,10 +1,12 @@
-"""`inspect`'s findings as text."""
+"""What `inspect` and `doctor` found, as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from .doctor import Finding
 from .inspection import Component, Inspection
 
 # The fields of config.json that say what the policy is; `--json` prints all.
@@ -126,3 +128,16 @@ def _numbers(values: list[float]) -> str:
     if len(values) <= _FEW:
         return " ".join(f"{value:.4g}" for value in values)
     return f"{min(values):.4g} .. {max(values):.4g} ({len(values)} values)"
+
+
+def format_findings(directory: Path, findings: list[Finding], repaired: list[str]) -> str:
+    """The findings as text, errors first."""
+    lines = [f"repaired: {what}" for what in repaired]
+    order = ("error", "warning", "note")
+    for finding in sorted(findings, key=lambda finding: order.index(finding.severity)):
+        lines += ["", f"{finding.severity}: " + finding.what.replace("\n", "\n  ")]
+        lines += [f"  means: {finding.means}"] if finding.means else []
+        lines += [f"  do: {finding.do}"] if finding.do else []
+    count = sum(finding.severity != "note" for finding in findings)
+    verdict = f"{count} finding{'' if count == 1 else 's'}" if count else "nothing is wrong"
+    return "\n".join([*lines, "", f"{directory}: {verdict}"]).lstrip("\n")

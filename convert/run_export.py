@@ -18,15 +18,14 @@ from jaxreflow.errors import CheckpointError, ConfigError
 from jaxreflow.model.types import Params
 from jaxreflow.policy.saved import (
     TRAIN_CONFIG,
-    WEIGHTS,
     SavedPolicy,
     find_saved_policy,
     load_saved_policy,
+    policy_tensors,
     save_pretrained,
 )
 from jaxreflow.policy.weights import parameter_table
 from jaxreflow.run.checkpoints import POLICY_DIR, STATE_DIR, CheckpointStore, last_step
-from jaxreflow.support.safetensors_file import TensorFile
 from jaxreflow.support.strict_json import parse_json
 from jaxreflow.training.lora import LoraConfig, adapted_kernels, adapter_shapes, merge_adapters
 
@@ -63,7 +62,7 @@ def export_run(
     with contextlib.closing(CheckpointStore(directory)) as store:
         meta, folder = store.read_meta(step), store.path(step)
     source, settings = meta["source"], meta["config"]
-    start = TensorFile(_find_start(teacher or source["path"], teacher_revision) / WEIGHTS)
+    start = policy_tensors(_find_start(teacher or source["path"], teacher_revision))
     if start.sha256 != source["sha256"]:
         raise CheckpointError(
             f"{start.path}: sha256 {start.sha256[:12]}, but the run started from {source['path']} with "

@@ -49,7 +49,6 @@ def test_artefacts_of_an_old_fork_are_dropped_with_a_warning():
         ({"type": "act"}, "only SmolVLA"),
         ({"new_field": 1}, "unknown field.*new_field"),
         ({"use_delta_joint_actions_aloha": True}, "use_delta_joint_actions_aloha"),
-        ({"use_peft": True}, "use_peft"),
         ({"chunk_size": 2, "n_action_steps": 3}, "n_action_steps"),
         ({"chunk_size": "50"}, "chunk_size"),
         ({"chunk_size": 10**9}, "`chunk_size` must be at least 1 and at most 65536"),

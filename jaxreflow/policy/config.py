@@ -188,10 +188,6 @@ def _rules(config: PolicyConfig) -> Iterator[tuple[bool, str]]:
         not config.carried.get("use_delta_joint_actions_aloha"),
         "`use_delta_joint_actions_aloha` is true: neither LeRobot nor jaxreflow can honour it; set it to false",
     )
-    yield (
-        not config.carried.get("use_peft"),
-        "`use_peft` is true: the weights are an adapter; merge it into the policy in LeRobot first",
-    )
     features = {**config.input_features, **config.output_features}
     for key, feature in features.items():
         yield len(feature.shape) > 0, f"the shape of `{key}` must be a list of whole numbers, found an empty one"

@@ -46,7 +46,7 @@ POLICY_FIELDS: Mapping[str, tuple[FieldUse, str]] = {
     "min_period": ("honoured", "time embedding"),
     "max_period": ("honoured", "time embedding"),
     "use_delta_joint_actions_aloha": ("refused", "true is refused, as LeRobot does"),
-    "use_peft": ("refused", "true is refused, so merge the adapter first"),
+    "use_peft": ("carried", "the files say whether the weights are an adapter's; written as false"),
     "n_obs_steps": ("carried", "the last observation is used, as in LeRobot"),
     "use_cache": ("carried", "no effect, because the prefix is always computed once"),
     "rtc_config": ("carried", "real-time chunking runs in LeRobot"),

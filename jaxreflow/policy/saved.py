@@ -14,6 +14,7 @@ from typing import Any
 from jaxreflow.errors import CheckpointError, ProcessorError
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.types import Params
+from jaxreflow.policy.adapters import WEIGHTS, open_weights
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.policy.normalization import STATS_FROM_HINT, Stats
@@ -29,7 +30,7 @@ from jaxreflow.support.safetensors_file import TensorFile
 from jaxreflow.support.storage import AnyPath, as_path, is_remote, list_files, local_copy
 from jaxreflow.support.strict_json import parse_json
 
-CONFIG, WEIGHTS, TRAIN_CONFIG = "config.json", "model.safetensors", "train_config.json"
+CONFIG, TRAIN_CONFIG = "config.json", "train_config.json"
 _log = logging.getLogger(__name__)
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 
@@ -46,6 +47,11 @@ class SavedPolicy:
     tensors: TensorFile
     vlm_dir: Path | None = None
 
+    @property
+    def vlm_home(self) -> Path:
+        """The folder in which a `vlm/` may lie: this one, or that of an adapter's base."""
+        return vlm_home(self.directory, self.tensors)
+
     def load_params(self) -> Params:
         """The network's parameters in float32, on the host."""
         return read_checked_params(self.tensors, self.config)
@@ -53,7 +59,7 @@ class SavedPolicy:
     def load_transforms(self) -> Transforms:
         """Pre- and postprocessing with the policy's tokenizer."""
         name = self.processors.tokenizer.name
-        return Transforms(self.policy, self.processors, load_tokenizer(self.policy, self.directory, self.vlm_dir, name))
+        return Transforms(self.policy, self.processors, load_tokenizer(self.policy, self.vlm_home, self.vlm_dir, name))
 
 
 def load_saved_policy(
@@ -79,8 +85,8 @@ def load_saved_policy(
     """
     directory = find_saved_policy(path, revision)
     policy = read_policy_config(directory)
-    tensors = TensorFile(directory / WEIGHTS)
-    vlm_files = load_vlm(policy, directory, vlm)
+    tensors = policy_tensors(directory)
+    vlm_files = load_vlm(policy, vlm_home(directory, tensors), vlm)
     config = network_of(policy, vlm_files.config, dtype=dtype, vision_positions=vision_positions)
     check_tensors(tensors, config)
     processors = load_processors(
@@ -121,6 +127,17 @@ def find_saved_policy(path: str | Path, revision: str | None = None) -> Path:
             f"{name}: no such folder, and the hub repository cannot be read ({error}); "
             "check the name and the revision, or give a local folder"
         ) from error
+
+
+def policy_tensors(directory: Path) -> TensorFile:
+    """The tensors of a policy's folder, an adapter's merged into its base; CheckpointError if they cannot be read."""
+    return open_weights(directory, find_saved_policy)
+
+
+def vlm_home(directory: Path, tensors: TensorFile) -> Path:
+    """The first of a policy's folder and its tensors' that holds a `vlm/`; the policy's where none does."""
+    found = (home for home in (directory, tensors.folder) if (home / VLM_FOLDER).is_dir())
+    return next(found, directory)
 
 
 def read_policy_config(directory: Path) -> PolicyConfig:
@@ -247,8 +264,8 @@ def save_pretrained(
         saved.processors.save(folder)
         if train_config is not None:
             write_json(folder / TRAIN_CONFIG, train_config)
-        if (saved.directory / VLM_FOLDER).is_dir():
-            shutil.copytree(saved.directory / VLM_FOLDER, folder / VLM_FOLDER, copy_function=shutil.copyfile)
+        if (saved.vlm_home / VLM_FOLDER).is_dir():
+            shutil.copytree(saved.vlm_home / VLM_FOLDER, folder / VLM_FOLDER, copy_function=shutil.copyfile)
 
 
 def student_policy(policy: PolicyConfig, num_steps: int | None = None) -> PolicyConfig:
@@ -256,7 +273,8 @@ def student_policy(policy: PolicyConfig, num_steps: int | None = None) -> Policy
 
     Where `num_steps` is asked for, the weight in `rtc_config` is at most that.
     """
-    carried = dict(policy.carried)
+    # The weights that are written are whole, also those of an adapter's base.
+    carried = {name: False if name == "use_peft" else value for name, value in policy.carried.items()}
     if has_weights(policy.vlm_model_name):
         carried["load_vlm_weights"] = True
     if num_steps is None:

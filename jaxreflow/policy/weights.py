@@ -202,12 +202,13 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def write_params(out: Path, file: TensorFile, params: Params, config: ModelConfig) -> None:
-    """Writes `file` again at `out` with the values of `params`: same keys, shapes, dtypes, metadata and order.
+    """Writes `file` again at `out` with the values of `params`: same clean keys, shapes, dtypes, metadata and order.
 
     One tensor is in memory at a time. An unchanged tree gives the same file.
     """
     with out.open("wb") as target, progress(f"writing {out.name}", len(file.keys), unit="tensor") as advance:
-        target.write(struct.pack("<Q", len(file.header)) + file.header)
+        header = file.clean_header
+        target.write(struct.pack("<Q", len(header)) + header)
         for _, tensor in updated_tensors(file, params, config):
             tensor.tofile(target)
             advance(1)
