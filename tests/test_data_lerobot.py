@@ -148,6 +148,16 @@ def test_statistics_of_episodes_combine_exactly(tmp_path):
     assert combined["camera"]["count"].tolist() == [8]
 
 
+def test_quantiles_that_all_episodes_have_combine_as_in_lerobot():
+    def part(value, count, **quantiles):
+        group = dict.fromkeys(("min", "max", "mean", "std"), np.full(2, value)) | {"count": np.array([count])}
+        return {"action": group | {name: np.array(quantile) for name, quantile in quantiles.items()}}
+
+    combined = aggregate_stats([part(0.0, 3, q01=[1.0, 2.0], q50=[1.0, 1.0]), part(1.0, 1, q01=[5.0, 4.0])])["action"]
+    np.testing.assert_allclose(combined["q01"], [(3 * 1 + 5) / 4, (3 * 2 + 4) / 4], rtol=1e-12)
+    assert "q50" not in combined
+
+
 def test_old_datasets_keep_their_stats_json(tmp_path):
     root = write_v21(tmp_path / "data")
     (root / "meta/episodes_stats.jsonl").rename(root / "meta/stats.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,10 @@ def stats_arrays(stats: dict[str, dict[str, Any]]) -> Stats:
 
 
 def aggregate_stats(parts: Sequence[Stats]) -> Stats:
-    """Statistics of a union of disjoint parts: min, max, count, exact mean and std, by the law of total variance."""
+    """Statistics of a union of disjoint parts: min, max, count, exact mean and std, by the law of total variance.
+
+    A quantile that all parts have is their mean by count, as in LeRobot.
+    """
     result: Stats = {}
     for key in dict.fromkeys(key for part in parts for key in part):
         groups = [part[key] for part in parts if key in part]
@@ -35,4 +39,8 @@ def aggregate_stats(parts: Sequence[Stats]) -> Stats:
             "std": np.sqrt(variance),
             "count": count,
         }
+        for name in (
+            name for name in groups[0] if re.fullmatch(r"q\d+", name) and all(name in group for group in groups)
+        ):
+            result[key][name] = (weight * np.stack([group[name] for group in groups])).sum(axis=0)
     return result
