@@ -46,6 +46,7 @@ from jaxreflow.run.record.profiling import ProfileWindow
 from jaxreflow.run.record.provenance import provenance, write_provenance
 from jaxreflow.run.record.trackers import Tracking, open_tracker
 from jaxreflow.run.setup import Setup, set_up, set_up_devices
+from jaxreflow.run.start import ACTION_NAMES
 from jaxreflow.run.supervision import Interrupted, StopRequest, Watchdog
 from jaxreflow.support import processes
 from jaxreflow.support.command_line import choose, first_sentence, without_debug
@@ -181,7 +182,7 @@ def make_save(
         meta = {**identity, "step": step, "examples": step * config.batch_size, "seed": config.seed, "config": settings}
         exported = jax.device_get(exported_params(config, state, weights, setup.mesh))
         # What a policy's folder tells of its making, also where the run is not around it.
-        recorded = {**settings, "source": identity["source"], "update": step}
+        recorded = {**settings, "source": identity["source"], "update": step, ACTION_NAMES: setup.data.action_names}
 
         def write_policy(out: AnyPath) -> None:
             save_pretrained(out, setup.saved, exported, num_steps=config.num_steps, train_config=recorded)

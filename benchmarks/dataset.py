@@ -44,10 +44,10 @@ def write_dataset(root: Path, policy: PolicyConfig, frames: int) -> Path:
         columns[name] = pa.array(list(random.normal(size=(frames, dim)).astype(np.float32)))
         features[name] = {"dtype": "float32", "shape": [dim], "names": None}
     for camera in policy.camera_keys:
-        channels, height, width = policy.input_features[camera].shape
-        images = random.integers(0, 256, (frames, height, width, channels), np.uint8)
+        height, width = policy.declared_size(camera)
+        images = random.integers(0, 256, (frames, height, width, 3), np.uint8)
         columns[camera] = pa.array([{"bytes": _png(image), "path": ""} for image in images])
-        features[camera] = {"dtype": "image", "shape": [height, width, channels], "names": None}
+        features[camera] = {"dtype": "image", "shape": [height, width, 3], "names": None}
     (root / "meta").mkdir(parents=True)
     pq.write_table(pa.table(columns), root / "frames.parquet", row_group_size=8)
     info = {

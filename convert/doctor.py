@@ -16,7 +16,8 @@ from jaxreflow.model.params import count_parameters
 from jaxreflow.policy.adapters import ADAPTER_CONFIG, is_adapter
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.config import DEFAULT_VLM, PolicyConfig
-from jaxreflow.policy.names import ACTION, STATE
+from jaxreflow.policy.fitting import surprises
+from jaxreflow.policy.names import ACTION
 from jaxreflow.policy.normalization import check_normalizer
 from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, Processors, parse_processors, read_processor_files
 from jaxreflow.policy.real_time_chunking import fitting_rtc_config
@@ -259,16 +260,17 @@ def _old_statistics(directory: Path, policy: PolicyConfig, file: TensorFile) -> 
 
 
 def _statistics(processors: Processors, policy: PolicyConfig) -> Iterator[Finding]:
-    inputs = [key for key in (STATE, *policy.camera_keys) if key in policy.input_features]
     seen: dict[str, None] = {}
-    checks = [(processors.normalizer, key, PREPROCESSOR) for key in (*inputs, ACTION)]
+    checks = [(processors.normalizer, key, PREPROCESSOR) for key in (*policy.used_inputs, ACTION)]
     for normalizer, key, where in [*checks, (processors.unnormalizer, ACTION, POSTPROCESSOR)]:
         try:
             check_normalizer(normalizer, policy, [key], where)
         except ProcessorError as error:
             seen[str(error)] = None
-    for message in seen:
-        yield Finding("error", message)
+    yield from (Finding("error", message) for message in seen)
+    if seen:
+        return
+    yield from (Finding("warning", message) for message in surprises(policy, processors))
 
 
 def _positions(file: TensorFile, config: ModelConfig, policy: PolicyConfig, measure: bool) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from jaxreflow.errors import JaxReflowError
 from jaxreflow.model.params import PROJECTIONS
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.config import PolicyConfig
+from jaxreflow.policy.fitting import misdeclared_state
 from jaxreflow.policy.names import ACTION, STATE
 from jaxreflow.policy.normalization import Normalizer
 from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, parse_processors, read_processor_files
@@ -159,7 +160,8 @@ def _statistics(
         processors.check(policy)
     except JaxReflowError as error:
         return found, [str(error)]
-    return found, []
+    misdeclared = misdeclared_state(policy, processors)
+    return found, [misdeclared] if misdeclared else []
 
 
 def _old_statistics(policy: PolicyConfig, file: TensorFile) -> tuple[dict[str, dict[str, dict[str, Any]]], list[str]]:

@@ -86,10 +86,10 @@ def _observation(config: ModelConfig, policy: PolicyConfig) -> Observation:
     random = np.random.default_rng(0)
     count, length = _OBSERVATIONS, policy.tokenizer_max_length
     state = random.normal(size=(count, policy.state_dim)).astype(np.float32)
-    shapes = {key: policy.input_features[key].shape for key in policy.camera_keys}
+    sizes = {key: policy.declared_size(key) for key in policy.camera_keys}
     return Observation(
-        images={key: random.integers(0, 256, (count, h, w, 3), np.uint8) for key, (_, h, w) in shapes.items()},
-        image_mask={key: np.ones(count, np.bool_) for key in shapes},
+        images={key: random.integers(0, 256, (count, *size, 3), np.uint8) for key, size in sizes.items()},
+        image_mask={key: np.ones(count, np.bool_) for key in sizes},
         tokens=random.integers(0, config.text.vocab_size, (count, length)).astype(np.int32),
         token_mask=np.ones((count, length), np.bool_),
         state=np.pad(state, ((0, 0), (0, config.max_state_dim - policy.state_dim))),

@@ -18,7 +18,9 @@ from jaxreflow.policy.adapters import is_adapter
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.config import DEFAULT_VLM, PolicyConfig
 from jaxreflow.policy.config_fields import POLICY_FIELDS
-from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, read_processor_files
+from jaxreflow.policy.fitting import fit_state
+from jaxreflow.policy.names import STATE
+from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, parse_processors, read_processor_files
 from jaxreflow.policy.real_time_chunking import fitting_rtc_config
 from jaxreflow.policy.saved import (
     CONFIG,
@@ -45,8 +47,8 @@ ARTEFACTS = tuple(name for name, (use, _) in POLICY_FIELDS.items() if use == "le
 def repair(directory: Path, *, vlm: Path | None = None) -> list[str]:
     """Repairs what can be, where that is safe; returns what was done. Unreadable files are left alone.
 
-    These are config.json, tensor names, tensor dtypes (for which the VLM's config is needed), and processor files that
-    are missing although their statistics lie among the weights.
+    These are config.json, tensor names, tensor dtypes (for which the VLM's config is needed), processor files that are
+    missing although their statistics lie among the weights, and a declared state of another width than its statistics.
 
     Raises:
         CheckpointError: a file cannot be written; it is then as it was.
@@ -61,6 +63,7 @@ def repair(directory: Path, *, vlm: Path | None = None) -> list[str]:
         if policy is not None:
             done += _repair_dtypes(directory, policy, vlm)
             done += _write_processors(directory, policy)
+            done += _repair_state(directory, policy)
     return done
 
 
@@ -175,6 +178,24 @@ def _write_processors(directory: Path, policy: PolicyConfig) -> list[str]:
         return []
     processors.save(directory)
     return [f"wrote {PREPROCESSOR} and {POSTPROCESSOR} with the statistics among the weights"]
+
+
+def _repair_state(directory: Path, policy: PolicyConfig) -> list[str]:
+    """Declares the state with the width of its statistics, in config.json and in the preprocessor."""
+    files = _readable(read_processor_files, directory)
+    processors = _readable(lambda _: parse_processors(files), directory) if files else None
+    fitted, changed = (policy, processors) if processors is None else fit_state(policy, processors)
+    if changed is None or fitted is policy:
+        return []
+    fields = read_config_fields(directory / CONFIG)
+    fields["input_features"][STATE] = {"type": "STATE", "shape": [fitted.state_dim]}
+    done = [f"{CONFIG}: the shape of {STATE} set to [{fitted.state_dim}], as in the statistics"]
+    for name, content in ((CONFIG, json.dumps(fields, indent=4).encode()), (PREPROCESSOR, changed.files[PREPROCESSOR])):
+        if content != (directory / name).read_bytes():
+            with _replacing(directory / name) as (target, backup):
+                target.write(content)
+            done.append(f"{name}: the original is {backup.name}")
+    return done
 
 
 @contextlib.contextmanager

@@ -169,7 +169,7 @@ def infinite(stats):
     [
         (lambda s: (s / "old.pt").write_bytes(b"x"), "pickle files: old.pt"),
         (lambda s: edit_tensors(s / PRE_STATS, lambda t: {f"a.{k}": v for k, v in t.items()}), "match no feature"),
-        (lambda s: edit_tensors(s / PRE_STATS, zero_extent), "must be positive, found zero"),
+        (lambda s: edit_tensors(s / PRE_STATS, zero_extent), "max - min is zero in dimension(s) 0, 1, 2, 3, 4, 5"),
         (lambda s: edit_tensors(s / PRE_STATS, infinite), "`action.max` is not finite in dimension(s) 0"),
         (lambda s: [p.unlink() for p in s.glob("policy_p*")], "no policy_preprocessor.json"),
         (lambda s: (s / "policy_postprocessor.json").unlink(), "no such file, though policy_preprocessor.json"),

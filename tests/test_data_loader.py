@@ -1,10 +1,12 @@
 """The pipeline: one global order whatever the workers, processes and restarts; what an example holds; cameras."""
 
 import itertools
+import json
 import logging
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -280,7 +282,6 @@ def test_cameras_match_in_policy_order():
     assert match_cameras([TWO, ONE], [ONE, TWO], {}, 0) == {ONE: ONE, TWO: TWO}
     assert list(match_cameras([TWO, ONE], [ONE, TWO], {}, 0)) == [ONE, TWO]
     assert match_cameras(["observation.image"], [ONE], {"observation.image": ONE}, 0) == {ONE: "observation.image"}
-    assert match_cameras([ONE, TWO, "spare"], [ONE, TWO], {}, 0) == {ONE: ONE, TWO: TWO}
     swapped = match_cameras([ONE, TWO], [ONE, TWO], {ONE: TWO, TWO: ONE}, 0)
     assert swapped == {ONE: TWO, TWO: ONE}
 
@@ -291,34 +292,75 @@ def test_absent_cameras_are_allowed_and_told(caplog):
     assert f"no {ONE}, {TWO}: 1 of 2 stood in" in caplog.text
 
 
+def test_foreign_cameras_are_left_out_and_told(caplog):
+    """As in LeRobot: all that the policy wants is there, or a map says which cameras are meant."""
+    assert match_cameras([ONE, TWO, "spare"], [ONE, TWO], {}, 0) == {ONE: ONE, TWO: TWO}
+    assert match_cameras(["front", "side"], [ONE, TWO, THREE], {"front": ONE}, 0) == {ONE: "front"}
+    assert "has no camera spare: left out" in caplog.text
+    assert "has no camera side: left out" in caplog.text
+
+
+def test_an_empty_camera_need_not_be_there_but_may(caplog):
+    empty = "observation.images.empty_camera_0"
+    assert match_cameras([ONE], [ONE, empty], {}, 1) == {ONE: ONE}
+    assert not caplog.text
+    assert match_cameras([ONE, "wrist"], [ONE, empty], {"wrist": empty}, 1) == {ONE: ONE, empty: "wrist"}
+    assert match_cameras([ONE, "wrist"], [ONE, empty], {}, 1) == {ONE: ONE}
+
+
+def test_a_map_may_name_cameras_that_the_dataset_has_under_the_policys_names(caplog):
+    """A checkpoint's map is that of the robot it was trained on."""
+    assert match_cameras([ONE, TWO], [ONE, TWO], {"front": ONE, "wrist": TWO}, 0) == {ONE: ONE, TWO: TWO}
+    assert not caplog.text
+    assert match_cameras([ONE], [ONE, TWO], {"tip": TWO}, 0) == {ONE: ONE}
+    assert "has tip, which is no camera of the dataset's" in caplog.text
+
+
 def test_camera_mismatch_proposes_the_map():
     with pytest.raises(DatasetError, match=r"""--rename-map '\{"observation.image": "observation.images.camera1"\}'"""):
         match_cameras(["observation.image"], [ONE], {}, 0)
     with pytest.raises(DatasetError) as error:
         match_cameras(["top", ONE, "side"], [ONE, TWO, THREE], {}, 2)
     assert f'--rename-map \'{{"top": "{TWO}", "side": "{THREE}"}}\'' in str(error.value)
-    with pytest.raises(DatasetError) as error:
-        match_cameras(["top", "side"], [ONE, TWO], {"top": ONE}, 0)
-    assert f'--rename-map \'{{"top": "{ONE}", "side": "{TWO}"}}\'' in str(error.value)
+    proposal = json.loads(re.search(r"to do without top, side, add --rename-map '(.*)'$", str(error.value))[1])
+    assert match_cameras(["top", ONE, "side"], [ONE, TWO, THREE], proposal, 2) == {ONE: ONE}
 
 
 def test_impossible_cameras():
-    with pytest.raises(DatasetError, match="no camera 'tip'; it has 'top'"):
+    with pytest.raises(
+        DatasetError, match=r"no camera 'tip'.* add --rename-map '\{\"top\": \"observation.images.camera1\"\}'"
+    ):
         match_cameras(["top"], [ONE], {"tip": ONE}, 0)
-    with pytest.raises(DatasetError, match="several of the dataset's cameras"):
+    with pytest.raises(DatasetError, match="several of the dataset's cameras, a, b") as error:
         match_cameras(["a", "b"], [ONE], {"a": ONE, "b": ONE}, 0)
+    proposal = json.loads(re.search(r"to take a, give --rename-map '(.*)'$", str(error.value))[1])
+    assert match_cameras(["a", "b"], [ONE], proposal, 0) == {ONE: "a"}
     with pytest.raises(DatasetError, match="at least one camera"):
         match_cameras([], [ONE], {}, 1)
 
 
 def test_dimensions_must_agree(dataset):
-    check_features(dataset, SimpleNamespace(state_dim=2, action_dim=3))
+    def check(state_dim, action_dim, **rename_map):
+        check_features(dataset, state_dim=state_dim, action_dim=action_dim, rename_map=rename_map)
+
+    check(2, 3)
+    check(None, 3)
+    check(2, 3, joints="observation.state")
     with pytest.raises(
         DatasetError, match=r"'observation.state' has shape \[2\], the policy's 'observation.state' has \[14\]"
     ):
-        check_features(dataset, SimpleNamespace(state_dim=14, action_dim=3))
+        check(14, 3)
     with pytest.raises(DatasetError, match=r"'action' has shape \[3\], the policy's 'action' has \[7\]"):
-        check_features(dataset, SimpleNamespace(state_dim=2, action_dim=7))
-    with pytest.raises(DatasetError, match="no feature 'joints', which the policy needs"):
-        check_features(dataset, SimpleNamespace(state_dim=2, action_dim=3), {"joints": "observation.state"})
-    assert dataset_key("action", {"a": "b"}) == "action"
+        check(2, 7)
+    bare = SimpleNamespace(root=dataset.root, features={"joints": dataset.features["observation.state"]})
+    with pytest.raises(DatasetError, match=r"no feature .observation\.state., which the policy needs; it has joints"):
+        check_features(bare, state_dim=2, action_dim=3, rename_map={})
+    with pytest.raises(DatasetError, match="no feature 'action'"):
+        check_features(bare, state_dim=2, action_dim=3, rename_map={"joints": "observation.state"})
+
+
+def test_a_maps_names_count_where_the_dataset_has_them():
+    assert dataset_key("action", {"a": "b"}, ["action", "a"]) == "action"
+    assert dataset_key("action", {"a": "action"}, ["a"]) == "a"
+    assert dataset_key("action", {"a": "action"}, ["action"]) == "action"
+    assert dataset_key("action", {"a": "action", "b": "action"}, ["b"]) == "b"

@@ -179,8 +179,9 @@ def test_source_of_statistics(tmp_path: Path) -> None:
     own = load_saved_policy(TEACHER)
     assert statistics_source(ReflowConfig(), own) == "the policy's own, from its processors"
     assert statistics_source(ReflowConfig(stats_from="dataset"), own).startswith(
-        "--stats-from dataset, in the place of"
+        "the dataset's, in the place of the policy's own, which --stats-from policy"
     )
+    assert statistics_source(ReflowConfig(stats_from="s.json"), own).startswith("--stats-from s.json, in the place of")
     old = Path(shutil.copytree(TEACHER, tmp_path / "old"))
     for file in old.glob("policy_p*processor*"):
         file.unlink()

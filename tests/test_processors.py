@@ -1,16 +1,19 @@
 """Normalisation, statistics, processor files and observations, against hand values and LeRobot's files in `goldens`."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save
 
 from jaxreflow.errors import ConfigError, ProcessorError
 from jaxreflow.policy import aloha
 from jaxreflow.policy.config import Feature, PolicyConfig
+from jaxreflow.policy.fitting import surprises
 from jaxreflow.policy.normalization import normalize, unnormalize
 from jaxreflow.policy.observation import Transforms
 from jaxreflow.policy.processors import (
@@ -21,7 +24,7 @@ from jaxreflow.policy.processors import (
     read_processor_files,
 )
 from jaxreflow.policy.saved import load_processors, read_policy_config
-from jaxreflow.policy.statistics import stats_in_weights
+from jaxreflow.policy.statistics import stats_in_weights, to_float32
 from jaxreflow.policy.vlm import load_tokenizer
 from jaxreflow.support.safetensors_file import TensorFile
 
@@ -240,7 +243,14 @@ def test_statistics_that_match_no_feature_are_refused(source, tmp_path):
         (lambda s: s.pop("observation.state") and None, "not every feature.*`observation.state`"),
         (lambda s: s["action"].pop("std") is None or None, "`action`.*`std`"),
         (lambda s: s["action"].update(mean=np.zeros(5, np.float32)), r"`action.mean`.*\[6\].*\[5\]"),
-        (lambda s: s["action"].update(std=np.float32([1, 0, 1, 1, 0, 1])), r"`action`: std.*dimension\(s\) 1, 4"),
+        (
+            lambda s: s["action"].update(std=np.float32([1, -1, 1, 1, 0, 1])),
+            r"std must not be negative.*dimension\(s\) 1;",
+        ),
+        (
+            lambda s: s["observation.state"].update(mean=np.zeros(4, np.float32)),
+            r"state.mean`.*\[6\], as its other.*\[4\]",
+        ),
         (lambda s: s["action"].update(mean=np.full(6, np.inf, np.float32)), "not finite"),
     ],
 )
@@ -250,11 +260,64 @@ def test_unsound_statistics_are_refused(source, change, message):
         load(source)
 
 
-def test_a_range_without_extent_is_refused():
-    policy = small_policy(normalization_mapping={"STATE": "MIN_MAX", "ACTION": "IDENTITY"})
-    processors = create_processors(policy, small_stats(min=np.float32([0, 1]), max=np.float32([1, 1])))
-    with pytest.raises(ProcessorError, match=r"max - min.*dimension\(s\) 1"):
-        processors.check(policy)
+@pytest.mark.parametrize(
+    ("mode", "statistics", "held"),
+    [
+        ("MEAN_STD", {"mean": [1, 3], "std": [2, 0]}, 3),
+        ("MIN_MAX", {"min": [0, 4], "max": [1, 4]}, 4),
+        ("QUANTILES", {"q01": [0, 5], "q99": [1, 5]}, 5),
+        ("QUANTILE10", {"q10": [0, 6], "q90": [1, 6]}, 6),
+    ],
+)
+def test_a_dimension_without_spread_is_held_where_lerobot_holds_it(mode, statistics, held):
+    """LeRobot: x * std + mean, or (x + 1) / 2 * eps + low; and (x - mean) / (std + eps), or 2 * (x - low) / eps - 1."""
+    policy = small_policy(normalization_mapping={"STATE": mode, "ACTION": mode})
+    group = {name: np.float32(value) for name, value in statistics.items()}
+    processors = create_processors(policy, dict.fromkeys(("observation.state", "action"), group))
+    processors.check(policy)
+    assert [text.split(" is zero in")[1].split(".")[0] for text in surprises(policy, processors)] == [
+        " dimension(s) 1"
+    ] * 2
+    chunk = processors.unnormalizer.unnormalize("action", np.float32([[0.3, -7], [0.1, 9]]))
+    np.testing.assert_allclose(chunk[:, 1], held, rtol=1e-6)
+    state = processors.normalizer.normalize("observation.state", np.float32([[1, held], [1, held + 1]]))
+    expected = [0, 1e8] if mode == "MEAN_STD" else [-1, 2e8]
+    np.testing.assert_allclose(state[:, 1], expected, rtol=1e-6)
+
+
+def test_a_dimension_without_spread_needs_eps():
+    policy = small_policy()
+    group = {"mean": np.float32([1, 3]), "std": np.float32([2, 0])}
+    processors = create_processors(policy, dict.fromkeys(("observation.state", "action"), group))
+    without = dataclasses.replace(processors, normalizer=dataclasses.replace(processors.normalizer, eps=0.0))
+    with pytest.raises(ProcessorError, match=r"`eps` is 0.*set `eps` of the normaliser to LeRobot's 1e-8"):
+        without.check(policy)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (1, 2)])
+def test_the_form_of_a_vectors_statistics_does_not_matter(shape):
+    stats = {
+        key: {"mean": np.reshape([1.0, 2.0], shape).tolist(), "std": np.reshape([0.5, 4.0], shape).tolist()}
+        for key in ("observation.state", "action")
+    }
+    processors = create_processors(small_policy(), to_float32(stats))
+    processors.check(small_policy())
+    np.testing.assert_allclose(processors.normalizer.normalize("action", np.float32([[2, 8]])), [[2, 1.5]], rtol=1e-6)
+    (state,) = (
+        content for name, content in processors.files.items() if name.startswith("policy_pre") and "step" in name
+    )
+    assert load_tensors(state)["action.mean"].shape == (2,)
+
+
+def test_one_number_holds_for_all_dimensions_as_in_lerobot():
+    policy = small_policy()
+    one = {"mean": np.float32([1]), "std": np.float32([2])}
+    processors = create_processors(policy, dict.fromkeys(("observation.state", "action"), one))
+    processors.check(policy)
+    np.testing.assert_array_equal(processors.unnormalizer.unnormalize("action", np.float32([[1, 2]])), [[3, 5]])
+    transforms = Transforms(policy, processors, load_tokenizer(policy, GOLDENS / "cross"))
+    prepared = transforms.prepare(small_observation(**{"observation.state": np.float32([3, 5, 7])}))
+    np.testing.assert_allclose(prepared.state[0, :4], [1, 2, 3, 0], rtol=1e-6)
 
 
 def test_old_checkpoints_fall_back_to_buffers_then_to_the_dataset(source):
@@ -353,8 +416,9 @@ def test_cameras_keep_the_configs_order_masks_and_names():
         ({"observation.state": ["a", "b"]}, "expected numbers"),
         ({"task": None}, "`task` is missing"),
         ({"task": ["a", "b"]}, "list of 1 strings"),
-        ({"observation.images.top": np.zeros((3, 4, 6), np.uint8)}, r"\[height, width, 3\]"),
-        ({"observation.images.top": np.zeros((4, 6, 3))}, r"\[3, height, width\]"),
+        ({"observation.images.top": np.zeros((4, 6, 2), np.uint8)}, r"\[height, width, 3\] or \[3, height, width\]"),
+        ({"observation.images.top": np.zeros((1, 4, 6))}, r"\[height, width, 3\] or \[3, height, width\]"),
+        ({"observation.state": np.zeros(33)}, r"`observation.state`: expected \[2\].*\[33\]"),
         ({"observation.images.top": np.full((3, 4, 6), 255.0)}, r"\[0, 1\]"),
         ({"observation.images.top": np.full((3, 4, 6), np.nan)}, r"\[0, 1\]"),
         ({"observation.images.top": np.zeros((4, 6, 3), np.int64)}, "uint8 or float"),
@@ -363,7 +427,11 @@ def test_cameras_keep_the_configs_order_masks_and_names():
         ({"observation.images.top": np.zeros((2, 4, 6, 3), np.uint8)}, "expected a batch of 1"),
         ({"observation.images.top": None, "observation.images.wrist": None}, "at least one"),
         (
-            {"observation.images.top": None, "observation.images.cam1": np.zeros((4, 6, 3), np.uint8)},
+            {
+                "observation.images.top": None,
+                "observation.images.wrist": None,
+                "observation.images.cam1": np.zeros((4, 6, 3), np.uint8),
+            },
             '"observation.images.cam1": "observation.images.top"',
         ),
         ({"observation.images.top_padding_mask": np.ones(2, bool)}, "expected 1 value"),
@@ -372,6 +440,60 @@ def test_cameras_keep_the_configs_order_masks_and_names():
 def test_wrong_observations_are_named(entries, message):
     with pytest.raises(ProcessorError, match=message):
         small_transforms().prepare(small_observation(**entries))
+
+
+def test_a_foreign_camera_is_left_out_with_a_warning():
+    transforms = small_transforms()
+    picture = np.full((4, 6, 3), 9, np.uint8)
+    with pytest.warns(
+        UserWarning, match="no camera observation.images.side, which is left out as in LeRobot; it has"
+    ) as told:
+        prepared = transforms.prepare(small_observation(**{"observation.images.side": picture}))
+    assert list(prepared.images) == ["observation.images.top", "observation.images.wrist"]
+    assert "same views" not in str(told[0].message)
+    transforms.prepare(small_observation(**{"observation.images.top_is_pad": np.zeros(1, bool)}))
+    absent = small_observation(**{"observation.images.wrist": None, "observation.images.side": picture})
+    with pytest.warns(UserWarning, match='"observation.images.side": "observation.images.wrist"'):
+        assert list(transforms.prepare(absent).images) == ["observation.images.top"]
+    named = transforms.processors.with_rename_map({"cam": "observation.images.top"})
+    absent["cam"] = absent.pop("observation.images.top")
+    with pytest.warns(UserWarning, match="left out") as told:
+        Transforms(transforms.policy, named, transforms.tokenizer).prepare(absent)
+    assert "same views" not in str(told[0].message)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_an_images_channels_may_come_first_or_last(dtype):
+    random = np.random.default_rng(0).integers(0, 256, (5, 3, 3), np.uint8)
+    last = random if dtype == np.uint8 else (random / np.float32(255)).astype(np.float32)
+    wide = np.repeat(last, 2, axis=1)
+    transforms = small_transforms()
+    for image in (wide, np.moveaxis(wide, -1, 0)):
+        prepared = transforms.prepare(small_observation(**{"observation.images.top": image}))
+        np.testing.assert_array_equal(prepared.images["observation.images.top"][0], wide)
+    # Both could be the channels: LeRobot's order of the dtype counts.
+    own = last[:3] if dtype == np.uint8 else np.moveaxis(last[:3], -1, 0)
+    prepared = transforms.prepare(small_observation(**{"observation.images.top": own}))
+    np.testing.assert_array_equal(prepared.images["observation.images.top"][0], last[:3])
+
+
+def test_a_state_that_nobody_normalises_may_have_any_width():
+    policy = small_policy(normalization_mapping={"STATE": "IDENTITY", "ACTION": "MEAN_STD"})
+    transforms = small_transforms(policy)
+    prepared = transforms.prepare(small_observation(**{"observation.state": np.arange(1, 8)}))
+    np.testing.assert_array_equal(prepared.state[0, :8], [1, 2, 3, 4, 5, 6, 7, 0])
+    with pytest.raises(ProcessorError, match=r"expected \[1 to 32\] or .*found \[33\]"):
+        transforms.prepare(small_observation(**{"observation.state": np.zeros(33)}))
+
+
+def test_images_without_statistics_stay_as_they_are_with_a_warning():
+    policy = small_policy(normalization_mapping={"VISUAL": "MEAN_STD", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"})
+    processors = create_processors(policy, small_stats())
+    processors.check(policy)
+    assert "no statistics of observation.images.top, observation.images.wrist" in surprises(policy, processors)[0]
+    transforms = Transforms(policy, processors, load_tokenizer(policy, GOLDENS / "cross"))
+    image = transforms.prepare(small_observation()).images["observation.images.top"]
+    np.testing.assert_array_equal(image, np.full((1, 4, 6, 3), 51, np.uint8))
 
 
 def test_images_are_normalised_where_the_policy_asks_for_it():

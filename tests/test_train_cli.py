@@ -145,7 +145,9 @@ def test_student_is_exported_in_the_teachers_form(teacher: Path, student_run: Pa
     for key in before.keys:
         same = np.array_equal(before.read(key), after.read(key))
         assert same or ".lm_expert." in key or "_proj." in key or "_mlp_" in key, f"{key} is frozen but moved"
-    assert json.loads((student / "train_config.json").read_text())["teacher"]["path"] == str(teacher)
+    settings = json.loads((student / "train_config.json").read_text())
+    assert settings["teacher"]["path"] == str(teacher)
+    assert settings["action_names"] == ["dx", "dy", "dz", "grab"]
     policy = SmolVLAPolicy.from_pretrained(student)
     image = np.zeros((96, 96, 3), np.uint8)
     state = np.zeros(policy.config.state_dim, np.float32)

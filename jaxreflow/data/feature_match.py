@@ -30,7 +30,7 @@ def camera_map(saved: SavedPolicy, dataset: LeRobotDataset) -> dict[str, str]:
     """The dataset's camera of every policy camera that it has."""
     policy = saved.policy
     rename_map = saved.processors.rename_map
-    return match_cameras(dataset.camera_keys, policy.camera_keys, rename_map, policy.empty_cameras)
+    return match_cameras(dataset.camera_keys, policy.visual_keys, rename_map, policy.empty_cameras)
 
 
 def feature_parts(saved: SavedPolicy, dataset: LeRobotDataset) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def open_features(
     command += ["--vision-positions", config.vision_positions] if config.vision_positions != "exact" else []
     command += ["--vlm", str(saved.vlm_dir)] if saved.vlm_dir else []
     command += ["--rename-map", json.dumps(dict(rename_map))] if rename_map else []
-    command += ["--stats-from", stats_from] if stats_from else []
+    command += ["--stats-from", stats_from] if stats_from not in (None, "policy") else []
 
     def advice(out: str) -> str:
         return f"run `{shlex.join([*command, '--out'])} {out}`"

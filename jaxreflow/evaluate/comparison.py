@@ -14,6 +14,7 @@ from jaxreflow.data.feature_match import check_serves
 from jaxreflow.data.frames import ALL, EARLY, frame_sets, pick
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.loader import TrainingSource
+from jaxreflow.data.matching import dataset_key
 from jaxreflow.errors import ConfigError, DatasetError
 from jaxreflow.evaluate.measure import Training, measure
 from jaxreflow.evaluate.measures.consistency import find_run, last_update
@@ -111,6 +112,9 @@ def _basis(config: EvaluateConfig, recorded: RunConfig | None) -> RunConfig:
     there = DatasetFlags(base.dataset.root, base.dataset.repo_id, base.dataset.revision)
     here = DatasetFlags(flags.root, flags.repo_id, flags.revision)
     chosen = here if any(dataclasses.astuple(here)) else there
+    # The student keeps the statistics of its own dataset.
+    if base.stats_from == "dataset" and chosen != there:
+        base = dataclasses.replace(base, stats_from="policy")
     # What a run held out says nothing of another dataset, which is measured whole.
     same = recorded is not None and flags.episodes is None and chosen == there
     own = base.dataset if same else DatasetConfig(holdout=0.0)
@@ -206,8 +210,7 @@ def _about(config: EvaluateConfig, trial: Trial, held_out: bool) -> About:
         held_out=held_out,
         teacher_steps=trial.reference.num_steps,
         chunk_size=policy.chunk_size,
-        action_names=tuple((dataset.features[ACTION].names or []) if ACTION in dataset.features else [])
-        or tuple(f"action {i}" for i in range(policy.action_dim)),
+        action_names=_action_names(trial),
         padded_dims=policy.max_action_dim - policy.action_dim,
         fps=dataset.fps,
         dtype=trial.config.dtype,
@@ -215,6 +218,12 @@ def _about(config: EvaluateConfig, trial: Trial, held_out: bool) -> About:
         versions={name: version(name) for name in ("jaxreflow", "jax")},
         settings=trial.settings,
     )
+
+
+def _action_names(trial: Trial) -> tuple[str, ...]:
+    features = trial.source.dataset.features
+    names = features[dataset_key(ACTION, trial.transforms.processors.rename_map, features)].dim_names
+    return tuple(f"action {name}" if name.isdigit() else name for name in names)
 
 
 def _examples(trial: Trial) -> list[Example]:

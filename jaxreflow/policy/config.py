@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxreflow.errors import ConfigError
 from jaxreflow.policy.config_fields import CARRIED_DEFAULTS, POLICY_FIELDS
+from jaxreflow.policy.names import ACTION, EMPTY_CAMERA, STATE
 from jaxreflow.support.typed_json import from_json
 
 DEFAULT_VLM = "HuggingFaceTB/SmolVLM2-500M-Video-Instruct"
@@ -18,14 +19,31 @@ PLUGIN_TYPE = "smolvla_jax"
 NORMALIZATION_MODES = ("IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE10")
 # Far above every policy's chunk, widths and steps; a stranger's config.json must not fill the memory.
 LARGEST = 1 << 16
+_CHANNELS = (1, 3, 4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """One input or output of a policy: `type` is STATE, VISUAL or ACTION; `shape` without batch (images C, H, W)."""
+    """One input or output of a policy: `type` is STATE, VISUAL or ACTION; `shape` without batch (images C, H, W or H, W, C).
+
+    LeRobot reads the action's shape only, so the others may be another robot's.
+    """
 
     type: str
     shape: tuple[int, ...]
+
+
+def image_size(shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """An image's height and width, whichever axis holds the channels; None for a shape of no image."""
+    if len(shape) != 3:
+        return None
+    first, middle, last = shape
+    return (first, middle) if last in _CHANNELS and first not in _CHANNELS else (middle, last)
+
+
+def features_to_json(features: Mapping[str, Feature]) -> dict[str, Any]:
+    """Features as LeRobot's JSON files have them."""
+    return {key: {"type": feature.type, "shape": list(feature.shape)} for key, feature in features.items()}
 
 
 def _default_normalization() -> dict[str, str]:
@@ -83,29 +101,47 @@ class PolicyConfig:
 
     @property
     def visual_keys(self) -> tuple[str, ...]:
-        """All VISUAL inputs in the order of the config, LeRobot's `empty_camera_*` included."""
-        return tuple(key for key, feature in self.input_features.items() if feature.type == "VISUAL")
+        """All VISUAL inputs in the order of the config, then the `empty_camera_*` that LeRobot adds when it opens a policy."""
+        listed = [key for key, feature in self.input_features.items() if feature.type == "VISUAL"]
+        return tuple(dict.fromkeys([*listed, *(f"{EMPTY_CAMERA}{i}" for i in range(self.empty_cameras))]))
 
     @property
     def camera_keys(self) -> tuple[str, ...]:
         """The real cameras in the order of the config."""
-        return tuple(key for key in self.visual_keys if ".empty_camera_" not in key)
+        return tuple(key for key in self.visual_keys if not key.startswith(EMPTY_CAMERA))
+
+    @property
+    def used_inputs(self) -> tuple[str, ...]:
+        """What the network sees of `input_features`: the state, if it is declared, and the real cameras that are."""
+        return tuple(key for key in (STATE, *self.camera_keys) if key in self.input_features)
+
+    def declared_size(self, camera: str) -> tuple[int, int]:
+        """Height and width of a camera's images as `input_features` has them, or 480 x 640 where it has no image's shape."""
+        return image_size(self.input_features[camera].shape) or (480, 640)
 
     @property
     def state_dim(self) -> int:
-        """Real dimensions of `observation.state`; 0 if the policy has none."""
-        feature = self.input_features.get("observation.state")
-        return feature.shape[0] if feature else 0
+        """Real dimensions of `observation.state`; 0 if the config declares none."""
+        feature = self.input_features.get(STATE)
+        return feature.shape[0] if feature and feature.shape else 0
 
     @property
     def action_dim(self) -> int:
         """Real dimensions of `action`."""
-        if "action" not in self.output_features:
+        if ACTION not in self.output_features:
             raise ConfigError(
                 "config.json: `output_features` has no `action`; expected its shape, found "
                 f"{sorted(self.output_features) or 'nothing'}"
             )
-        return self.output_features["action"].shape[0]
+        return self.output_features[ACTION].shape[0]
+
+    def with_state_dim(self, dim: int) -> PolicyConfig:
+        """The same policy for states of `dim` real dimensions."""
+        return dataclasses.replace(self, input_features={**self.input_features, STATE: Feature("STATE", (dim,))})
+
+    def with_action_dim(self, dim: int) -> PolicyConfig:
+        """The same policy for actions of `dim` real dimensions; ConfigError where they do not fit its padded width."""
+        return dataclasses.replace(self, output_features={**self.output_features, ACTION: Feature("ACTION", (dim,))})
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> PolicyConfig:
@@ -145,7 +181,7 @@ class PolicyConfig:
         """The `config.json` that LeRobot reads: `type` first, legacy fields left out."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "carried"}
         for name in ("input_features", "output_features"):
-            own[name] = {key: {"type": f.type, "shape": list(f.shape)} for key, f in own[name].items()}
+            own[name] = features_to_json(own[name])
         own["normalization_mapping"] = dict(self.normalization_mapping)
         for name, value in own.items():
             own[name] = list(value) if isinstance(value, tuple) else value
@@ -168,7 +204,10 @@ def _rules(config: PolicyConfig) -> Iterator[tuple[bool, str]]:
         config.n_action_steps <= config.chunk_size,
         f"`n_action_steps` ({config.n_action_steps}) must not exceed `chunk_size` ({config.chunk_size})",
     )
-    yield config.empty_cameras >= 0, f"`empty_cameras` must not be negative, found {config.empty_cameras}"
+    yield (
+        0 <= config.empty_cameras <= LARGEST,
+        f"`empty_cameras` must be at least 0 and at most {LARGEST}, found {config.empty_cameras}",
+    )
     yield (
         0 < config.expert_width_multiplier <= 16,
         f"`expert_width_multiplier` must be positive and at most 16, found {config.expert_width_multiplier}",
@@ -188,9 +227,9 @@ def _rules(config: PolicyConfig) -> Iterator[tuple[bool, str]]:
         not config.carried.get("use_delta_joint_actions_aloha"),
         "`use_delta_joint_actions_aloha` is true: neither LeRobot nor jaxreflow can honour it; set it to false",
     )
-    features = {**config.input_features, **config.output_features}
-    for key, feature in features.items():
-        yield len(feature.shape) > 0, f"the shape of `{key}` must be a list of whole numbers, found an empty one"
-    for key, limit in (("observation.state", config.max_state_dim), ("action", config.max_action_dim)):
-        size = features[key].shape[0] if key in features else 0
-        yield size <= limit, f"`{key}` has {size} dimensions, more than the padded width {limit}"
+    # The state's declared width is not looked at: LeRobot goes by the statistics, and so does `fit_state`.
+    if ACTION in config.output_features:
+        shape = config.output_features[ACTION].shape
+        yield len(shape) > 0, f"the shape of `{ACTION}` must be a list of whole numbers, found an empty one"
+        limit = config.max_action_dim
+        yield shape[0] <= limit, f"`{ACTION}` has {shape[0]} dimensions, more than the padded width {limit}"

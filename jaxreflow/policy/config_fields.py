@@ -10,7 +10,7 @@ FieldUse = Literal["honoured", "carried", "refused", "legacy"]
 # Every field of LeRobot's SmolVLA config.json (0.4.4 and 0.6): what jaxreflow does with it. `docs/config.md` prints this table.
 POLICY_FIELDS: Mapping[str, tuple[FieldUse, str]] = {
     "type": ("honoured", 'must be "smolvla"'),
-    "input_features": ("honoured", "camera order, state dimension"),
+    "input_features": ("honoured", "camera order; the state is as wide as its statistics, as in LeRobot"),
     "output_features": ("honoured", "action dimension"),
     "normalization_mapping": ("honoured", "IDENTITY, MEAN_STD, MIN_MAX, QUANTILES, QUANTILE10 by feature type"),
     "chunk_size": ("honoured", "actions per chunk, C"),

@@ -1,4 +1,7 @@
-"""LeRobot's normaliser on numpy: five modes, and the check that every feature has the statistics its mode needs."""
+"""LeRobot's normaliser on numpy: five modes, and the check that every feature has the statistics its mode needs.
+
+What LeRobot's arithmetic handles is no error here: a dimension without spread, one number for all dimensions.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from jaxtyping import Float32
 
 from jaxreflow.errors import ProcessorError
 from jaxreflow.policy.config import NORMALIZATION_MODES, Feature, PolicyConfig
-from jaxreflow.policy.names import ACTION
+from jaxreflow.policy.names import ACTION, STATE
 
 Stats = dict[str, dict[str, np.ndarray]]
 """Statistics by feature, then by name ("mean", "std", "min", "max", "q01", ...)."""
@@ -24,9 +27,14 @@ STATISTICS: Mapping[str, tuple[str, ...]] = {
     "QUANTILE10": ("q10", "q90"),
 }
 
+# What tells a vector's width where no mode reads its statistics.
+_WIDTHS = ("mean", "std", "min", "max")
+_COLOURS = 3
+
 STATS_FROM_HINT = (
-    "choose `--stats-from dataset` (the dataset's own statistics) or `--stats-from FILE` "
-    "(a stats.json, or a safetensors file with keys like `action.mean`)"
+    "choose `--stats-from dataset` (the dataset's own statistics), `--stats-from policy` (the policy's) or `--stats-from FILE` "
+    "(a stats.json, or a safetensors file with keys like `action.mean`) where a command has this option; or write them into a "
+    "policy of your own by SmolVLAPolicy.from_pretrained(DIR, stats_from=FILE).save_pretrained(NEW)"
 )
 
 
@@ -80,7 +88,10 @@ class Normalizer:
             return self.norm_map.get("ACTION", "IDENTITY")
         if key not in self.features or (self.observation_keys is not None and key not in self.observation_keys):
             return "IDENTITY"
-        return self.norm_map.get(self.features[key].type, "IDENTITY")
+        kind = self.features[key].type
+        if kind == "VISUAL" and key not in self.stats:
+            return "IDENTITY"
+        return self.norm_map.get(kind, "IDENTITY")
 
     def normalize(self, key: str, x: Float32[np.ndarray, "... d"]) -> Float32[np.ndarray, "... d"]:
         """Feature `key` in dataset units -> the policy's; images channels last, in [0, 1]."""
@@ -91,8 +102,19 @@ class Normalizer:
         return unnormalize(x, self.stats.get(key, {}), self.mode(key), self.eps)
 
 
+def state_width(normalizer: Normalizer) -> int | None:
+    """Dimensions of `observation.state` by its statistics, which LeRobot goes by; None if there are none."""
+    stats = normalizer.stats.get(STATE, {})
+    return max(
+        (stats[name].size for name in STATISTICS[normalizer.mode(STATE)] or _WIDTHS if name in stats), default=None
+    )
+
+
 def check_normalizer(normalizer: Normalizer, policy: PolicyConfig, keys: Sequence[str], where: str) -> None:
-    """Checks that each feature in `keys` that is to be normalised has sound statistics; LeRobot skips it without.
+    """Checks that each feature in `keys` that is to be normalised has sound statistics.
+
+    LeRobot passes on what has none as it is, which for a state or an action is the wrong unit, so here that is an error.
+    Images without statistics are passed on as they are, as in LeRobot.
 
     Raises:
         ProcessorError: names feature, statistic, what was expected and what was found; `where` says in which file.
@@ -104,7 +126,7 @@ def check_normalizer(normalizer: Normalizer, policy: PolicyConfig, keys: Sequenc
             f"{where}: {_names(undeclared)} is to be normalised, but config.json has no such feature; "
             f"it has {_names(features)}"
         )
-    unlisted = [key for key in keys if key != ACTION and key not in normalizer.features]
+    unlisted = [key for key in keys if key == STATE and key not in normalizer.features]
     unlisted = [key for key in unlisted if normalizer.norm_map.get(features[key].type, "IDENTITY") != "IDENTITY"]
     if unlisted:
         raise ProcessorError(
@@ -128,15 +150,21 @@ def _check_feature(normalizer: Normalizer, key: str, feature: Feature, where: st
     mode, stats = normalizer.mode(key), normalizer.stats[key]
     absent = [name for name in STATISTICS[mode] if name not in stats]
     if absent:
+        source = (
+            "LeRobot's script augment_dataset_quantile_stats.py adds them to a dataset; then "
+            if "QUANTILE" in mode
+            else ""
+        )
         raise ProcessorError(
             f"{where}: `{key}` is normalised by {mode}, which needs {_names(absent)}; "
-            f"found {_names(stats)}: {STATS_FROM_HINT}"
+            f"found {_names(stats)}: {source}{STATS_FROM_HINT}"
         )
-    size = feature.shape[0]
+    size, source = _expected_size(normalizer, key, feature)
     for name in STATISTICS[mode]:
-        if stats[name].shape != (size,):
+        # One number holds for all dimensions, as in LeRobot.
+        if stats[name].shape not in ((size,), (1,)):
             raise ProcessorError(
-                f"{where}: `{key}.{name}` must have shape [{size}], as the feature in config.json, "
+                f"{where}: `{key}.{name}` must have shape [{size}], as {source}, "
                 f"found {list(stats[name].shape)}: {STATS_FROM_HINT}"
             )
         if not np.all(np.isfinite(stats[name])):
@@ -144,15 +172,52 @@ def _check_feature(normalizer: Normalizer, key: str, feature: Feature, where: st
                 f"{where}: `{key}.{name}` is not finite in dimension(s) {_dimensions(~np.isfinite(stats[name]))} "
                 f"(statistics that were never filled in): {STATS_FROM_HINT}"
             )
-    first, second = (stats[name] for name in STATISTICS[mode])
-    width, what = (second, "std") if mode == "MEAN_STD" else (second - first, " - ".join(reversed(STATISTICS[mode])))
-    if np.any(width <= 0):
+    width, what = _spread(stats, mode)
+    if np.any(width < 0):
         raise ProcessorError(
-            f"{where}: `{key}`: {what} must be positive, found {'zero' if np.all(width >= 0) else 'zero or less'} "
-            f"in dimension(s) {_dimensions(width <= 0)}; a constant dimension cannot be normalised: "
-            "give it a scale (std 1, say) in a file for `--stats-from FILE`, "
-            "or take `--stats-from dataset` if it moves there"
+            f"{where}: `{key}`: {what} must not be negative, found so in dimension(s) {_dimensions(width < 0)}; "
+            f"no data have such statistics, so the file is damaged: {STATS_FROM_HINT}"
         )
+    if np.any(width == 0) and normalizer.eps <= 0:
+        raise ProcessorError(
+            f"{where}: `{key}`: {what} is zero in dimension(s) {_dimensions(width == 0)}, and `eps` is {normalizer.eps:g}, so "
+            "that inputs would be divided by zero: set `eps` of the normaliser to LeRobot's 1e-8"
+        )
+
+
+def _expected_size(normalizer: Normalizer, key: str, feature: Feature) -> tuple[int, str]:
+    """How many numbers each statistic of a feature has, and where that is said."""
+    if feature.type == "VISUAL":
+        return _COLOURS, "an image has colours"
+    if key == STATE:
+        return state_width(normalizer) or 0, "its other statistic"
+    return feature.shape[0], "the feature in config.json"
+
+
+def _spread(stats: Mapping[str, np.ndarray], mode: str) -> tuple[np.ndarray, str]:
+    """What normalised values are scaled by, and its name."""
+    first, second = (stats[name] for name in STATISTICS[mode])
+    return (second, "std") if mode == "MEAN_STD" else (second - first, " - ".join(reversed(STATISTICS[mode])))
+
+
+def without_spread(normalizer: Normalizer, key: str, where: str) -> str | None:
+    """A warning where the statistics of `key` know no spread in some dimension, for a normaliser that was checked."""
+    mode = normalizer.mode(key)
+    if mode == "IDENTITY":
+        return None
+    width, what = _spread(normalizer.stats[key], mode)
+    if np.all(width > 0):
+        return None
+    centre = STATISTICS[mode][0]
+    effect = (
+        f"Actions stay at `{centre}` there, whatever the network says, and recorded actions off it become very large in training"
+        if key == ACTION
+        else f"A value off `{centre}` becomes very large there"
+    )
+    return (
+        f"{where}: `{key}`: {what} is zero in dimension(s) {_dimensions(width == 0)}. {effect}: LeRobot computes the same. "
+        "If the dimension moves on your robot, take the statistics of data in which it moves"
+    )
 
 
 def _names(keys: Mapping[str, object] | Sequence[str]) -> str:

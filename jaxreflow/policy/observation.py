@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from jaxreflow.policy.vlm import tokenizer_errors
 
 TASK = "task"
 CAMERA_PREFIX = "observation.image"
+# Entries about a camera: of an observation, and of an item of LeRobot's dataset.
+_BESIDE_IMAGES = ("_padding_mask", "_is_pad")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,11 @@ class Transforms:
         raise ProcessorError(
             f"a task has {longest} tokens, more than the {settings.max_length} of `tokenizer_max_length`, and truncation is off"
         )
+
+    @property
+    def state_dim(self) -> int | None:
+        """Real dimensions of `observation.state`; None if any number may come, as in LeRobot where no statistics fix it."""
+        return self.policy.state_dim if self.processors.fixes_state_width else None
 
     def normalize_state(self, state: Float32[np.ndarray, "... d"]) -> Float32[np.ndarray, "... d"]:
         """`observation.state` in dataset units -> the policy's, not yet padded."""
@@ -90,18 +98,19 @@ class Transforms:
 def prepare_observation(observation: Mapping[str, Any], transforms: Transforms) -> Observation:
     """Renames, batches, tokenises and normalises an observation; takes whatever offers `__array__`, gives numpy.
 
-    `observation.state` is `[D]` or `[B, D]`; a camera uint8 HWC or float CHW in [0, 1], with or without batch; `task` a
+    `observation.state` is `[D]` or `[B, D]`; a camera uint8 or float in [0, 1], HWC or CHW, with or without batch; `task` a
     string or a list; `<camera>_padding_mask`, if given, bool `[B]`. Of a time axis the last entry counts.
-    Absent cameras are left out: the model stands in for at most `empty_cameras` of them.
+    Absent cameras are left out: the model stands in for at most `empty_cameras` of them. Cameras that the policy does not
+    have are left out with a warning, as LeRobot's policy leaves them.
 
     Raises:
         ProcessorError: something is missing or has the wrong form; the message names the key.
     """
     policy, rename_map = transforms.policy, transforms.processors.rename_map
     renamed = {rename_map.get(key, key): value for key, value in observation.items()}
-    cameras = _present_cameras(renamed, policy)
+    cameras = _present_cameras(renamed, transforms)
     images = {key: transforms.normalize_image(key, _image(key, renamed[key])) for key in cameras}
-    state = _state(renamed, policy)
+    state = _state(renamed, transforms)
     batch = len(state)
     for key, image in images.items():
         if len(image) != batch:
@@ -130,72 +139,82 @@ def example_observation(
     """
     policy = transforms.policy
     names = {target: source for source, target in transforms.processors.rename_map.items()}
-    cameras = {names.get(key, key): policy.input_features[key].shape[-2:] for key in policy.camera_keys}
+    cameras = {names.get(key, key): policy.declared_size(key) for key in policy.camera_keys}
     if batch_size < 1:
         raise ConfigError(f"`batch_size` must be at least 1, found {batch_size}")
     sizes = cameras if image_sizes is None else image_sizes
     for key, size in sizes.items():
         if key not in cameras or len(size) != 2 or min(size) < 1:
             raise ConfigError(f"`{key}`: expected (height, width) of one of {list(cameras)}, found {tuple(size)}")
+    width = policy.state_dim or policy.max_state_dim
     images = {key: np.zeros((batch_size, *size, 3), np.uint8) for key, size in sizes.items()}
-    return {**images, names.get(STATE, STATE): np.zeros((batch_size, policy.state_dim), np.float32), TASK: "task"}
+    return {**images, names.get(STATE, STATE): np.zeros((batch_size, width), np.float32), TASK: "task"}
 
 
-def _present_cameras(observation: Mapping[str, Any], policy: PolicyConfig) -> list[str]:
+def _present_cameras(observation: Mapping[str, Any], transforms: Transforms) -> list[str]:
+    policy = transforms.policy
     present = [key for key in policy.visual_keys if key in observation]
     missing = [key for key in policy.camera_keys if key not in observation]
-    foreign = [key for key in observation if key.startswith(CAMERA_PREFIX) and not key.endswith("_padding_mask")]
+    foreign = [key for key in observation if key.startswith(CAMERA_PREFIX) and not key.endswith(_BESIDE_IMAGES)]
     foreign = [key for key in foreign if key not in policy.visual_keys]
-    # LeRobot drops a camera whose name it does not know; beside a missing one that is a wrong name, not a wish.
-    if not present or (missing and foreign):
+    hint = ""
+    # Who has named the cameras has named those that are meant.
+    if missing and foreign and not transforms.processors.rename_map:
         proposal = json.dumps(dict(zip(foreign, missing, strict=False)))
-        hint = (
-            f"; if these are the same views, set `rename_map` in policy_preprocessor.json to {proposal}"
-            if foreign and missing
-            else ""
-        )
+        hint = f"; if these are the same views, set `rename_map` in policy_preprocessor.json to {proposal}"
+    if not present:
         raise ProcessorError(
             f"observation: expected the cameras {list(policy.camera_keys)}, at least one of them; found "
-            f"{present + foreign or 'none'}{hint}"
+            f"{foreign or 'none'}{hint}"
+        )
+    if foreign:
+        warnings.warn(
+            f"observation: the policy has no camera {', '.join(foreign)}, which is left out as in LeRobot; it has "
+            f"{', '.join(policy.camera_keys)}{hint}",
+            stacklevel=4,
         )
     return present
 
 
 def _image(key: str, value: Any) -> np.ndarray:
-    """uint8 or float32 `[B, H, W, 3]`."""
+    """uint8 or float32 `[B, H, W, 3]`; the channels may come first or last.
+
+    Where both could be the channels, they are where LeRobot has them: last in uint8, first in float.
+    """
     image = _array(key, value)
     if image.ndim not in (3, 4, 5) or 0 in image.shape:
         raise ProcessorError(f"`{key}`: expected an image, with or without batch, found shape {list(image.shape)}")
     image = image[:, -1] if image.ndim == 5 else image[None] if image.ndim == 3 else image
-    if image.dtype == np.uint8:
-        if image.shape[-1] != 3:
-            raise ProcessorError(f"`{key}`: a uint8 image must be [height, width, 3], found {list(image.shape[1:])}")
-        return image
-    if not np.issubdtype(image.dtype, np.floating):
+    whole = image.dtype == np.uint8
+    if not whole and not np.issubdtype(image.dtype, np.floating):
         raise ProcessorError(f"`{key}`: expected uint8 or float, found {image.dtype}")
-    if image.shape[1] != 3:
+    channels = [axis for axis in ((-1, 1) if whole else (1, -1)) if image.shape[axis] == 3]
+    if not channels:
         raise ProcessorError(
-            f"`{key}`: a float image must be [3, height, width], found {list(image.shape[1:])}; "
-            "uint8 images are channels last"
+            f"`{key}`: an image must be [height, width, 3] or [3, height, width], found {list(image.shape[1:])}"
         )
+    image = np.moveaxis(image, channels[0], -1)
+    if whole:
+        return np.ascontiguousarray(image)
     low, high = float(image.min()), float(image.max())
     if not (low >= 0.0 and high <= 1.0):
         raise ProcessorError(
-            f"`{key}`: a float image must lie in [0, 1], found [{low:g}, {high:g}]; "
-            "divide by 255, or give it as uint8 [height, width, 3]"
+            f"`{key}`: a float image must lie in [0, 1], found [{low:g}, {high:g}]; divide by 255, or give it as uint8"
         )
-    return np.ascontiguousarray(np.moveaxis(image.astype(np.float32), 1, -1))
+    return np.ascontiguousarray(image.astype(np.float32))
 
 
-def _state(observation: Mapping[str, Any], policy: PolicyConfig) -> np.ndarray:
+def _state(observation: Mapping[str, Any], transforms: Transforms) -> np.ndarray:
     if STATE not in observation:
         raise ProcessorError(f"observation: `{STATE}` is missing; found {', '.join(sorted(observation)) or 'nothing'}")
     state = _array(STATE, observation[STATE])
     if not (np.issubdtype(state.dtype, np.floating) or np.issubdtype(state.dtype, np.integer)):
         raise ProcessorError(f"`{STATE}`: expected numbers, found {state.dtype}")
-    if state.ndim not in (1, 2, 3) or state.shape[-1] != policy.state_dim or 0 in state.shape[:-1]:
+    dim = transforms.state_dim or f"1 to {transforms.policy.max_state_dim}"
+    fits = state.ndim in (1, 2, 3) and 0 not in state.shape and state.shape[-1] <= transforms.policy.max_state_dim
+    if not fits or transforms.state_dim not in (None, state.shape[-1]):
         raise ProcessorError(
-            f"`{STATE}`: expected [{policy.state_dim}] or [batch, {policy.state_dim}], found {list(state.shape)}: "
+            f"`{STATE}`: expected [{dim}] or [batch, {dim}], found {list(state.shape)}: "
             "the policy was made for another robot or another state"
         )
     state = state[:, -1] if state.ndim == 3 else state[None] if state.ndim == 1 else state

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from jaxreflow.errors import ProcessorError
-from jaxreflow.policy.config import LARGEST, Feature, PolicyConfig
+from jaxreflow.policy.config import LARGEST, Feature, PolicyConfig, features_to_json
 from jaxreflow.policy.names import ACTION, STATE
-from jaxreflow.policy.normalization import Normalizer, check_mode, check_normalizer
-from jaxreflow.policy.statistics import format_tensors, parse_tensors
+from jaxreflow.policy.normalization import Normalizer, check_mode, check_normalizer, state_width
+from jaxreflow.policy.statistics import as_vector, format_tensors, parse_tensors
 from jaxreflow.support.strict_json import parse_json
 from jaxreflow.support.typed_json import from_json
 
@@ -66,7 +66,7 @@ class Processors:
                 if step["registry_name"] == registered:
                     step.setdefault("state_file", f"{Path(name).stem}_step_{index}_{registered}.safetensors")
                     files[step["state_file"]] = state
-            files[name] = _dump(pipeline)
+            files[name] = dump_pipeline(pipeline)
         return parse_processors(files)
 
     def with_rename_map(self, rename_map: Mapping[str, str]) -> Processors:
@@ -80,17 +80,27 @@ class Processors:
                 f"{PREPROCESSOR} has no {RENAME} step to hold --rename-map; rename the dataset's features instead"
             )
         next(s for s in pipeline["steps"] if s["registry_name"] == RENAME)["config"] = {"rename_map": dict(rename_map)}
-        return parse_processors({**self.files, PREPROCESSOR: _dump(pipeline)})
+        return parse_processors({**self.files, PREPROCESSOR: dump_pipeline(pipeline)})
 
     def check(self, policy: PolicyConfig) -> None:
         """Checks the statistics of every feature that is normalised on the way in or out.
 
         Raises:
-            ProcessorError: statistics are missing, of the wrong shape, not finite, or without extent.
+            ProcessorError: statistics are missing, of the wrong shape, not finite or negative, or too wide for the policy.
         """
-        inputs = [key for key in (STATE, *policy.camera_keys) if key in policy.input_features]
-        check_normalizer(self.normalizer, policy, [*inputs, ACTION], PREPROCESSOR)
+        check_normalizer(self.normalizer, policy, [*policy.used_inputs, ACTION], PREPROCESSOR)
         check_normalizer(self.unnormalizer, policy, [ACTION], POSTPROCESSOR)
+        width = state_width(self.normalizer) or 0
+        if width > policy.max_state_dim:
+            raise ProcessorError(
+                f"{PREPROCESSOR}: `{STATE}` has {width} dimensions, more than the padded width {policy.max_state_dim} "
+                "(`max_state_dim` in config.json), so LeRobot cannot run the policy either; take statistics of a narrower state"
+            )
+
+    @property
+    def fixes_state_width(self) -> bool:
+        """Whether states must be as wide as their statistics: not if they stay as they are, or one number holds for all."""
+        return self.normalizer.mode(STATE) != "IDENTITY" and state_width(self.normalizer) != 1
 
     def save(self, out: Path) -> None:
         """Writes the processor files into the folder `out`."""
@@ -179,10 +189,6 @@ def parse_processors(files: Files) -> Processors:
 
 def create_processors(policy: PolicyConfig, stats: Mapping[str, Mapping[str, np.ndarray]]) -> Processors:
     """The pipelines that LeRobot 0.4.4 makes for a policy, with statistics in the policy's names."""
-
-    def features(of: Mapping[str, Feature]) -> dict[str, Any]:
-        return {key: {"type": feature.type, "shape": list(feature.shape)} for key, feature in of.items()}
-
     tokenizer = {
         "max_length": policy.tokenizer_max_length,
         "task_key": "task",
@@ -199,14 +205,14 @@ def create_processors(policy: PolicyConfig, stats: Mapping[str, Mapping[str, np.
         (NEW_LINE, {}),
         (TOKENIZER, tokenizer),
         ("device_processor", device),
-        (NORMALIZER, normal | {"features": features({**policy.input_features, **policy.output_features})}),
+        (NORMALIZER, normal | {"features": features_to_json({**policy.input_features, **policy.output_features})}),
     ]
     post = [
-        (UNNORMALIZER, normal | {"features": features(policy.output_features)}),
+        (UNNORMALIZER, normal | {"features": features_to_json(policy.output_features)}),
         ("device_processor", device | {"device": "cpu"}),
     ]
     files = {
-        name: _dump(
+        name: dump_pipeline(
             {"name": Path(name).stem, "steps": [{"registry_name": step, "config": config} for step, config in steps]}
         )
         for name, steps in ((PREPROCESSOR, pre), (POSTPROCESSOR, post))
@@ -214,7 +220,8 @@ def create_processors(policy: PolicyConfig, stats: Mapping[str, Mapping[str, np.
     return parse_processors(files).with_statistics(stats)
 
 
-def _dump(pipeline: dict[str, Any]) -> bytes:
+def dump_pipeline(pipeline: dict[str, Any]) -> bytes:
+    """A pipeline as a processor file holds it."""
     return json.dumps(pipeline, indent=2).encode()
 
 
@@ -275,16 +282,11 @@ def _parse_normalizer(name: str, step: Mapping[str, Any], files: Files) -> Norma
     }
     keys = config.get("normalize_observation_keys")
     stats = parse_tensors(files[step["state_file"]], step["state_file"]) if "state_file" in step else {}
-    for key, group in stats.items():
-        if key in features and features[key].type == "VISUAL":
-            # Channels first with two trailing axes in LeRobot; channels last here.
-            stats[key] = {
-                stat: value.reshape(-1) if value.shape[1:] == (1, 1) else value for stat, value in group.items()
-            }
     return Normalizer(
         features=features,
         norm_map={kind: check_mode(mode, name) for kind, mode in config["norm_map"].items()},
-        stats=stats,
+        # An image's have two trailing axes in LeRobot, whose images are channels first; channels last here.
+        stats={key: {stat: as_vector(value) for stat, value in group.items()} for key, group in stats.items()},
         eps=from_json(float, config.get("eps", 1e-8), "eps", floats="finite"),
         observation_keys=tuple(keys) if keys is not None else None,
     )

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from jaxreflow.model.types import Params
 from jaxreflow.policy.adapters import WEIGHTS, open_weights
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.config import PolicyConfig
+from jaxreflow.policy.fitting import fit_state, surprises, with_features
 from jaxreflow.policy.normalization import STATS_FROM_HINT, Stats
 from jaxreflow.policy.observation import Transforms
 from jaxreflow.policy.processors import Processors, create_processors, parse_processors, read_processor_files
@@ -72,11 +73,13 @@ def load_saved_policy(
     stats_from: str | Path | None = None,
     dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
     rename_map: Mapping[str, str] | None = None,
+    adapt: Callable[[PolicyConfig], PolicyConfig] | None = None,
 ) -> SavedPolicy:
     """Reads a policy's folder (local, gs:// or s3://) or hub repository; weights are checked against the config, not yet read.
 
-    `stats_from` is "dataset" (takes `dataset_stats`), a file, or None: the checkpoint's own. `rename_map` maps dataset
-    names to the policy's; it applies to foreign statistics and replaces the preprocessor's map.
+    `stats_from` is "dataset" (takes `dataset_stats`), a file, or "policy" and None: the checkpoint's own. `rename_map` maps
+    dataset names to the policy's; it applies to foreign statistics and replaces the preprocessor's map. `adapt` changes the
+    config that is read, and the processors take its features and modes, as in LeRobot's training.
 
     Raises:
         CheckpointError: files are missing, damaged, or do not fit the config.
@@ -85,13 +88,23 @@ def load_saved_policy(
     """
     directory = find_saved_policy(path, revision)
     policy = read_policy_config(directory)
+    policy = policy if adapt is None else adapt(policy)
     tensors = policy_tensors(directory)
     vlm_files = load_vlm(policy, vlm_home(directory, tensors), vlm)
     config = network_of(policy, vlm_files.config, dtype=dtype, vision_positions=vision_positions)
     check_tensors(tensors, config)
     processors = load_processors(
-        directory, policy, tensors, stats_from=stats_from, dataset_stats=dataset_stats, rename_map=rename_map
+        directory,
+        policy,
+        tensors,
+        stats_from=stats_from,
+        dataset_stats=dataset_stats,
+        rename_map=rename_map,
+        as_configured=adapt is not None,
     )
+    for text in surprises(policy, processors):
+        warnings.warn(f"{directory}: {text}", stacklevel=2)
+    policy, processors = fit_state(policy, processors)
     return SavedPolicy(
         directory, policy, vlm_files, config, processors, tensors, Path(vlm) if vlm is not None else None
     )
@@ -166,25 +179,30 @@ def load_processors(
     stats_from: str | Path | None = None,
     dataset_stats: Mapping[str, Mapping[str, Any]] | None = None,
     rename_map: Mapping[str, str] | None = None,
+    as_configured: bool = False,
 ) -> Processors:
     """The checkpoint's processors; statistics from `stats_from`, else its files, else old buffers, else the dataset.
+
+    With `as_configured` they have the config's features and modes instead of their own.
 
     Raises:
         ProcessorError: a feature that is normalised would get no sound statistics.
     """
     files = read_processor_files(directory)
-    stats = _chosen_stats(stats_from, dataset_stats, rename_map or {})
+    stats = chosen_stats(stats_from, dataset_stats, rename_map or {})
     if not files and stats is None:
         stats = _fallback_stats(directory, policy, tensors, dataset_stats, rename_map or {})
     processors = parse_processors(files) if files else create_processors(policy, stats or {})
     if files and stats is not None:
         processors = processors.with_statistics(stats)
+    if as_configured:
+        processors = with_features(processors, policy)
     if rename_map:
         processors = processors.with_rename_map(rename_map)
     try:
         processors.check(policy)
     except ProcessorError as error:
-        if stats_from is None:
+        if stats_from in (None, "policy"):
             raise
         source = (
             "dataset (its meta/stats.json, or before v3.0 episodes_stats.jsonl)"
@@ -195,17 +213,22 @@ def load_processors(
     return processors
 
 
-def _chosen_stats(
+def chosen_stats(
     stats_from: str | Path | None, dataset_stats: Mapping[str, Mapping[str, Any]] | None, rename_map: Mapping[str, str]
 ) -> Stats | None:
-    if stats_from is None:
+    """The statistics that `stats_from` names, in the policy's names; None for the policy's own.
+
+    Raises:
+        ProcessorError: the dataset or the file has none.
+    """
+    if stats_from is None or str(stats_from) == "policy":
         return None
     if str(stats_from) != "dataset":
         return rename_stats(read_stats(Path(stats_from)), rename_map)
     if not dataset_stats:
         raise ProcessorError(
-            "--stats-from dataset: there is no dataset here, or it has no statistics; "
-            "give a FILE instead, such as the dataset's meta/stats.json"
+            "--stats-from dataset: there is no dataset here, or it has no statistics; give a FILE instead, such as another "
+            "dataset's meta/stats.json, or `policy` for those that the policy brings"
         )
     return rename_stats(to_float32(dataset_stats), rename_map)
 

@@ -27,7 +27,7 @@ def read_stats(path: Path) -> Stats:
     """
     if not path.is_file():
         raise ProcessorError(
-            f"--stats-from: no such file: {path}; expected `dataset`, a stats.json or a safetensors file"
+            f"--stats-from: no such file: {path}; expected `dataset`, `policy`, a stats.json or a safetensors file"
         )
     if path.suffix not in (".json", ".safetensors"):
         raise ProcessorError(f"--stats-from: {path} must end in .json or .safetensors")
@@ -76,11 +76,20 @@ def _parse_json(data: bytes, where: str) -> Stats:
 
 
 def to_float32(stats: Mapping[str, Mapping[str, Any]]) -> Stats:
-    """A dataset's statistics in the dtype in which LeRobot normalises."""
-    return {
+    """A dataset's statistics in the dtype in which LeRobot normalises; a vector's `[d, 1]` and `[1, d]` become `[d]`."""
+    arrays = {
         key: {name: np.atleast_1d(np.asarray(value, np.float32)) for name, value in group.items()}
         for key, group in stats.items()
     }
+    return {
+        key: {name: as_vector(value) if value.ndim == 2 else value for name, value in group.items()}
+        for key, group in arrays.items()
+    }
+
+
+def as_vector(value: np.ndarray) -> np.ndarray:
+    """`[d]` of a statistic with one axis of d numbers, such as `[d, 1]` or an image's `[3, 1, 1]`; others as they are."""
+    return value.reshape(-1) if value.size == max(value.shape, default=1) else value
 
 
 def rename_stats(stats: Stats, rename_map: Mapping[str, str]) -> Stats:

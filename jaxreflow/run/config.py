@@ -53,7 +53,7 @@ class RunConfig:
     rename_map: RenameMap = option(factory=dict, section="data")
     """Dataset names to policy names, such as '{"observation.images.front": "observation.images.camera1"}'."""
     stats_from: str | None = option(None, section="data")
-    """Normalise by `dataset`'s statistics or a FILE's (stats.json or safetensors) instead of the policy's own."""
+    """Statistics to normalise by: those of the `dataset`, of the `policy` to start from, or of a FILE (stats.json, safetensors)."""
     vlm: str | None = option(None, section="data", may_change=True)
     """Directory of the VLM's config and tokenizer (default: the policy's vlm/ folder, else its vlm_model_name)."""
     vision_positions: Literal["exact", "shifted"] = option("exact", section="data")
@@ -192,6 +192,7 @@ class FinetuneConfig(RunConfig):
     policy: PolicySource = dataclasses.field(default_factory=PolicySource)
     loss_compat: str = option("lerobot-main", section="update")
     """Reduction of the loss: lerobot-main (real dims, padding masked) or lerobot-0.4.4 (everything)."""
+    stats_from: str | None = "dataset"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -230,6 +231,7 @@ class ReflowConfig(RunConfig):
     """Share of pairs that are recorded actions with the noise that the teacher's flow leads to them; a multiple of 1/--noises."""
     trainable: Literal["expert", "as-policy"] = option("expert", section="update")
     """Train the expert and the projections, or what the policy's config says."""
+    stats_from: str | None = "policy"
     noises: int = 4
     time_law: str = "half-at-one"
     optimizer: OptimizerFlags = dataclasses.field(

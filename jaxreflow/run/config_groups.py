@@ -91,7 +91,7 @@ class PolicySource:
     vlm: str | None = None
     """For a new policy, directory of the VLM: config, tokenizer, and weights (random if it holds none)."""
     normalization_mapping: RenameMap | None = None
-    """MEAN_STD, MIN_MAX or IDENTITY of STATE, ACTION and VISUAL."""
+    """IDENTITY, MEAN_STD, MIN_MAX, QUANTILES or QUANTILE10 of STATE, ACTION and VISUAL."""
     chunk_size: int | None = None
     """Actions predicted at once."""
     n_action_steps: int | None = None
@@ -155,9 +155,12 @@ class PolicySource:
         return dataclasses.replace(policy, **given)
 
 
-# All that may differ in a policy whose weights exist: the trainable set, and how the policy acts.
-FREE_FIELDS = frozenset(
-    {"num_steps", "n_action_steps", "freeze_vision_encoder", "train_expert_only", "train_state_proj"}
+# What must stay in a policy whose weights exist: widths, layers and their kinds, and the VLM. No tensor depends on the rest.
+FIXED_FIELDS = frozenset(
+    {
+        *("max_state_dim", "max_action_dim", "num_vlm_layers", "num_expert_layers", "expert_width_multiplier"),
+        *("attention_mode", "self_attn_every_n_layers", "vlm_model_name"),
+    }
 )
 
 

@@ -39,8 +39,8 @@ class RunData:
     @property
     def action_names(self) -> tuple[str, ...]:
         """The dataset's names of the action dims, or their numbers."""
-        key = dataset_key(ACTION, self.transforms.processors.rename_map)
-        return self.train.dataset.features[key].dim_names
+        features = self.train.dataset.features
+        return features[dataset_key(ACTION, self.transforms.processors.rename_map, features)].dim_names
 
 
 def open_dataset(config: DatasetConfig) -> LeRobotDataset:
@@ -70,8 +70,8 @@ def split_data(
         DatasetError: the dataset does not fit the policy.
     """
     rename_map = transforms.processors.rename_map
-    check_features(dataset, policy, rename_map)
-    cameras = match_cameras(dataset.camera_keys, policy.camera_keys, rename_map, policy.empty_cameras)
+    check_features(dataset, state_dim=transforms.state_dim, action_dim=policy.action_dim, rename_map=rename_map)
+    cameras = match_cameras(dataset.camera_keys, policy.visual_keys, rename_map, policy.empty_cameras)
     if config.dataset.cache_frames:
         dataset.cache_frames(list(cameras.values()), limit_bytes=round(config.dataset.cache_frames * 2**30))
     train, held_out = holdout_split(dataset, config.dataset.holdout, config.seed)
@@ -87,8 +87,8 @@ def split_data(
             tokenize=transforms.tokenize,
             normalize_state=transforms.normalize_state,
             normalize_action=transforms.normalize_action,
-            state_key=dataset_key(STATE, rename_map),
-            action_key=dataset_key(ACTION, rename_map),
+            state_key=dataset_key(STATE, rename_map, dataset.features),
+            action_key=dataset_key(ACTION, rename_map, dataset.features),
             features=features,
             skip_bad=config.dataset.skip_bad,
         )

@@ -105,10 +105,12 @@ def _folder(config: RunConfig, run_dir: AnyPath | None) -> Iterator[AnyPath]:
 
 def statistics_source(config: RunConfig, saved: SavedPolicy) -> str:
     """Where the statistics come from that states and actions are normalised by, in the order of `load_processors`."""
-    if config.stats_from is not None:
-        return f"--stats-from {config.stats_from}, in the place of the policy's own"
-    if config.starts_new:
+    if config.starts_new and config.stats_from in (None, "policy", "dataset"):
         return "the dataset's, which the new policy keeps"
+    if config.stats_from == "dataset":
+        return "the dataset's, in the place of the policy's own, which --stats-from policy keeps"
+    if config.stats_from not in (None, "policy"):
+        return f"--stats-from {config.stats_from}, in the place of the policy's own"
     if read_processor_files(saved.directory):
         return "the policy's own, from its processors"
     if any(key.startswith(BUFFER_PREFIXES) for key in saved.tensors.keys):
@@ -184,10 +186,12 @@ def _camera_lines(config: RunConfig, saved: SavedPolicy, dataset: LeRobotDataset
     size = policy.resize_imgs_with_padding
     seen = f"resized and padded to {size[1]} x {size[0]}" if size else "in its own size"
     absent = [name for name in policy.camera_keys if name not in matched]
+    unused = [name for name in dataset.camera_keys if name not in matched.values()]
     transforms = config.dataset.image_transforms
     return [
         *(f"{name} <- {source} {list(dataset.features[source].shape)}, {seen}" for name, source in matched.items()),
         *(f"{name}: absent from the dataset" for name in absent),
+        *(f"{name}: left out, as the policy has no such camera" for name in unused),
         *([f"empty cameras stand in for at most {policy.empty_cameras}"] if absent else []),
         *([f"each training image changed by {transforms.num_transforms} transform(s)"] if transforms.enable else []),
     ]

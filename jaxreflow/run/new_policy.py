@@ -19,8 +19,9 @@ from jaxreflow.errors import CheckpointError, DatasetError
 from jaxreflow.model import init_params
 from jaxreflow.model.config import ModelConfig, VLMConfig
 from jaxreflow.policy.architecture import network_of
-from jaxreflow.policy.config import DEFAULT_VLM, Feature, PolicyConfig
+from jaxreflow.policy.config import DEFAULT_VLM, Feature, PolicyConfig, image_size
 from jaxreflow.policy.names import ACTION, STATE
+from jaxreflow.policy.normalization import Stats
 from jaxreflow.policy.processors import create_processors
 from jaxreflow.policy.saved import CONFIG, WEIGHTS, student_policy
 from jaxreflow.policy.statistics import rename_stats, to_float32
@@ -36,9 +37,15 @@ _INITIAL_STD = 0.02
 
 
 def create_policy(
-    out: AnyPath, source: PolicySource, dataset: LeRobotDataset, *, rename_map: Mapping[str, str], seed: int
+    out: AnyPath,
+    source: PolicySource,
+    dataset: LeRobotDataset,
+    *,
+    rename_map: Mapping[str, str],
+    seed: int,
+    stats: Stats | None = None,
 ) -> None:
-    """Writes a new policy into the folder `out`: the dataset's features and statistics, VLM weights read or random.
+    """Writes a new policy into the folder `out`: the dataset's features, its statistics or `stats`, VLM weights read or random.
 
     Raises:
         ConfigError, CheckpointError, DatasetError: architecture, VLM or dataset do not fit; nothing is left there.
@@ -49,7 +56,9 @@ def create_policy(
     if vlm_dir is not None and source.vlm_model_name is None and not _is_default(vlm):
         policy = dataclasses.replace(policy, vlm_model_name=str(vlm_dir))
     config = network_of(policy, vlm)
-    processors = create_processors(policy, rename_stats(to_float32(dataset.stats), rename_map))
+    if stats is None:
+        stats = rename_stats(to_float32(dataset.stats), rename_map)
+    processors = create_processors(policy, stats)
     if rename_map:
         processors = processors.with_rename_map(rename_map)
     processors.check(policy)
@@ -71,10 +80,17 @@ def _is_default(vlm: VLMConfig) -> bool:
 def _policy_for(dataset: LeRobotDataset, rename_map: Mapping[str, str]) -> PolicyConfig:
     inputs: dict[str, Feature] = {}
     for key in dataset.camera_keys:
-        inputs[rename_map.get(key, key)] = Feature("VISUAL", _channels_first(key, dataset))
+        shape = dataset.features[key].shape
+        size = image_size(shape)
+        if size is None:
+            raise DatasetError(
+                f"{dataset.root}/meta/info.json: the camera {key!r} has shape {list(shape)}, expected three axes, such as "
+                "[480, 640, 3]; correct it, or take the camera out of the dataset"
+            )
+        inputs[rename_map.get(key, key)] = Feature("VISUAL", (3, *size))
     features = {}
     for key in (STATE, ACTION):
-        spec = dataset.features.get(dataset_key(key, rename_map))
+        spec = dataset.features.get(dataset_key(key, rename_map, dataset.features))
         if spec is None:
             raise DatasetError(
                 f"{dataset.root}: no feature {key!r}, which a policy needs; found {', '.join(dataset.features)}"
@@ -83,11 +99,6 @@ def _policy_for(dataset: LeRobotDataset, rename_map: Mapping[str, str]) -> Polic
     if not inputs:
         raise DatasetError(f"{dataset.root}: no camera, and a policy needs one; found {', '.join(dataset.features)}")
     return PolicyConfig(input_features={STATE: features[STATE], **inputs}, output_features={ACTION: features[ACTION]})
-
-
-def _channels_first(key: str, dataset: LeRobotDataset) -> tuple[int, ...]:
-    shape = dataset.features[key].shape
-    return tuple(shape) if shape[0] == 3 and shape[-1] != 3 else (shape[2], shape[0], shape[1])
 
 
 def _random_tensors(config: ModelConfig, expert_dtype: np.dtype, seed: int) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from jaxreflow.run.config import RunConfig
 from jaxreflow.run.data import RunData, check_early_task, open_dataset, open_run_features, split_data
 from jaxreflow.run.programs import weight_shapes
 from jaxreflow.run.record.trackers import check_tracker
-from jaxreflow.run.start import open_initial_policy
+from jaxreflow.run.start import check_action_names, open_initial_policy
 from jaxreflow.support import processes
 from jaxreflow.support.compilation import use_compilation_cache
 from jaxreflow.support.mesh import check_batch_size, make_mesh
@@ -56,5 +56,6 @@ def set_up(config: RunConfig, mesh: Mesh, folder: AnyPath) -> Setup:
     if features is not None:
         check_vision_frozen(weight_shapes(config, saved).start)
     data = split_data(dataset, saved.policy, saved.load_transforms(), config, features)
+    check_action_names(saved, data.action_names, distils=config.distils)
     check_early_task(config, data.held_out)
     return Setup(mesh, saved, data)
