@@ -8,7 +8,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from jaxreflow.policy.config import PLUGIN_TYPE, PolicyConfig
-from jaxreflow.policy.saved import CONFIG, HUB_FILES, find_saved_policy, policy_tensors, read_config_fields
+from jaxreflow.policy.folder import CONFIG, HUB_FILES, find_saved_policy
+from jaxreflow.policy.saved import policy_tensors, read_config_fields
 from jaxreflow.policy.vlm import VLM_FOLDER
 from jaxreflow.support.new_folder import new_directory, write_json
 

@@ -1,6 +1,7 @@
 """Checkpoints: complete or not there, `last` always at a complete one, whatever goes wrong while writing."""
 
 import resource
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxreflow.errors import CheckpointError
-from jaxreflow.run.checkpoints import CheckpointStore, last_step
+from jaxreflow.run.checkpoints import CheckpointStore, last_step, newest_policy
 from jaxreflow.support.mesh import make_mesh, sharded_copy
 from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer
 from jaxreflow.training.step import TrainState, init_state
@@ -132,9 +133,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
                 store.newest_intact()
 
 
-def test_without_the_pointer_the_newest_complete_checkpoint_is_used(
-    store: CheckpointStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_the_pointer_the_newest_complete_checkpoint_is_used(store: CheckpointStore) -> None:
     assert store.newest_intact() is None
     for step in (1, 2, 3):
         store.save(step, make_state(step), {}, export)
@@ -142,7 +141,22 @@ def test_without_the_pointer_the_newest_complete_checkpoint_is_used(
     (store.directory / "last").unlink()
     (store.path(3) / "checksums.json").unlink()  # As a kill leaves it.
     assert store.newest_intact() == 2
-    assert "last: missing, so the newest checkpoint is looked for" in caplog.text
+
+
+def test_a_pointer_that_a_copy_made_a_folder_of_counts_as_none(store: CheckpointStore) -> None:
+    for step in (1, 2):
+        store.save(step, make_state(step), {}, export)
+    store.wait()
+    (store.directory / "last").unlink()
+    shutil.copytree(store.path(1), store.directory / "last")
+    assert last_step(store.directory) == 2
+    assert newest_policy(store.directory) == store.path(2) / "pretrained_model"
+    assert store.newest_intact() == 2
+    store.save(3, make_state(3), {}, export)
+    store.wait()
+    assert (store.directory / "last").readlink() == Path("000003")
+    assert (store.directory / "last.copied" / "pretrained_model").is_dir()
+    assert last_step(store.directory) == 3
 
 
 def test_failing_export_leaves_the_checkpoint_before(store: CheckpointStore) -> None:

@@ -1,5 +1,9 @@
 """Downloads from the hub: revisions reach it, and the user's token reaches nothing that is shown or kept."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from jaxreflow.run.config import DatasetConfig
 from jaxreflow.run.data import open_dataset
 from jaxreflow.sim.closed_loop import SimConfig, _load
 from jaxreflow.support.hub import HubError, download, without_token
+from tests.fake_hub import TOKEN, fake_hub
 from tests.tiny import tiny_policy
 from tests.tiny_policy import DATASET
 
@@ -111,3 +116,59 @@ def test_a_dataset_of_the_hub_is_had_at_its_revision(asked):
         open_dataset(DatasetConfig(repo_id="owner/name", revision="v2"))
     assert SECRET not in str(error.value)
     assert asked["repo_type"] == "dataset"
+
+
+POLICY = {name: (TEACHER / name).read_bytes() for name in sorted(path.name for path in TEACHER.glob("*.*"))}
+BESIDE = {
+    **{f"checkpoints/00{n}000/pretrained_model/{name}": data for n in "246" for name, data in POLICY.items()},
+    **{f"checkpoints/00{n}000/training_state/optimizer_state.safetensors": b"much" for n in "246"},
+    "vlm/config.json": b"{}",
+}
+
+
+def fetched(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def run_hub(hub_url: str, cache: Path, name: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: the client reads its settings when it is imported."""
+    code = f"from jaxreflow.policy.folder import find_saved_policy; print(find_saved_policy({name!r}))"
+    env = {
+        **os.environ, "HF_ENDPOINT": hub_url, "HF_TOKEN": TOKEN, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }  # fmt: skip
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+
+
+def test_of_a_repository_only_the_policys_files_are_fetched_from_where_it_lies(tmp_path: Path) -> None:
+    with fake_hub() as hub:
+        hub.create("me/finished", files=POLICY | BESIDE)
+        hub.create("me/broken-off", files=BESIDE)
+        done = run_hub(hub.url, tmp_path / "cache", "me/finished")
+        assert fetched(Path(done.stdout.strip())) == {*POLICY, "vlm/config.json"}
+        done = run_hub(hub.url, tmp_path / "cache", "me/broken-off")
+        proposal = "me/broken-off/checkpoints/006000/pretrained_model"
+        assert f"the hub repository has no config.json; did you mean {proposal}?" in done.stderr
+        done = run_hub(hub.url, tmp_path / "other", proposal)
+        folder = Path(done.stdout.strip())
+        assert fetched(folder) == set(POLICY)
+        assert fetched(folder.parent.parent) == {f"006000/pretrained_model/{name}" for name in POLICY}
+
+
+def test_a_run_whose_last_was_lost_has_its_newest_policy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in ("000100", "000200"):
+        shutil.copytree(TEACHER, tmp_path / "checkpoints" / step / "pretrained_model")
+    newest = tmp_path / "checkpoints" / "000200" / "pretrained_model"
+    assert find_saved_policy(tmp_path / "checkpoints" / "last" / "pretrained_model") == newest
+    assert "last: missing; the newest policy there is taken" in caplog.text
+    for folder in (tmp_path, tmp_path / "checkpoints", newest.parent):
+        with pytest.raises(CheckpointError, match=f"did you mean {newest}"):
+            find_saved_policy(folder)
+
+
+def test_a_tilde_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "teacher").symlink_to(TEACHER)
+    assert find_saved_policy("~/teacher") == TEACHER.resolve()
+    (tmp_path / "data").symlink_to(DATASET)
+    assert open_dataset(DatasetConfig(root="~/data", episodes=(0,))).root == tmp_path / "data"

@@ -11,7 +11,7 @@ import pytest
 
 import train
 from jaxreflow.errors import ConfigError
-from jaxreflow.policy.saved import HUB_FILES
+from jaxreflow.policy.folder import HUB_FILES
 from jaxreflow.run.config import FinetuneConfig, ReflowConfig
 from jaxreflow.run.directory import check_resumable
 from tests.fake_hub import TOKEN, Hub, fake_hub

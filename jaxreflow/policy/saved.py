@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from jaxreflow.policy.adapters import WEIGHTS, open_weights
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.policy.fitting import fit_state, surprises, with_features
+from jaxreflow.policy.folder import CONFIG, find_saved_policy
 from jaxreflow.policy.normalization import STATS_FROM_HINT, Stats
 from jaxreflow.policy.observation import Transforms
 from jaxreflow.policy.processors import Processors, create_processors, parse_processors, read_processor_files
@@ -25,15 +24,12 @@ from jaxreflow.policy.real_time_chunking import fitting_rtc_config
 from jaxreflow.policy.statistics import BUFFER_PREFIXES, read_stats, rename_stats, stats_in_weights, to_float32
 from jaxreflow.policy.vlm import VLM_FOLDER, VLMFiles, has_weights, load_tokenizer, load_vlm
 from jaxreflow.policy.weights import check_tensors, read_checked_params, write_params
-from jaxreflow.support.hub import HUB_NAME, HubError, download
 from jaxreflow.support.new_folder import new_directory, write_json
 from jaxreflow.support.safetensors_file import TensorFile
-from jaxreflow.support.storage import AnyPath, as_path, is_remote, list_files, local_copy
+from jaxreflow.support.storage import AnyPath, as_path
 from jaxreflow.support.strict_json import parse_json
 
-CONFIG, TRAIN_CONFIG = "config.json", "train_config.json"
-_log = logging.getLogger(__name__)
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+TRAIN_CONFIG = "train_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,38 +104,6 @@ def load_saved_policy(
     return SavedPolicy(
         directory, policy, vlm_files, config, processors, tensors, Path(vlm) if vlm is not None else None
     )
-
-
-def find_saved_policy(path: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint, downloaded if it is remote or a hub name (at `revision`); CheckpointError otherwise."""
-    if is_remote(path) and CONFIG not in list_files(as_path(path)):
-        raise CheckpointError(f"{path}/{CONFIG}: no such file; expected a policy in LeRobot's layout")
-    directory = local_copy(path, lambda name: any(fnmatch(name, pattern) for pattern in HUB_FILES))
-    if directory.is_dir():
-        if revision is not None:
-            raise CheckpointError(
-                f"{path} is a folder, which has no revision, found {revision!r}: leave it out, or give a hub name"
-            )
-        if not (directory / CONFIG).is_file():
-            inner = [
-                p
-                for p in (directory / "pretrained_model", directory / "checkpoints/last/pretrained_model")
-                if p.is_dir()
-            ]
-            hint = f"did you mean {inner[0]}?" if inner else "expected a policy in LeRobot's layout"
-            raise CheckpointError(f"{directory / CONFIG}: no such file; {hint}")
-        return directory.resolve()
-    name = str(path)
-    if name.count("/") != 1 or not HUB_NAME.fullmatch(name):
-        raise CheckpointError(f"{name}: no such folder, and no hub name (OWNER/NAME) either")
-    _log.info("fetching %s from the hub, unless it is here already", name)
-    try:
-        return download(name, revision=revision, allow_patterns=HUB_FILES)
-    except HubError as error:
-        raise CheckpointError(
-            f"{name}: no such folder, and the hub repository cannot be read ({error}); "
-            "check the name and the revision, or give a local folder"
-        ) from error
 
 
 def policy_tensors(directory: Path) -> TensorFile:

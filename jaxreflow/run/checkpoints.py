@@ -104,11 +104,7 @@ class CheckpointStore:
     def _find_intact(self) -> int | None:
         newest = last_step(self.directory)
         if newest is None:
-            steps = [step for step in _steps(self.directory) if (self.path(step) / CHECKSUMS_FILE).exists()]
-            if not steps:
-                return None
-            _log.warning("%s: missing, so the newest checkpoint is looked for", self.directory / _POINTER)
-            newest = steps[-1]
+            return None
         steps = [step for step in reversed(_steps(self.directory)) if step <= newest] or [newest]
         for step in steps:
             damage = find_damage(self.path(step))
@@ -171,24 +167,29 @@ class CheckpointStore:
 
 
 def last_step(directory: AnyPath) -> int | None:
-    """The step that `last` names, as a symlink or as a file with the name in it; None where there is no checkpoint."""
+    """The step that `last` names, as a symlink or as a file with the name in it; None where there is no checkpoint.
+
+    Where a copy has lost `last`, or made a folder of it, this is the newest checkpoint that is complete.
+    """
     pointer = directory / _POINTER
     try:
-        is_link = isinstance(pointer, Path) and pointer.is_symlink()
-        name = str(pointer.readlink()) if is_link else pointer.read_text().strip()
-        return int(Path(name).name)
-    except FileNotFoundError:
-        return None
+        if isinstance(pointer, Path) and pointer.is_symlink():
+            return int(pointer.readlink().name)
+        if pointer.is_file():
+            return int(Path(pointer.read_text().strip()).name)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{pointer}: expected a link to a checkpoint or a file that holds its name ({error})"
+            f"{pointer}: expected a link to a checkpoint or a file that holds its name ({error}); remove it, and the newest "
+            "complete checkpoint counts"
         ) from error
+    complete = [step for step in _steps(directory) if (directory / f"{step:06d}" / CHECKSUMS_FILE).exists()]
+    return complete[-1] if complete else None
 
 
 def newest_policy(directory: AnyPath) -> AnyPath:
-    """The folder of the policy that `last` leads to, by way of its step where `last` is no link."""
-    step = last_step(directory)
-    is_link = step is None or (directory / _POINTER).is_dir()
+    """The folder of the newest complete checkpoint's policy, by way of `last` where that is a link to it."""
+    pointer, step = directory / _POINTER, last_step(directory)
+    is_link = step is None or (isinstance(pointer, Path) and pointer.is_symlink() and pointer.is_dir())
     return directory / (_POINTER if is_link else f"{step:06d}") / POLICY_DIR
 
 
@@ -233,7 +234,11 @@ def _point(directory: AnyPath, name: str) -> None:
         temporary.symlink_to(name, target_is_directory=True)
     except (OSError, NotImplementedError):  # file systems without links, such as mounted object stores
         temporary.write_text(name + "\n")
-    temporary.replace(directory / _POINTER)
+    pointer = directory / _POINTER
+    if pointer.is_dir() and not pointer.is_symlink():
+        # A copy that followed the link. It stays, under another name: nothing says which step it was.
+        pointer.rename(directory / f"{_POINTER}.copied")
+    temporary.replace(pointer)
 
 
 def _tree(state: TrainState) -> dict[str, Any]:

@@ -176,7 +176,9 @@ def _words(args: Sequence[str], options: Mapping[str, Any], others: Translation 
 
 def _split(words: Sequence[str]) -> Flag:
     name, given, value = words[0].partition("=")
-    return Flag(name.replace("_", "-"), (*([value] if given else []), *words[1:]))
+    # A shell expands `--root ~/data`, but not `--root=~/data`.
+    values = (str(Path(word).expanduser()) if word.startswith("~/") else word for word in ([value] if given else []))
+    return Flag(name.replace("_", "-"), (*values, *words[1:]))
 
 
 def _spelled(flag: Flag, options: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:

@@ -30,6 +30,14 @@ def download(name: str, *, revision: str | None = None, **options: Any) -> Path:
         return Path(snapshot_download(name, revision=revision, **options))
 
 
+def list_repository(name: str, *, revision: str | None = None) -> list[str]:
+    """Names of all files of a repository; HubError if it cannot be read."""
+    from huggingface_hub import HfApi
+
+    with _hub_errors(name):
+        return sorted(HfApi().list_repo_files(name, revision=revision))
+
+
 def check_name(name: str) -> None:
     """HubError unless `name` is USER/NAME as the hub takes it."""
     from huggingface_hub.utils import validate_repo_id

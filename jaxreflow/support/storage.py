@@ -48,8 +48,8 @@ def is_remote(path: str | AnyPath) -> bool:
 
 
 def as_path(path: str | AnyPath) -> AnyPath:
-    """The path as an object; both kinds join, read and write alike."""
-    return epath.Path(path) if is_remote(path) else Path(path)
+    """The path as an object, with `~` expanded; both kinds join, read and write alike."""
+    return epath.Path(path) if is_remote(path) else Path(path).expanduser()
 
 
 def check_path(
@@ -84,7 +84,7 @@ def local_copy(path: str | AnyPath, wanted: Callable[[str], bool] = lambda _: Tr
         StorageError: the remote folder has no files, or cannot be read.
     """
     if not is_remote(path):
-        return Path(path)
+        return Path(path).expanduser()
     files, folder = list_files(as_path(path)), place_of_copy(path)
     if not files:
         raise StorageError(f"{path}: expected a folder with files, found none; check the path and your access to it")

@@ -1,0 +1,105 @@
+"""Where a policy's folder is: on disk, in an object store, or in a repository of the hub."""
+
+from __future__ import annotations
+
+import logging
+from fnmatch import fnmatch
+from pathlib import Path
+
+from jaxreflow.errors import CheckpointError
+from jaxreflow.policy.vlm import VLM_FOLDER
+from jaxreflow.support.hub import HUB_NAME, HubError, download, list_repository
+from jaxreflow.support.storage import as_path, is_remote, list_files, local_copy
+
+CONFIG = "config.json"
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
+_POLICY = "pretrained_model"
+_log = logging.getLogger(__name__)
+
+
+def find_saved_policy(path: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a policy, downloaded if it is remote or on the hub (at `revision`).
+
+    A hub name is OWNER/NAME, or OWNER/NAME/SUBFOLDER where the policy does not lie at the repository's root. Where a run's
+    `checkpoints/last` has been lost in a copy, the newest of its policies is taken.
+
+    Raises:
+        CheckpointError: there is no policy, or it cannot be fetched; the message proposes the nearest.
+    """
+    if is_remote(path) and CONFIG not in list_files(as_path(path)):
+        raise CheckpointError(f"{path}/{CONFIG}: no such file; expected a policy in LeRobot's layout")
+    directory = local_copy(path, lambda name: any(fnmatch(name, pattern) for pattern in HUB_FILES))
+    if not directory.is_dir() and directory.name == _POLICY and directory.parent.name == "last":
+        directory = _newest(directory.parent.parent) or directory
+    if directory.is_dir():
+        if revision is not None:
+            raise CheckpointError(
+                f"{path} is a folder, which has no revision, found {revision!r}: leave it out, or give a hub name"
+            )
+        if not (directory / CONFIG).is_file():
+            raise CheckpointError(f"{directory / CONFIG}: no such file; {_hint(directory)}")
+        return directory.resolve()
+    return _from_hub(str(path), revision)
+
+
+def _newest(checkpoints: Path) -> Path | None:
+    """The policy of the highest step in a run's folder of checkpoints."""
+    steps = sorted(int(folder.name) for folder in checkpoints.glob("*") if folder.name.isdigit())
+    found = [checkpoints / f"{step:06d}" / _POLICY for step in steps]
+    whole = [policy for policy in found if (policy / CONFIG).is_file()]
+    if not whole:
+        return None
+    _log.warning("%s: missing; the newest policy there is taken: %s", checkpoints / "last", whole[-1])
+    return whole[-1]
+
+
+def _hint(directory: Path) -> str:
+    inner = [directory / _POLICY, directory / "checkpoints" / "last" / _POLICY, directory / "last" / _POLICY]
+    found = next((policy for policy in inner if (policy / CONFIG).is_file()), None)
+    found = found or _newest(directory / "checkpoints") or _newest(directory)
+    return f"did you mean {found}?" if found else "expected a policy in LeRobot's layout"
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    owner, _, rest = name.partition("/")
+    repository, _, inner = rest.partition("/")
+    repository = f"{owner}/{repository}"
+    if not HUB_NAME.fullmatch(repository) or ".." in inner.split("/") or name.startswith(("/", ".", "~")):
+        raise CheckpointError(
+            f"{name}: no such folder, and no hub name (OWNER/NAME, or OWNER/NAME/SUBFOLDER) either; check the path"
+        )
+    _log.info("fetching %s from the hub, unless it is here already", name)
+    start = f"{inner.strip('/')}/" if inner.strip("/") else ""
+    try:
+        fetched = download(
+            repository,
+            revision=revision,
+            allow_patterns=[start + pattern for pattern in HUB_FILES],
+            ignore_patterns=[start + pattern for pattern in _all_folders_but(VLM_FOLDER)],
+        )
+    except HubError as error:
+        raise CheckpointError(
+            f"{name}: no such folder, and the hub repository cannot be read ({error}); "
+            "check the name and the revision, or give a local folder"
+        ) from error
+    directory = fetched / inner
+    if not (directory / CONFIG).is_file():
+        raise CheckpointError(f"{name}: the hub repository has no {start}{CONFIG}; {_hub_hint(repository, revision)}")
+    return directory.resolve()
+
+
+def _all_folders_but(folder: str) -> list[str]:
+    """Patterns of the files in folders, but for this one: a run's checkpoints may lie beside its policy."""
+    return [f"{folder[:i]}[!{letter}]*/*" for i, letter in enumerate(folder)] + [f"{folder}[!/]*/*"]
+
+
+def _hub_hint(repository: str, revision: str | None) -> str:
+    try:
+        names = list_repository(repository, revision=revision)
+    except HubError:
+        names = []
+    policies = sorted(name.rpartition("/")[0] for name in names if name.endswith(f"/{_POLICY}/{CONFIG}"))
+    policies = policies or sorted(name.rpartition("/")[0] for name in names if name.endswith(f"/{CONFIG}"))
+    if not policies:
+        return "expected a policy in LeRobot's layout"
+    return f"did you mean {repository}/{policies[-1]}?"
