@@ -258,6 +258,7 @@ def test_a_command_line_of_lerobots_is_understood():
         *("--save_freq=500", "--log_freq=20", "--eval_freq=100", "--resume=false", "--num_workers=4", "--seed=7"),
         *("--policy.optimizer_lr=3e-4", "--policy.scheduler_warmup_steps=10", "--policy.push_to_hub=false"),
         *("--wandb.enable=false", "--policy.type=smolvla", "--dataset.episodes=[0,1]"),
+        "--tolerance_s=0.04",
         '--rename_map={"observation.images.front": "observation.images.camera1"}',
     )
     assert isinstance(found, ReflowConfig)
@@ -266,6 +267,7 @@ def test_a_command_line_of_lerobots_is_understood():
     assert (found.num_workers, found.seed, found.output_dir, found.resume) == (4, 7, "RUN", False)
     assert (found.optimizer.lr, found.optimizer.warmup_steps, found.dataset.episodes) == (3e-4, 10, (0, 1))
     assert found.rename_map == {"observation.images.front": "observation.images.camera1"}
+    assert found.dataset.tolerance_s == 0.04
 
 
 def test_in_finetune_lerobots_policy_is_the_one_to_train():

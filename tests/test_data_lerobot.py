@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxreflow.data.dataset_stats import aggregate_stats
-from jaxreflow.data.lerobot import LeRobotDataset, holdout_split, load_dataset
+from jaxreflow.data.holdout import holdout_split
+from jaxreflow.data.lerobot import LeRobotDataset, load_dataset
 from jaxreflow.data.video import FrameReaders, VideoReader
 from jaxreflow.errors import ConfigError, DatasetError
 from tests.lerobot_fixtures import (
@@ -182,7 +183,7 @@ def test_cache_is_bit_identical_and_bounded(dataset):
 def test_pickles_without_open_files(dataset):
     dataset.image(3, CAMERA)
     copy = pickle.loads(pickle.dumps(dataset))
-    assert not copy._readers._videos
+    assert not copy._images._readers._videos
     np.testing.assert_array_equal(copy.image(3, CAMERA), dataset.image(3, CAMERA))
 
 
@@ -199,10 +200,10 @@ def test_open_videos_are_bounded(tmp_path):
 
 def test_image_columns_in_memory_are_bounded(tmp_path):
     dataset = LeRobotDataset.open(write_v21(tmp_path / "data", image_format="PNG"))
-    dataset._readers = FrameReaders(max_image_bytes=1)
+    dataset._images._readers = FrameReaders(max_image_bytes=1)
     for index in (0, 5, 17, 0):
         np.testing.assert_array_equal(dataset.image(index, CAMERA), picture(index))
-        assert len(dataset._readers._images) == 1
+        assert len(dataset._images._readers._images) == 1
 
 
 def test_holdout_is_by_episode_and_task(metaworld):

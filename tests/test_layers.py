@@ -15,6 +15,7 @@ LIGHT = {
     f"data.{module}"
     for module in (
         *("meta_files", "file_layout", "dataset_stats", "metadata", "episodes", "columns", "lerobot"),
+        *("advice", "task_names", "legacy_metadata", "pictures", "frame_images", "episode_rows"),
         *("video", "video_writer", "writer", "shards", "manifests", "packed_frames", "feature_cache"),
     )
 }

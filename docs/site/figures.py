@@ -22,7 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxreflow import SmolVLAPolicy, flow, model
-from jaxreflow.data.lerobot import LeRobotDataset, holdout_split, load_dataset
+from jaxreflow.data.holdout import holdout_split
+from jaxreflow.data.lerobot import LeRobotDataset, load_dataset
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.types import Memory, Observation, Params
 from jaxreflow.training import experimental

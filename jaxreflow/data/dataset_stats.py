@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxreflow.data.meta_files import parse_file, read_json
 
 Stats = dict[str, dict[str, np.ndarray]]
 
@@ -17,6 +20,14 @@ def stats_arrays(stats: dict[str, dict[str, Any]]) -> Stats:
         key: {name: np.atleast_1d(np.asarray(value, np.float64)) for name, value in group.items()}
         for key, group in stats.items()
     }
+
+
+def read_stats(root: Path) -> Stats:
+    """The statistics in `meta/stats.json`, empty without that file; DatasetError if it is damaged."""
+    file = root / "meta" / "stats.json"
+    if not file.is_file():
+        return {}
+    return parse_file(file, stats_arrays, parse_file(file, read_json, file))
 
 
 def aggregate_stats(parts: Sequence[Stats]) -> Stats:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from jaxreflow.data.advice import DatasetOptions
+from jaxreflow.data.meta_files import is_lfs_pointer, lfs_advice
 from jaxreflow.data.metadata import Episode, Metadata
 from jaxreflow.errors import DatasetError
 
-INDEX_COLUMNS = ("frame_index", "timestamp", "task_index")
+# What every dataset has, and what LeRobot reads only where there are videos, or never.
+INDEX_COLUMNS = ("episode_index", "task_index")
+OPTIONAL_COLUMNS = ("frame_index", "timestamp")
+# Pointers of Git LFS are smaller than this, and videos are larger.
+_SMALL_BYTES = 1024
+_log = logging.getLogger(__name__)
 
 
 def pick_episodes(available: Sequence[Episode], wanted: Sequence[int], root: Path) -> tuple[Episode, ...]:
@@ -25,29 +32,57 @@ def pick_episodes(available: Sequence[Episode], wanted: Sequence[int], root: Pat
     return tuple(by_index[index] for index in sorted(set(wanted)))
 
 
-def check_episodes(metadata: Metadata, episodes: Sequence[Episode], *, with_videos: bool) -> None:
-    """DatasetError if episodes overlap, every dataset's features are not there, or a file that these need is missing."""
+def check_counts(metadata: Metadata, options: DatasetOptions) -> None:
+    """DatasetError where fewer episodes are listed than `info.json` counts; a warning where counts differ otherwise."""
+    listed = (len(metadata.episodes), sum(episode.length for episode in metadata.episodes))
+    counted = (metadata.total_episodes, metadata.total_frames)
+    both = (
+        f"{metadata.root}: meta/info.json counts {counted[0]} episodes with {counted[1]} frames, but meta/episodes* list "
+        f"{listed[0]} with {listed[1]}"
+    )
+    if listed[0] < counted[0]:
+        go_on = f", or name some of those listed with {options.episodes}" if options.episodes else ""
+        raise DatasetError(f"{both}: a part of the copy is missing; copy or download the dataset again{go_on}")
+    if any(count and count != found for count, found in zip(counted, listed, strict=True)):
+        _log.warning("%s; all that are listed are used", both)
+
+
+def check_episodes(metadata: Metadata, episodes: Sequence[Episode]) -> None:
+    """DatasetError if episodes overlap, or columns that every dataset needs are not there or have several entries."""
     root, features = metadata.root, metadata.features
     if any(episode.length < 1 for episode in episodes) or any(b.first <= a.last for a, b in pairwise(episodes)):
         raise DatasetError(f"{root}/meta/episodes*: episodes are empty or overlap; download it again")
-    absent = [key for key in ("episode_index", *INDEX_COLUMNS) if key not in features]
+    absent = [key for key in INDEX_COLUMNS if key not in features]
     if absent:
         raise DatasetError(f"{root}: meta/info.json lacks the feature {absent[0]!r} of every LeRobotDataset")
-    wrong = [key for key in ("episode_index", *INDEX_COLUMNS) if features[key].shape != (1,)]
+    wrong = [key for key in (*INDEX_COLUMNS, *OPTIONAL_COLUMNS) if key in features and features[key].shape != (1,)]
     if wrong:
         raise DatasetError(
             f"{root}/meta/info.json: the shape of {wrong[0]!r} must be [1], found {list(features[wrong[0]].shape)}"
         )
+
+
+def check_videos(
+    metadata: Metadata, episodes: Sequence[Episode], cameras: Sequence[str], options: DatasetOptions
+) -> None:
+    """DatasetError if a video that these cameras need is missing, or only a pointer of Git LFS."""
+    videos = [key for key in cameras if metadata.features[key].dtype == "video"]
     needed: dict[str, int] = {}
     for episode in episodes:
-        videos = [video for video, _ in episode.videos.values()] if with_videos else []
-        for file in (episode.data_file, *videos):
-            needed.setdefault(file, episode.index)
-    # Not pathlib's, which raises where a name is longer than the system allows.
-    missing = [file for file in needed if not os.path.isfile(root / file)]  # noqa: PTH113
+        for key in videos:
+            if key not in episode.videos:
+                raise DatasetError(
+                    f"{metadata.root}/meta/episodes* name no video of camera {key!r} for episode {episode.index}; "
+                    f"copy or download meta/ again{options.leave_out()}"
+                )
+            needed.setdefault(episode.videos[key][0], episode.index)
+    missing = [file for file in needed if not metadata.has_file(file)]
     if missing:
         raise DatasetError(
-            f"{root / missing[0]} is missing, episode {needed[missing[0]]} needs it by meta/info.json "
-            f"({len(missing)} of {len(needed)} files are missing); copy or download it, "
-            "or leave its episodes out with --dataset.episodes"
+            f"{metadata.root / missing[0]} is missing, episode {needed[missing[0]]} needs it by meta/info.json "
+            f"({len(missing)} of {len(needed)} videos are missing); copy or download it{options.leave_out()}"
         )
+    for file in needed:
+        path = metadata.root / file
+        if path.stat().st_size < _SMALL_BYTES and is_lfs_pointer(path):
+            raise DatasetError(lfs_advice(path))

@@ -30,6 +30,7 @@ def camera_map(saved: SavedPolicy, dataset: LeRobotDataset) -> dict[str, str]:
     """The dataset's camera of every policy camera that it has."""
     policy = saved.policy
     rename_map = saved.processors.rename_map
+    dataset.refuse_depth(policy.visual_keys, rename_map)
     return match_cameras(dataset.camera_keys, policy.visual_keys, rename_map, policy.empty_cameras)
 
 
@@ -80,8 +81,9 @@ def _dataset_parts(dataset: LeRobotDataset) -> dict[str, Any]:
     root, meta = dataset.root, dataset.root / "meta"
     names = {path.relative_to(root).as_posix() for path in (meta / "episodes").rglob("*.parquet")}
     names |= {f"meta/{path.name}" for path in meta.glob("episodes*.jsonl")}
+    names |= {*dataset.metadata.data_files(), *dataset.metadata.named_files()}
     for episode in dataset.metadata.episodes:
-        names |= {episode.data_file, *(file for file, _ in episode.videos.values())}
+        names |= {file for file, _ in episode.videos.values()}
     sizes = {name: (root / name).stat().st_size if (root / name).is_file() else None for name in sorted(names)}
     return {
         "dataset_info": hashlib.sha256((meta / "info.json").read_bytes()).hexdigest(),
@@ -100,8 +102,12 @@ def open_features(
     *,
     rename_map: Mapping[str, str] | None = None,
     stats_from: str | None = None,
+    option: str = "--dataset.features",
 ) -> FeatureCache:
-    """The cache in `root` if its tokens are those of this policy and dataset; DatasetError says what differs."""
+    """The cache in `root` if its tokens are those of this policy and dataset; DatasetError says what differs.
+
+    Errors call it by `option`, the one that named it.
+    """
     command = ["python", "-m", "jaxreflow.data.features", str(dataset.root), "--policy", str(saved.directory)]
     config = saved.config
     command += ["--vision-positions", config.vision_positions] if config.vision_positions != "exact" else []
@@ -114,18 +120,17 @@ def open_features(
 
     folder = local_copy(root)
     if not folder.is_dir():
-        raise DatasetError(f"--dataset.features {root}: no such folder; {advice(shlex.quote(str(root)))}")
+        raise DatasetError(f"{option} {root}: no such folder; {advice(shlex.quote(str(root)))}")
     manifest = FeatureManifest.read(folder)
     changed = differences(feature_parts(saved, dataset), manifest.parts)
     if changed:
         raise DatasetError(
-            f"--dataset.features {root}: made for something else: {'; '.join(changed)}; "
-            f"{advice('ANOTHER_FOLDER')} and give that"
+            f"{option} {root}: made for something else: {'; '.join(changed)}; {advice('ANOTHER_FOLDER')} and give that"
         )
     try:
         return FeatureCache(folder, manifest)
     except DatasetError as error:
-        raise DatasetError(f"--dataset.features {error}; {advice(shlex.quote(str(root)))}, which goes on") from error
+        raise DatasetError(f"{option} {error}; {advice(shlex.quote(str(root)))}, which goes on") from error
 
 
 def check_serves(cache: FeatureCache, saved: SavedPolicy, dataset: LeRobotDataset) -> None:

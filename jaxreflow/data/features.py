@@ -25,9 +25,10 @@ import tyro
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from jaxreflow.data.advice import FEATURES_OPTIONS
 from jaxreflow.data.feature_cache import SHARD_FRAMES, FeatureCache, FeatureManifest
 from jaxreflow.data.feature_match import camera_map, feature_parts, vision_params
-from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.data.lerobot import TOLERANCE_S, LeRobotDataset
 from jaxreflow.data.shards import write_shard
 from jaxreflow.errors import ConfigError, DatasetError
 from jaxreflow.model import embed_images
@@ -69,6 +70,8 @@ class FeaturesConfig:
     """As for train.py; matters only where the policy normalises images."""
     vision_positions: Literal["exact", "shifted"] = "exact"
     """Position ids of the vision tower, as for train.py."""
+    tolerance_s: float = TOLERANCE_S
+    """Seconds between a timestamp and the frame of its video, as for train.py."""
 
     def __post_init__(self) -> None:
         check_path("DATASET", self.dataset)
@@ -82,7 +85,7 @@ def compute_features(config: FeaturesConfig, *, shard_frames: int = SHARD_FRAMES
         raise ConfigError(f"expected one process, found {jax.process_count()}: fill the cache on one host")
     mesh = make_mesh()
     check_batch_size(config.batch_size, 1, mesh)
-    dataset = LeRobotDataset.open(config.dataset)
+    dataset = LeRobotDataset.open(config.dataset, tolerance_s=config.tolerance_s, options=FEATURES_OPTIONS)
     frames = dataset.frame_indices()
     if not np.array_equal(frames, np.arange(len(frames))):
         raise DatasetError(f"{dataset.root}: expected frames 0 to {len(frames) - 1}, found gaps between episodes")
@@ -98,6 +101,7 @@ def compute_features(config: FeaturesConfig, *, shard_frames: int = SHARD_FRAMES
     )
     transforms = saved.load_transforms()
     cameras = camera_map(saved, dataset)
+    dataset.check_cameras(list(cameras.values()))
     params = replicate(stored_in_compute_dtype(vision_params(saved), saved.config), mesh)
 
     def batch(chosen: Sequence[int]) -> Images:

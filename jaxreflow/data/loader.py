@@ -75,6 +75,8 @@ class TrainingSource:
         self._last = dataset.last_rows()
         self._chunk = np.arange(chunk_size)
         self._max_action_dim = max_action_dim
+        if features is None:
+            dataset.check_cameras(list(self.cameras.values()))
         self._tokens, self._token_mask = tokenize(list(dataset.tasks))
         self._task = np.unique(dataset.column("task_index")[:, 0], return_inverse=True)[1]
         self._state = pad_last(np.asarray(normalize_state(dataset.column(state_key)), np.float32), max_state_dim)

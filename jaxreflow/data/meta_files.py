@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,10 +19,16 @@ _Parsed = TypeVar("_Parsed")
 _COUNT_LIMIT = 1 << 40
 # More episodes than any dataset has.
 _MOST_ROWS = 1 << 20
+_DIGITS = re.compile(r"[0-9]{1,15}")
+_LFS_POINTER = b"version https://git-lfs"
 
 
-def read_parquet(file: Path, columns: list[str] | None = None, *, most_rows: int = _MOST_ROWS) -> pa.Table:
+def read_parquet(
+    file: Path, columns: list[str] | None = None, *, optional: Sequence[str] = (), most_rows: int = _MOST_ROWS
+) -> pa.Table:
     """The named columns of a parquet file (all without names); DatasetError if it is missing, damaged or lacks one.
+
+    The optional ones come along where the file has them.
 
     More than `most_rows` rows are refused before they are read: compressed, a few bytes can be any number of them.
     """
@@ -32,7 +39,7 @@ def read_parquet(file: Path, columns: list[str] | None = None, *, most_rows: int
             rows = parquet.metadata.num_rows
             if rows > most_rows:
                 raise ValueError(f"expected at most {most_rows} rows by meta/episodes*, found {rows}")
-            table = parquet.read(columns=columns)
+            table = parquet.read(columns=None if columns is None else [*columns, *optional])
         absent = [name for name in columns or () if name not in table.column_names]
         if absent:
             raise DatasetError(
@@ -50,16 +57,37 @@ def parse_file(file: Path, read: Callable[..., _Parsed], *args: Any, **kwargs: A
     except FileNotFoundError as error:
         raise DatasetError(f"{file} is missing; copy or download the dataset again") from error
     except (KeyError, TypeError, ValueError, OverflowError, OSError, AttributeError, pa.ArrowException) as error:
+        if is_lfs_pointer(file):
+            raise DatasetError(lfs_advice(file)) from error
         raise DatasetError(f"{file} is damaged or lacks a field ({type(error).__name__}: {error})") from error
 
 
 def read_json(file: Path) -> Any:
     """A JSON document; for `parse_file`, which names the file."""
-    return parse_json(file.read_text(encoding="utf-8"))
+    return parse_json(file.read_text(encoding="utf-8-sig"))
+
+
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether the file only names the content that Git LFS would put in its place."""
+    try:
+        with file.open("rb") as content:
+            return content.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except (OSError, ValueError):
+        return False
+
+
+def lfs_advice(file: Path) -> str:
+    """What to do about a pointer of Git LFS."""
+    return (
+        f"{file} is a pointer of Git LFS, not the file itself: the dataset was cloned without git-lfs; "
+        "install git-lfs and run `git lfs pull` in the clone, or download the dataset again"
+    )
 
 
 def whole_number(value: Any, name: str) -> int:
-    """A count or an index, as it is stored; TypeError otherwise."""
+    """A count or an index, stored as a number or its digits; TypeError otherwise."""
+    if (isinstance(value, float) and value.is_integer()) or (isinstance(value, str) and _DIGITS.fullmatch(value)):
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _COUNT_LIMIT:
         raise TypeError(f"{name}: expected a whole number from 0, found {value!r}")
     return value

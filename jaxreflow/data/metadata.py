@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from jaxreflow.data.dataset_stats import Stats, aggregate_stats, stats_arrays
+from jaxreflow.data.dataset_stats import Stats, read_stats
 from jaxreflow.data.file_layout import FileLayout
+from jaxreflow.data.legacy_metadata import episode_lines, first_task, legacy_stats, legacy_tasks
 from jaxreflow.data.meta_files import parse_file, read_json, read_parquet, text_value, whole_number
+from jaxreflow.data.task_names import read_task_table
 from jaxreflow.errors import DatasetError
-from jaxreflow.support.strict_json import parse_json
 
 LEGACY_VERSIONS = ("v2.0", "v2.1")
 VERSIONS = (*LEGACY_VERSIONS, "v3.0")
+# What LeRobot takes for a path that info.json does not name.
+_DATA_PATHS = {
+    True: "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+    False: "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+}
+_VIDEO_PATHS = {
+    True: "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    False: "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+}
+_CHUNKS_SIZE = 1000
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """One column: its dtype ("video" and "image" are cameras), and the shape and names of one entry."""
+    """One column: its dtype ("video" and "image" are cameras), the shape and names of one entry, and whether it is depth."""
 
     dtype: str
     shape: tuple[int, ...]
     names: Any
+    depth: bool = False
 
     @property
     def dim_names(self) -> tuple[str, ...]:
@@ -46,7 +58,8 @@ class FeatureSpec:
 class Episode:
     """One episode: its frames are `first .. last` of the whole dataset, its files are relative to the dataset's folder.
 
-    `videos` maps a camera to its file and the time in seconds at which the episode starts in that file.
+    `data_file` is where `meta/` says that its rows are, which need not be so; empty where it does not say. `videos` maps a
+    camera to its file and the time in seconds at which the episode starts in that file.
     """
 
     index: int
@@ -73,11 +86,42 @@ class Metadata:
     tasks: dict[int, str]
     episodes: tuple[Episode, ...]
     stats: Stats
+    total_episodes: int = 0
+    total_frames: int = 0
 
     @property
     def camera_keys(self) -> tuple[str, ...]:
-        """Names of the camera features, in the dataset's order."""
+        """Names of the colour cameras, in the dataset's order."""
+        return tuple(key for key in self.visual_keys if not self.features[key].depth)
+
+    @property
+    def visual_keys(self) -> tuple[str, ...]:
+        """Names of all cameras, those of depth among them."""
         return tuple(key for key, feature in self.features.items() if feature.dtype in ("video", "image"))
+
+    @property
+    def depth_keys(self) -> tuple[str, ...]:
+        """Names of the cameras that hold depth maps."""
+        return tuple(key for key in self.visual_keys if self.features[key].depth)
+
+    @property
+    def most_frames(self) -> int:
+        """As many frames as the dataset may have: those listed, or those that `info.json` counts."""
+        return max(sum(episode.length for episode in self.episodes), self.total_frames)
+
+    def data_files(self) -> list[str]:
+        """All parquet files in `data/` that are there, as LeRobot finds them, and those that the episodes name."""
+        found = {path.relative_to(self.root).as_posix() for path in (self.root / "data").glob("*/*.parquet")}
+        return sorted(found | {file for file in self.named_files() if self.has_file(file)})
+
+    def named_files(self) -> set[str]:
+        """The data files that the episodes name."""
+        return {episode.data_file for episode in self.episodes if episode.data_file}
+
+    def has_file(self, name: str) -> bool:
+        """Whether the dataset has this file."""
+        # Not pathlib's, which raises where a name is longer than the system allows.
+        return os.path.isfile(self.root / name)  # noqa: PTH113
 
 
 def read_metadata(root: Path) -> Metadata:
@@ -86,62 +130,75 @@ def read_metadata(root: Path) -> Metadata:
     if not info_file.is_file():
         raise DatasetError(f"{root} is not a LeRobotDataset: expected {info_file}, found none; check the path")
     info = parse_file(info_file, read_json, info_file)
-    version = info.get("codebase_version") if isinstance(info, dict) else None
-    if version not in VERSIONS:
+    said = info.get("codebase_version") if isinstance(info, dict) else None
+    version = _known_version(said)
+    if version is None:
         raise DatasetError(
-            f"{info_file}: codebase_version is {version!r}, expected one of {', '.join(VERSIONS)}; "
+            f"{info_file}: codebase_version is {said!r}, expected one of {', '.join(VERSIONS)}; "
             "convert the dataset with the LeRobot that wrote it"
         )
-    features, fps, layout = parse_file(info_file, _read_info, root, info)
+    legacy = version in LEGACY_VERSIONS
+    features, fps, layout = parse_file(info_file, _read_info, root, info, legacy)
     if not 0 < fps < math.inf:
         raise DatasetError(f"{info_file}: fps is {fps}, expected a positive number")
-    read_tasks, read_episodes, read_stats = (
-        (_legacy_tasks, _legacy_episodes, _legacy_stats) if version in LEGACY_VERSIONS else (_tasks, _episodes, _stats)
+    read_tasks, read_episodes, stats = (
+        (legacy_tasks, _legacy_episodes, legacy_stats) if legacy else (read_task_table, _episodes, read_stats)
     )
     episodes = tuple(sorted(read_episodes(layout), key=lambda episode: episode.index))
     if not episodes:
         raise DatasetError(f"{root}/meta/episodes* list no episode; copy or download the dataset again")
-    return Metadata(root, version, fps, features, read_tasks(root), episodes, read_stats(root))
+    totals = (_total(info, "total_episodes"), _total(info, "total_frames"))
+    return Metadata(root, version, fps, features, read_tasks(root), episodes, stats(root), *totals)
 
 
-def _read_info(root: Path, info: dict[str, Any]) -> tuple[dict[str, FeatureSpec], float, FileLayout]:
-    features = {
-        key: FeatureSpec(
-            str(spec["dtype"]), tuple(whole_number(n, f"shape of {key}") for n in spec["shape"]), spec.get("names")
-        )
-        for key, spec in info["features"].items()
-    }
+def _known_version(said: Any) -> str | None:
+    """The layout of a version such as v3.0, 3.0 or v3.1, whose files LeRobot reads alike; None for any other."""
+    found = re.fullmatch(r"v?(\d)\.(\d+)(\.\d+)?", said) if isinstance(said, str) else None
+    if found is None:
+        return None
+    version = "v3.0" if found[1] == "3" else f"v{found[1]}.{found[2]}"
+    return version if version in VERSIONS else None
+
+
+def _total(info: dict[str, Any], name: str) -> int:
+    """A count in `info.json`; 0 where it is not there or no count, because nothing is read by it."""
+    try:
+        return whole_number(info.get(name), name)
+    except TypeError:
+        return 0
+
+
+def _read_info(root: Path, info: dict[str, Any], legacy: bool) -> tuple[dict[str, FeatureSpec], float, FileLayout]:
+    features = {key: _feature(key, spec) for key, spec in info["features"].items()}
     video_keys = tuple(key for key, feature in features.items() if feature.dtype == "video")
-    video_path = text_value(info["video_path"], "video_path") if video_keys else ""
-    chunks_size = whole_number(info["chunks_size"], "chunks_size")
+    data_path, video_path = info.get("data_path"), info.get("video_path")
+    chunks_size = whole_number(info.get("chunks_size", _CHUNKS_SIZE), "chunks_size")
     if not chunks_size:
         raise ValueError("chunks_size: expected at least 1, found 0")
     return (
         features,
         float(info["fps"]),
-        FileLayout(root, text_value(info["data_path"], "data_path"), video_path, video_keys, chunks_size),
+        FileLayout(
+            root,
+            _DATA_PATHS[legacy] if data_path is None else text_value(data_path, "data_path"),
+            _VIDEO_PATHS[legacy] if video_path is None else text_value(video_path, "video_path"),
+            video_keys,
+            chunks_size,
+        ),
     )
 
 
-def _tasks(root: Path) -> dict[int, str]:
-    file = root / "meta" / "tasks.parquet"
-    return parse_file(file, _table_of_tasks, file, read_parquet(file))
-
-
-def _table_of_tasks(file: Path, table: pa.Table) -> dict[int, str]:
-    # The task is the pandas index: a column named "task" or "__index_level_0__", as the version had it.
-    text = [
-        field.name for field in table.schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-    ]
-    if len(text) != 1 or "task_index" not in table.column_names:
-        raise DatasetError(f"{file}: expected the columns task_index and one of text, found {table.column_names}")
-    return _task_names(table["task_index"].to_pylist(), table[text[0]].to_pylist())
-
-
-def _task_names(indices: Sequence[Any], names: Sequence[Any]) -> dict[int, str]:
-    return {
-        whole_number(index, "task_index"): text_value(name, "task") for index, name in zip(indices, names, strict=True)
-    }
+def _feature(key: str, spec: dict[str, Any]) -> FeatureSpec:
+    dtype = str(spec["dtype"])
+    # Pictures have the size that they have, so LeRobot reads no shape for them.
+    shape = () if dtype in ("video", "image") and not spec.get("shape") else spec["shape"]
+    depth = any(
+        about.get(name)
+        for about in (spec.get("info"), spec.get("video_info"))
+        if isinstance(about, dict)
+        for name in ("is_depth_map", "video.is_depth_map")
+    )
+    return FeatureSpec(dtype, tuple(whole_number(n, f"shape of {key}") for n in shape), spec.get("names"), depth)
 
 
 def _episodes(layout: FileLayout) -> Iterator[Episode]:
@@ -149,83 +206,46 @@ def _episodes(layout: FileLayout) -> Iterator[Episode]:
     files = sorted(folder.rglob("*.parquet"))
     if not files:
         raise DatasetError(f"{folder} has no parquet files; copy or download the dataset again")
-    columns = ["episode_index", "length", "tasks", "dataset_from_index", "data/chunk_index", "data/file_index"]
+    optional = ["length", "dataset_to_index", "tasks", "data/chunk_index", "data/file_index"]
     for key in layout.video_keys:
-        columns += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+        optional += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
     for file in files:
         # Per-episode statistics fill most of these files: only the columns in use are read.
-        for row in parse_file(file, read_parquet(file, columns).to_pylist):
+        table = read_parquet(file, ["episode_index", "dataset_from_index"], optional=optional)
+        for row in parse_file(file, table.to_pylist):
             yield parse_file(file, _episode, layout, row)
 
 
 def _episode(layout: FileLayout, row: dict[str, Any]) -> Episode:
-    videos = {
-        key: (
-            layout.path(
-                layout.video_path,
-                video_key=key,
-                chunk_index=whole_number(row[f"videos/{key}/chunk_index"], "chunk_index"),
-                file_index=whole_number(row[f"videos/{key}/file_index"], "file_index"),
-            ),
-            float(row[f"videos/{key}/from_timestamp"]),
-        )
-        for key in layout.video_keys
-    }
-    chunk, number = (whole_number(row[name], name) for name in ("data/chunk_index", "data/file_index"))
-    data_file = layout.path(layout.data_path, chunk_index=chunk, file_index=number)
-    index, length, first = (whole_number(row[name], name) for name in ("episode_index", "length", "dataset_from_index"))
-    return Episode(index, length, first, _first(row["tasks"]), data_file, videos)
+    index, first = (whole_number(row[name], name) for name in ("episode_index", "dataset_from_index"))
+    # LeRobot reads where an episode ends, not how long it is.
+    end = row.get("dataset_to_index")
+    length = whole_number(row["length"], "length") if end is None else whole_number(end, "dataset_to_index") - first
+    videos = {key: video for key in layout.video_keys if (video := _video(layout, row, key))}
+    chunk, number = (row.get(f"data/{name}") for name in ("chunk_index", "file_index"))
+    data_file = "" if chunk is None or number is None else _file(layout, layout.data_path, "data", chunk, number)
+    return Episode(index, length, first, first_task(row.get("tasks")), data_file, videos)
 
 
-def _stats(root: Path) -> Stats:
-    file = root / "meta" / "stats.json"
-    if not file.is_file():
-        return {}
-    return parse_file(file, stats_arrays, parse_file(file, read_json, file))
+def _file(layout: FileLayout, template: str, kind: str, chunk: Any, number: Any, **fields: str) -> str:
+    numbers = {"chunk_index": chunk, "file_index": number}
+    return layout.path(template, **fields, **{name: whole_number(n, f"{kind}/{name}") for name, n in numbers.items()})
 
 
-def _first(tasks: Sequence[Any]) -> str:
-    return text_value(tasks[0], "tasks") if tasks else ""
-
-
-def _legacy_lines(root: Path, name: str) -> list[dict[str, Any]]:
-    file = root / "meta" / name
-    text = parse_file(file, file.read_text, encoding="utf-8")
-    return [parse_file(file, parse_json, line) for line in text.splitlines() if line.strip()]
-
-
-def _legacy_tasks(root: Path) -> dict[int, str]:
-    lines = _legacy_lines(root, "tasks.jsonl")
-    file = root / "meta" / "tasks.jsonl"
-    return parse_file(
-        file, lambda: _task_names([line["task_index"] for line in lines], [line["task"] for line in lines])
-    )
+def _video(layout: FileLayout, row: dict[str, Any], key: str) -> tuple[str, float] | None:
+    """A camera's file and start; None where `meta/episodes` does not say, which matters only if the camera is asked for."""
+    chunk, number, start = (row.get(f"videos/{key}/{name}") for name in ("chunk_index", "file_index", "from_timestamp"))
+    if chunk is None or number is None or start is None:
+        return None
+    return _file(layout, layout.video_path, f"videos/{key}", chunk, number, video_key=key), float(start)
 
 
 def _legacy_episodes(layout: FileLayout) -> Iterator[Episode]:
-    lines = _legacy_lines(layout.root, "episodes.jsonl")
-    rows = parse_file(
-        layout.root / "meta" / "episodes.jsonl",
-        lambda: sorted(
-            (
-                whole_number(line["episode_index"], "episode_index"),
-                whole_number(line["length"], "length"),
-                _first(line.get("tasks", ())),
-            )
-            for line in lines
-        ),
-    )
     first = 0
-    for index, length, task in rows:
-        fields = {"episode_chunk": index // layout.chunks_size, "episode_index": index}
+    for index, length, task in episode_lines(layout.root):
+        chunk = index // layout.chunks_size
+        # LeRobot's converter finds files by their names, so the chunk may be called as in v3.0.
+        fields = {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": index}
         videos = {key: (layout.path(layout.video_path, video_key=key, **fields), 0.0) for key in layout.video_keys}
         yield Episode(index, length, first, task, layout.path(layout.data_path, **fields), videos)
         first += length
-
-
-def _legacy_stats(root: Path) -> Stats:
-    file = root / "meta" / "episodes_stats.jsonl"
-    if not file.is_file():
-        return _stats(root)
-    lines = _legacy_lines(root, "episodes_stats.jsonl")
-    return parse_file(file, lambda: aggregate_stats([stats_arrays(line["stats"]) for line in lines]))

@@ -27,7 +27,8 @@ import pyarrow.parquet as pq
 import tyro
 from jaxtyping import UInt8
 
-from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.data.advice import PACK_OPTIONS
+from jaxreflow.data.lerobot import TOLERANCE_S, LeRobotDataset
 from jaxreflow.data.packed_frames import (
     FOLDER,
     Encoding,
@@ -61,6 +62,10 @@ class PackConfig:
     """Of JPEG, 1 to 100."""
     policy: str | None = None
     """A policy's directory: frames larger than it looks at are scaled down to that."""
+    cameras: tuple[str, ...] | None = None
+    """Cameras to pack (default: all but those of depth)."""
+    tolerance_s: float = TOLERANCE_S
+    """Seconds between a timestamp and the frame of its video, as for train.py."""
     num_workers: int = 1
     """Processes that decode."""
 
@@ -76,12 +81,14 @@ class PackConfig:
 
 def pack(config: PackConfig, *, shard_frames: int = SHARD_FRAMES) -> LeRobotDataset:
     """Packs the dataset, or goes on with it, and opens the result; DatasetError if it cannot be made there."""
-    dataset = LeRobotDataset.open(config.dataset)
+    dataset = LeRobotDataset.open(config.dataset, tolerance_s=config.tolerance_s, options=PACK_OPTIONS)
+    cameras = dataset.camera_keys if config.cameras is None else config.cameras
+    dataset.check_cameras(cameras)
     frames = dataset.frame_indices()
     if not np.array_equal(frames, np.arange(len(frames))):
         raise DatasetError(f"{dataset.root}: expected frames 0 to {len(frames) - 1}, found gaps between episodes")
     limit = read_policy_config(Path(config.policy)).resize_imgs_with_padding if config.policy else None
-    sizes = {key: _size(dataset.image(0, key), limit) for key in dataset.camera_keys}
+    sizes = {key: _size(dataset.image(0, key), limit) for key in cameras}
     info = (dataset.root / "meta" / "info.json").read_bytes()
     source = {"dataset": dataset.root.name, "info_sha256": hashlib.sha256(info).hexdigest()}
     manifest = PackManifest(
@@ -96,7 +103,7 @@ def pack(config: PackConfig, *, shard_frames: int = SHARD_FRAMES) -> LeRobotData
     manifest.claim(out, out / FOLDER)
     missing = manifest.missing(out / FOLDER)
     done = len(frames) - sum(len(held) for _, held in missing)
-    write = functools.partial(_write_frames, config.dataset, manifest)
+    write = functools.partial(_write_frames, config.dataset, config.tolerance_s, manifest)
     with progress("packing frames", len(frames), unit="frame", done=done) as advance:
         for count in _in_processes(write, missing, config.num_workers):
             advance(count)
@@ -121,9 +128,9 @@ def _in_processes(
         yield from (done.result() for done in as_completed([pool.submit(write, path, held) for path, held in shards]))
 
 
-def _write_frames(root: str, manifest: PackManifest, path: Path, held: range) -> int:
+def _write_frames(root: str, tolerance_s: float, manifest: PackManifest, path: Path, held: range) -> int:
     """Writes one shard; each process opens the dataset for itself."""
-    dataset = LeRobotDataset.open(root)
+    dataset = LeRobotDataset.open(root, tolerance_s=tolerance_s, options=PACK_OPTIONS)
 
     def record(frame: int) -> bytes:
         images = (_fit(dataset.image(frame, key), size) for key, size in manifest.cameras.items())
@@ -145,10 +152,10 @@ def _fit(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[np.n
 
 def _copy_tables(dataset: LeRobotDataset, out: Path) -> None:
     """Copies metadata, and columns without embedded images; last, so that an unfinished pack is no dataset."""
-    for file in sorted({episode.data_file for episode in dataset.metadata.episodes}):
+    for file in dataset.data_files:
         table = pq.read_table(dataset.root / file)
         (out / file).parent.mkdir(parents=True, exist_ok=True)
-        kept = [name for name in table.column_names if name not in dataset.camera_keys]
+        kept = [name for name in table.column_names if name not in dataset.metadata.visual_keys]
         publish(out / file, functools.partial(pq.write_table, table.select(kept)))
     shutil.copytree(dataset.root / "meta", out / "meta", dirs_exist_ok=True)
 

@@ -71,6 +71,6 @@ def publish(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise DatasetError(f"{path} cannot be written ({error}); free space or choose another --out") from error
+        raise DatasetError(f"{path} cannot be written ({error}); free space or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from collections import OrderedDict
@@ -12,20 +11,30 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import UInt8
-from PIL import Image
 
+from jaxreflow.data.pictures import MAX_PIXELS, decode_cell
 from jaxreflow.errors import DatasetError
 
-# 4096 x 4096. A few damaged bytes can claim any size, which would be allocated, and for video many times over.
-MAX_PIXELS = 1 << 24
 # Seconds that a video may have: a year.
 _LONGEST = 3.2e7
 # Up to this many frames ahead, decoding on is cheaper than a seek to the key frame before the target.
 _FORWARD_FRAMES = 8
+# A frame so near in seconds is the one asked for: none nearer is looked for behind it.
+_NEAR_S = 1e-4
+# For a video that does not say its frame rate, which only limits how far it is decoded on instead of seeking.
+_ANY_RATE = 25.0
 # From version 17 on PyAV converts each frame with all cores unless told otherwise, which for small frames takes longer.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+
+
+class FarFrameError(DatasetError):
+    """The frame nearest to a time is further away than the tolerance; `distance` is in seconds."""
+
+    def __init__(self, message: str, distance: float) -> None:
+        super().__init__(message)
+        self.distance = distance
 
 
 class VideoReader:
@@ -42,44 +51,57 @@ class VideoReader:
         context.options = {"max_pixels": str(MAX_PIXELS)}
         context.thread_type = "NONE"
         context.thread_count = 1
-        if self._stream.time_base is None or not self._stream.average_rate:
-            raise DatasetError("the video has no frame rate")
+        if not self._stream.time_base:
+            raise DatasetError("the video has no unit of time")
         self._tick = float(self._stream.time_base)
-        self._frame_ticks = 1.0 / (float(self._stream.average_rate) * self._tick)
+        self._frame_ticks = 1.0 / (float(self._stream.average_rate or _ANY_RATE) * self._tick)
         self._packets = self._container.decode(self._stream)
         # A frame's own `to_ndarray` sets up a converter for each frame, which takes longer than decoding it.
         self._to_rgb = VideoReformatter()
-        self._shown: tuple[int, av.VideoFrame] | None = None
+        # The last two frames that were decoded since the last seek, newest last, with their times.
+        self._shown: list[tuple[int, av.VideoFrame]] = []
 
     def frame(self, seconds: float, tolerance: float) -> UInt8[np.ndarray, "H W 3"]:
-        """The RGB frame shown at `seconds`, give or take `tolerance`; DatasetError where there is none."""
+        """The RGB frame nearest to `seconds`; FarFrameError where it is more than `tolerance` seconds away.
+
+        Any other DatasetError says that the video ends before, or is damaged.
+        """
         if not abs(seconds) < _LONGEST:
             raise DatasetError(f"a video has no frame at {seconds} s")
         target, slack = seconds / self._tick, tolerance / self._tick
         try:
-            time, frame = self._advance(target, slack)
+            ends = self._surround(target, min(slack, _NEAR_S / self._tick))
         except BaseException:
-            self._shown = None  # the decoder's position is unknown: the next call seeks
+            self._shown = []  # the decoder's position is unknown: the next call seeks
             raise
+        time, frame = min(self._shown, key=lambda shown: abs(shown[0] - target))
         if abs(time - target) > slack:
-            raise DatasetError(
-                f"no frame within {tolerance} s of {seconds:.6f} s, the next one is at {time * self._tick:.6f} s"
+            found = time * self._tick
+            if ends:
+                raise DatasetError(
+                    f"the video ends before it: its last frame is at {found:.6f} s, expected one at {seconds:.6f} s"
+                )
+            raise FarFrameError(
+                f"no frame within {tolerance:g} s of {seconds:.6f} s, the nearest one is at {found:.6f} s",
+                abs(found - seconds),
             )
-        return self._to_rgb.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
+        return self._to_rgb.reformat(frame, format="rgb24", **_colours(frame), **_ONE_THREAD).to_ndarray()
 
     def close(self) -> None:
         """Releases the file and the decoder."""
         self._container.close()
 
-    def _advance(self, target: float, slack: float) -> tuple[int, av.VideoFrame]:
-        shown = self._shown
-        if shown is None or not shown[0] - slack <= target <= shown[0] + _FORWARD_FRAMES * self._frame_ticks:
-            shown = self._seek(target + slack)
-        while shown[0] < target - slack:
-            shown = self._next()
-        return shown
+    def _surround(self, target: float, near: float) -> bool:
+        """Decodes until the frame nearest to `target` is among `_shown`; whether the video ends before `target`."""
+        reach = _FORWARD_FRAMES * self._frame_ticks
+        if not self._shown or not self._shown[0][0] - near <= target <= self._shown[-1][0] + reach:
+            self._seek(target + near)
+        while self._shown[-1][0] < target - near:
+            if not self._next():
+                return True
+        return False
 
-    def _seek(self, target: float) -> tuple[int, av.VideoFrame]:
+    def _seek(self, target: float) -> None:
         """Decodes a key frame at or before `target`, in time units of the stream."""
         # Containers seek by decoding time, which precedes presentation: with reordered frames the key frame found may
         # be shown after the target, so step back until it is not.
@@ -88,19 +110,35 @@ class VideoReader:
             offset = max(int(target - back), 0)
             self._container.seek(offset, stream=self._stream, backward=True)
             self._packets = self._container.decode(self._stream)
-            shown = self._next()
-            if shown[0] <= target or offset == 0:
-                return shown
+            self._shown = []
+            if not self._next():
+                raise DatasetError("the video ends before it: no frame can be decoded there")
+            if self._shown[0][0] <= target or offset == 0:
+                return
             back = max(2 * back, 1 / self._tick)
 
-    def _next(self) -> tuple[int, av.VideoFrame]:
+    def _next(self) -> bool:
+        """Decodes one more frame; False at the video's end."""
         frame = next(self._packets, None)
         if frame is None:
-            raise DatasetError("the video ends before it")
+            return False
         if frame.is_corrupt or frame.pts is None:
             raise DatasetError("the frame is damaged")
-        self._shown = (frame.pts, frame)
-        return self._shown
+        self._shown = [*self._shown[-1:], (frame.pts, frame)]
+        return True
+
+
+def _colours(frame: av.VideoFrame) -> dict[str, int]:
+    """The colours that a frame says it has, so that every version of PyAV converts it alike; unspecified is BT.601."""
+    source = int(frame.colorspace)
+    # Older versions convert as BT.601 of limited range unless source and destination differ; RGB has no colour space.
+    other = Colorspace.ITU709 if source == Colorspace.ITU601 else Colorspace.ITU601
+    return {
+        "src_colorspace": source,
+        "dst_colorspace": int(other),
+        "src_color_range": int(frame.color_range),
+        "dst_color_range": int(ColorRange.JPEG),
+    }
 
 
 class FrameReaders:
@@ -135,7 +173,7 @@ class FrameReaders:
                 raise DatasetError(f"{type(error).__name__}: {error}") from error
 
     def embedded_frame(self, path: Path, column: str, row: int) -> UInt8[np.ndarray, "H W 3"]:
-        """The image in `column` of the parquet file's `row`, a struct of `bytes` (PNG or JPEG) and `path`."""
+        """The image in `column` of the parquet file's `row`; DatasetError says why there is none."""
         if self._process != os.getpid():
             self._start()
         with self._lock:
@@ -144,18 +182,7 @@ class FrameReaders:
                 cell = group[row - int(starts)].as_py()
             except (pa.ArrowException, OSError, KeyError) as error:
                 raise DatasetError(f"{type(error).__name__}: {error}") from error
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not isinstance(data, bytes) or not data:
-            raise DatasetError("the cell holds no image bytes (images beside the parquet file are not supported)")
-        try:
-            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DatasetError(
-                        f"the image has {image.width} x {image.height} pixels, expected at most {MAX_PIXELS}"
-                    )
-                return np.array(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DatasetError(f"{type(error).__name__}: {error}") from error
+        return decode_cell(cell)
 
     def _video(self, path: Path) -> VideoReader:
         reader = self._videos.pop(path, None) or VideoReader(path)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxreflow.data.advice import EVALUATE_OPTIONS
 from jaxreflow.data.feature_match import check_serves
 from jaxreflow.data.frames import ALL, EARLY, frame_sets, pick
 from jaxreflow.data.lerobot import LeRobotDataset
@@ -57,7 +58,7 @@ def compare(config: EvaluateConfig) -> Comparison:
     student_dir = find_saved_policy(config.student, config.student_revision) if config.student else None
     recorded = recorded_settings(student_dir) if student_dir else None
     basis = _basis(config, recorded)
-    dataset = open_dataset(basis.dataset)
+    dataset = open_dataset(basis.dataset, EVALUATE_OPTIONS)
     teacher = load_policy_for(basis, config.teacher, dataset, config.teacher_revision)
     student = load_policy_for(basis, str(student_dir), dataset) if student_dir else None
     if student is not None:
@@ -124,6 +125,7 @@ def _basis(config: EvaluateConfig, recorded: RunConfig | None) -> RunConfig:
         repo_id=chosen.repo_id,
         revision=chosen.revision,
         episodes=own.episodes if flags.episodes is None else flags.episodes,
+        tolerance_s=own.tolerance_s if flags.tolerance_s is None else flags.tolerance_s,
         cache_frames=0.0,
         features=config.features,
     )
@@ -154,7 +156,7 @@ def check_comparable(teacher: SavedPolicy, student: SavedPolicy) -> None:
 def _source(
     basis: RunConfig, teacher: SavedPolicy, student: SavedPolicy | None, dataset: LeRobotDataset
 ) -> TrainingSource:
-    features = open_run_features(basis, teacher, dataset)
+    features = open_run_features(basis, teacher, dataset, "--features")
     if features is not None and student is not None:
         check_serves(features, student, dataset)
     data = split_data(dataset, teacher.policy, teacher.load_transforms(), basis, features)

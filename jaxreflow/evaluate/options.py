@@ -23,6 +23,8 @@ class DatasetFlags:
     """Of --dataset.repo-id: a commit, tag or branch (default: main)."""
     episodes: tuple[int, ...] | None = None
     """Episodes to measure on (default: of the run's dataset those that it held out, of another all)."""
+    tolerance_s: float | None = None
+    """Seconds between a timestamp and the frame of its video, as for train.py (default: as the student's run)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,8 @@ class DatasetConfig:
     """Episodes to use (default: all)."""
     holdout: float = 0.1
     """Share of the episodes that is held out of training and evaluated."""
+    tolerance_s: float = option(1e-4, may_change=True)
+    """Seconds that a frame of a video may be away from its timestamp: more where timestamps are from a clock."""
     cache_frames: float = option(0.0, may_change=True)
     """Decode all frames into memory first, at most this many GiB per process; 0: decode each when it is needed."""
 
@@ -59,6 +61,8 @@ class DatasetConfig:
                 "--dataset.image-transforms.enable changes images, of which --dataset.features holds the tokens, made "
                 "before: leave one of the two out"
             )
+        if not 0 < self.tolerance_s < math.inf:
+            raise ConfigError(f"--dataset.tolerance-s must be positive, found {self.tolerance_s}")
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"--dataset.holdout must lie in [0, 1), found {self.holdout}")
         if not 0 <= self.cache_frames < math.inf:

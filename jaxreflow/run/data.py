@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxreflow.data.advice import TRAIN_OPTIONS, DatasetOptions
 from jaxreflow.data.feature_cache import FeatureCache
 from jaxreflow.data.feature_match import open_features
 from jaxreflow.data.frames import early_positions
-from jaxreflow.data.lerobot import LeRobotDataset, holdout_split, load_dataset
+from jaxreflow.data.holdout import holdout_split
+from jaxreflow.data.lerobot import LeRobotDataset, load_dataset
 from jaxreflow.data.loader import Example, TrainingSource, iterate_once, make_loader, to_batch
 from jaxreflow.data.matching import check_features, dataset_key, match_cameras
 from jaxreflow.model.types import Batch
@@ -43,17 +45,31 @@ class RunData:
         return features[dataset_key(ACTION, self.transforms.processors.rename_map, features)].dim_names
 
 
-def open_dataset(config: DatasetConfig) -> LeRobotDataset:
-    """The dataset that the flags name; DatasetError or ConfigError otherwise."""
-    return load_dataset(config.root, config.repo_id, config.revision, episodes=config.episodes)
+def open_dataset(config: DatasetConfig, options: DatasetOptions = TRAIN_OPTIONS) -> LeRobotDataset:
+    """The dataset that the flags name; DatasetError or ConfigError otherwise, which advise only `options`."""
+    return load_dataset(
+        config.root,
+        config.repo_id,
+        config.revision,
+        config.episodes,
+        tolerance_s=config.tolerance_s,
+        options=options,
+    )
 
 
-def open_run_features(config: RunConfig, saved: SavedPolicy, dataset: LeRobotDataset) -> FeatureCache | None:
+def open_run_features(
+    config: RunConfig, saved: SavedPolicy, dataset: LeRobotDataset, option: str = "--dataset.features"
+) -> FeatureCache | None:
     """The cached image tokens that the flags name, if any; DatasetError unless they are this policy's and dataset's."""
     if not config.dataset.features:
         return None
     return open_features(
-        config.dataset.features, saved, dataset, rename_map=config.rename_map, stats_from=config.stats_from
+        config.dataset.features,
+        saved,
+        dataset,
+        rename_map=config.rename_map,
+        stats_from=config.stats_from,
+        option=option,
     )
 
 
@@ -71,6 +87,7 @@ def split_data(
     """
     rename_map = transforms.processors.rename_map
     check_features(dataset, state_dim=transforms.state_dim, action_dim=policy.action_dim, rename_map=rename_map)
+    dataset.refuse_depth(policy.visual_keys, rename_map)
     cameras = match_cameras(dataset.camera_keys, policy.visual_keys, rename_map, policy.empty_cameras)
     if config.dataset.cache_frames:
         dataset.cache_frames(list(cameras.values()), limit_bytes=round(config.dataset.cache_frames * 2**30))

@@ -38,6 +38,7 @@ RENAMED = {
     "--policy.private": "--private",
     "--peft.r": "--lora.rank",
     "--peft.lora-alpha": "--lora.alpha",
+    "--tolerance-s": "--dataset.tolerance-s",
 }
 
 # LeRobot's policy is the one to distil in `reflow`, and the one to train in `finetune`, which has --policy.path itself.
@@ -113,7 +114,6 @@ INSTEAD = {
     "--scheduler.": "the schedule is warm-up and cosine decay, --optimizer.warmup-steps, .decay-steps and .decay-lr",
     "--use-policy-training-preset": "what is not given of --optimizer comes from the policy's config.json",
     "--save-checkpoint": "a run always saves its last update; --save-every says how often before, --keep how many stay",
-    "--tolerance-s": "timestamps are checked with LeRobot's own tolerance, 1e-4 s",
     "--max-eval-samples": "--eval-batches says how many batches an evaluation looks at",
     "--save-checkpoint-to-hub": "the finished policy is pushed by --push-to-hub USER/NAME",
     "--job.": _ONLY["--job.target"][1],
