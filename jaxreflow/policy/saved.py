@@ -21,7 +21,7 @@ from jaxreflow.policy.normalization import STATS_FROM_HINT, Stats
 from jaxreflow.policy.observation import Transforms
 from jaxreflow.policy.processors import Processors, create_processors, parse_processors, read_processor_files
 from jaxreflow.policy.real_time_chunking import fitting_rtc_config
-from jaxreflow.policy.statistics import BUFFER_PREFIXES, read_stats, rename_stats, stats_in_weights, to_float32
+from jaxreflow.policy.statistics import BUFFER_PREFIXES, chosen_stats, rename_stats, stats_in_weights, to_float32
 from jaxreflow.policy.vlm import VLM_FOLDER, VLMFiles, has_weights, load_tokenizer, load_vlm
 from jaxreflow.policy.weights import check_tensors, read_checked_params, write_params
 from jaxreflow.support.new_folder import new_directory, write_json
@@ -175,26 +175,6 @@ def load_processors(
         )
         raise ProcessorError(f"--stats-from {source}: {error}") from error
     return processors
-
-
-def chosen_stats(
-    stats_from: str | Path | None, dataset_stats: Mapping[str, Mapping[str, Any]] | None, rename_map: Mapping[str, str]
-) -> Stats | None:
-    """The statistics that `stats_from` names, in the policy's names; None for the policy's own.
-
-    Raises:
-        ProcessorError: the dataset or the file has none.
-    """
-    if stats_from is None or str(stats_from) == "policy":
-        return None
-    if str(stats_from) != "dataset":
-        return rename_stats(read_stats(Path(stats_from)), rename_map)
-    if not dataset_stats:
-        raise ProcessorError(
-            "--stats-from dataset: there is no dataset here, or it has no statistics; give a FILE instead, such as another "
-            "dataset's meta/stats.json, or `policy` for those that the policy brings"
-        )
-    return rename_stats(to_float32(dataset_stats), rename_map)
 
 
 def _fallback_stats(

@@ -97,6 +97,26 @@ def rename_stats(stats: Stats, rename_map: Mapping[str, str]) -> Stats:
     return {rename_map.get(key, key): group for key, group in stats.items()}
 
 
+def chosen_stats(
+    stats_from: str | Path | None, dataset_stats: Mapping[str, Mapping[str, Any]] | None, rename_map: Mapping[str, str]
+) -> Stats | None:
+    """The statistics that `stats_from` names, in the policy's names; None for the policy's own.
+
+    Raises:
+        ProcessorError: the dataset or the file has none.
+    """
+    if stats_from is None or str(stats_from) == "policy":
+        return None
+    if str(stats_from) != "dataset":
+        return rename_stats(read_stats(Path(stats_from)), rename_map)
+    if not dataset_stats:
+        raise ProcessorError(
+            "--stats-from dataset: there is no dataset here, or it has no statistics; give a FILE instead, such as another "
+            "dataset's meta/stats.json, or `policy` for those that the policy brings"
+        )
+    return rename_stats(to_float32(dataset_stats), rename_map)
+
+
 def stats_in_weights(tensors: Mapping[str, np.ndarray], features: Iterable[str]) -> Stats:
     """Statistics from the buffers of an old checkpoint: `normalize_inputs.buffer_observation_state.mean` and its like.
 

@@ -13,7 +13,8 @@ from jaxreflow.errors import ConfigError, DatasetError
 from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.policy.fitting import with_features
 from jaxreflow.policy.names import ACTION, STATE
-from jaxreflow.policy.saved import TRAIN_CONFIG, SavedPolicy, chosen_stats, load_saved_policy, read_config_fields
+from jaxreflow.policy.saved import TRAIN_CONFIG, SavedPolicy, load_saved_policy, read_config_fields
+from jaxreflow.policy.statistics import chosen_stats
 from jaxreflow.run.config import RunConfig
 from jaxreflow.run.config_groups import FIXED_FIELDS, PolicySource
 from jaxreflow.run.new_policy import create_policy
