@@ -49,7 +49,7 @@ from jaxreflow.run.setup import Setup, set_up, set_up_devices
 from jaxreflow.run.start import ACTION_NAMES
 from jaxreflow.run.supervision import Interrupted, StopRequest, Watchdog
 from jaxreflow.support import processes
-from jaxreflow.support.command_line import choose, first_sentence, without_debug
+from jaxreflow.support.command_line import as_typed, choose, first_sentence, print_error, without_debug
 from jaxreflow.support.console import console_log
 from jaxreflow.support.jax_errors import explained
 from jaxreflow.support.storage import AnyPath, as_path
@@ -82,12 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         if processes.is_first():
             again = shlex.join([name, "--output-dir", str(config.output_dir), "--resume"])
-            print(f"{stop}; go on with: train.py {again}", file=sys.stderr)
+            print(as_typed(f"{stop}; go on with: train.py {again}"), file=sys.stderr)
         return 128 + stop.signal
     except JaxReflowError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 1
     return 0
 

@@ -16,7 +16,7 @@ ASSETS = Path(os.path.relpath(Path(__file__).parents[1] / "tests" / "assets"))
 config = FinetuneConfig(
     policy=PolicySource(
         new=True,
-        vlm=str(ASSETS / "teacher" / "vlm"),
+        vlm=str(ASSETS / "teacher" / "vlm") if ASSETS.is_dir() else None,
         vlm_model_name="jaxreflow/demo-vlm",
         num_vlm_layers=4,
         expert_width_multiplier=1.0,
@@ -26,7 +26,7 @@ config = FinetuneConfig(
         train_expert_only=False,
         freeze_vision_encoder=False,
     ),
-    dataset=DatasetConfig(root=str(ASSETS / "metaworld_mini")),
+    dataset=DatasetConfig(root=str(ASSETS / "metaworld_mini") if ASSETS.is_dir() else None),
     steps=4_500,
     batch_size=32,
     noises=2,

@@ -16,6 +16,7 @@ from jaxreflow.run.directory import check_resumable, read_config, write_config
 from jaxreflow.run.flags import TITLES, read_settings
 from jaxreflow.run.lerobot_flags import INSTEAD, OFF_HERE, RENAMED, to_ours
 from jaxreflow.sim import __main__ as sim
+from jaxreflow.support import command_line
 from jaxreflow.support.command_line import Flag, choose, parse, wrapped
 from jaxreflow.support.option import boxes, labelled, option
 
@@ -368,3 +369,19 @@ def test_what_is_wrong_or_missing_ends_with_exit_code_2(capsys):
     with pytest.raises(SystemExit, match="2"):
         read_settings(train.CONFIGS / "reflow.py", ["--teacher.path=P", "--dry-run"])
     assert "--dataset.root is missing" in capsys.readouterr().err
+
+
+def test_an_installed_package_names_its_own_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "python train.py reflow; `train.py demo --help`; python -m convert doctor DIR; `convert push`"
+    assert command_line.as_typed(text) == text
+    monkeypatch.setattr(command_line, "INSTALLED", True)
+    assert command_line.as_typed(text) == (
+        "jaxreflow-train reflow; `jaxreflow-train demo --help`; jaxreflow-convert doctor DIR; `jaxreflow-convert push`"
+    )
+    with pytest.raises(SystemExit):
+        train.main(["nosuch"])
+    found = capsys.readouterr().err
+    assert "jaxreflow-train: expected one of" in found
+    assert "train.py" not in found

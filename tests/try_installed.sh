@@ -26,5 +26,21 @@ expect reflow jaxreflow-train --help
 expect --teacher.path jaxreflow-train reflow --help
 expect from-lerobot jaxreflow-convert --help
 expect parameters jaxreflow-convert inspect policy
+
+# Hints name the commands that are installed, and the demo does not look for the repository's files.
+refuse() {
+	text=$1
+	shift
+	echo "  $*"
+	if output=$("$bin/$@" 2>&1); then echo "try_installed: '$*' ended well" >&2; exit 1; fi
+	case $output in
+	*train.py* | *"python -m convert"* | *site-packages*) printf '%s\n' "$output"; exit 1 ;;
+	*"$text"*) ;;
+	*) printf '%s\n' "$output"; echo "try_installed: '$text' is missing from the output of '$*'" >&2; exit 1 ;;
+	esac
+}
+refuse 'jaxreflow-train: expected one of' jaxreflow-train nosuch
+refuse '--teacher.path is missing' jaxreflow-train demo --dry-run
+refuse 'jaxreflow-convert doctor' jaxreflow-convert doctor
 "$bin/pip" check
 echo "jaxreflow $version works as installed"

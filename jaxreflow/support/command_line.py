@@ -30,6 +30,9 @@ from jaxreflow.support.tyro_rules import BOOLEANS, make_registry
 T = TypeVar("T")
 
 _POSITIONAL = typing.get_args(tyro.conf.Positional[str])[1]
+# A wheel holds train.py, configs and convert in here; in a clone they are the user's to call.
+INSTALLED = (Path(__file__).parents[1] / "cli" / "train.py").is_file()
+_CONVERT = (("python -m convert", "jaxreflow-convert"), ("`convert ", "`jaxreflow-convert "))
 _FREE_MEMORY = "end other programs that use this memory, or take a machine with more of it"
 # Below this likeness a proposal would be a guess.
 _ALIKE = 0.5
@@ -67,7 +70,7 @@ def run(program: Callable[[list[str]], int], argv: Sequence[str] | None, *, out_
     except JaxReflowError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 1
 
 
@@ -77,9 +80,23 @@ def without_debug(argv: Sequence[str] | None) -> tuple[list[str], bool]:
     return [arg for arg in args if arg != "--debug"], "--debug" in args
 
 
+def as_typed(text: str) -> str:
+    """The commands in a text as the user has them: those of a clone, or of an installed package."""
+    if not INSTALLED:
+        return text
+    for ours, installed in (("python train.py", "train.py"), ("train.py", "jaxreflow-train"), *_CONVERT):
+        text = text.replace(ours, installed)
+    return text
+
+
+def print_error(error: object) -> None:
+    """Shows an error on stderr, with the commands that the user has."""
+    print(as_typed(f"error: {error}"), file=sys.stderr)
+
+
 def usage_error(prog: str, message: str) -> NoReturn:
     """Ends the process with exit code 2."""
-    print(f"error: {message}\n`{prog} --help` lists what there is", file=sys.stderr)
+    print_error(f"{message}\n`{prog} --help` lists what there is")
     raise SystemExit(2)
 
 
@@ -90,7 +107,8 @@ def choose(args: Sequence[str], commands: Mapping[str, str], *, prog: str, about
         return name, rest
     if name in ("-h", "--help"):
         usage = f"usage: {prog} NAME [OPTIONS]"
-        print("\n\n".join([wrapped(about), usage, _listing(commands), f"`{prog} NAME --help` lists its options"]))
+        parts = [wrapped(about), usage, _listing(commands), f"`{prog} NAME --help` lists its options"]
+        print(as_typed("\n\n".join(parts)))
         raise SystemExit(0)
     nearest = difflib.get_close_matches(name, commands, 1, _ALIKE)
     proposal = f"; did you mean {nearest[0]}?" if nearest else ""
@@ -133,10 +151,10 @@ def parse(
     except ConfigError as error:
         usage_error(prog, str(error))
     if {"-h", "--help"} & set(words):
-        print(wrapped(about) + "\n")
+        print(as_typed(wrapped(about)) + "\n")
     settings: dict[str, Any] = {} if default is None else {"default": default}
     registry = make_registry(target, sections or {})
-    return tyro.cli(target, args=words, prog=prog, description="", registry=registry, **settings)
+    return tyro.cli(target, args=words, prog=as_typed(prog), description="", registry=registry, **settings)
 
 
 def wrapped(about: str) -> str:
