@@ -8,6 +8,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import jax
@@ -16,14 +17,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxreflow import flow, model
+from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.errors import ConfigError
 from jaxreflow.evaluate import __main__ as command
 from jaxreflow.evaluate import comparison, options
 from jaxreflow.evaluate.sampling import Candidate, chunks, make_subject, memories_of, sees_alike
 from jaxreflow.model.params import split_params, trainable_in_reflow
 from jaxreflow.policy.saved import load_saved_policy, save_pretrained
+from jaxreflow.policy.statistics import format_tensors
 from jaxreflow.run.config import DatasetConfig, ReflowConfig, TeacherSource
 from jaxreflow.run.directory import recorded_settings
+from jaxreflow.run.start import load_policy_for
 from tests.tiny import tiny_model, tiny_observation
 from tests.tiny_policy import DATASET, perturb
 
@@ -194,6 +198,34 @@ def test_a_teacher_alone_says_whether_to_distil(tmp_path: Path) -> None:
     _, page = read_page(tmp_path / "report.html")
     assert "Do you need to distil?" in page.text
     assert not {"checks", "training", "distribution", "latency"} & set(page.ids)
+
+
+@pytest.mark.slow
+def test_other_statistics_change_the_dataset_units_and_nothing_before_them(tmp_path: Path) -> None:
+    own = load_saved_policy(TEACHER).processors.normalizer.stats
+    file = tmp_path / "stats.safetensors"
+    file.write_bytes(format_tensors({**own, "action": {**own["action"], "std": 2 * own["action"]["std"]}}))
+    flags = ["--teacher", str(TEACHER), *DATA, *SIZE, "--draws", "0", "--repeats", "0"]
+    assert command.main([*flags, "--out", str(tmp_path / "a")]) == 0
+    assert command.main([*flags, "--out", str(tmp_path / "b"), "--stats-from", str(file)]) == 0
+    before, after = (json.loads((tmp_path / name / "report.json").read_text())["measures"]["fidelity"] for name in "ab")
+    for one, other in zip(before, after, strict=True):
+        assert one["error"] == other["error"]
+        np.testing.assert_allclose(other["rmse"], 2 * np.array(one["rmse"]), rtol=1e-4)  # float32
+        assert one["recorded_error"] != other["recorded_error"]
+
+
+def test_statistics_of_the_dataset_are_taken_by_name_or_by_file(tmp_path: Path) -> None:
+    own = load_saved_policy(TEACHER).processors.normalizer.stats
+    doubled = {key: {name: (2 * value).tolist() for name, value in group.items()} for key, group in own.items()}
+    (tmp_path / "stats.json").write_text(json.dumps(doubled))
+    for source, dataset in (
+        ("dataset", Mock(LeRobotDataset, stats=doubled)),
+        (str(tmp_path / "stats.json"), Mock(LeRobotDataset, stats={})),
+    ):
+        basis = comparison._basis(options.EvaluateConfig(teacher="t", out="o", stats_from=source), None)
+        found = load_policy_for(basis, str(TEACHER), dataset).processors.normalizer.stats
+        np.testing.assert_array_equal(found["action"]["std"], 2 * own["action"]["std"])
 
 
 def test_help_has_an_example(capsys) -> None:

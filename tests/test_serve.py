@@ -22,6 +22,7 @@ from jaxreflow import SmolVLAPolicy
 from jaxreflow.client import PolicyClient
 from jaxreflow.client import main as client_main
 from jaxreflow.errors import ConfigError, ProcessorError, ServeError
+from jaxreflow.policy.statistics import format_tensors
 from jaxreflow.serve.__main__ import ServeConfig, main, prepare, serve
 from jaxreflow.serve.answers import Answers
 from jaxreflow.serve.messages import pack, unpack
@@ -117,6 +118,19 @@ def test_our_client_has_the_policys_methods(port, policy, capsys):
         free.bind(("127.0.0.1", 0))
         assert client_main(["--port", str(free.getsockname()[1])]) == 1
     assert "no policy server answers" in capsys.readouterr().err
+
+
+def test_statistics_of_a_file_replace_the_policys_own(policy, tmp_path, capsys):
+    own = policy.checkpoint.processors.normalizer.stats
+    file, action = tmp_path / "stats.safetensors", own["action"]
+    file.write_bytes(format_tensors({**own, "action": {**action, "std": 2 * action["std"]}}))
+    answers, _ = prepare(ServeConfig(policy=str(CROSS), num_steps=1, repeats=1, seed=SEED, stats_from=str(file)))
+    expected = policy.predict_action_chunk(observation(), num_steps=1, key=key(0, 0))[0]
+    # The same normalised actions, in float32.
+    found = answers(observation(), 0, 0)
+    np.testing.assert_allclose(found - action["mean"], 2 * (expected - action["mean"]), rtol=1e-4, atol=1e-5)
+    assert main(["--policy", str(CROSS), "--stats-from", "dataset", "--port", "0"]) == 1
+    assert "--stats-from dataset: there is no dataset here" in capsys.readouterr().err
 
 
 @OPENPI_WARNS

@@ -1,5 +1,7 @@
 """Rollouts in a toy environment: chunks, the order of seeds, and independence of the number of environments."""
 
+import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -10,13 +12,16 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from jaxreflow.errors import ConfigError
 from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
-from jaxreflow.sim import environment
+from jaxreflow.policy.statistics import format_tensors
+from jaxreflow.sim import closed_loop, environment
+from jaxreflow.sim.closed_loop import SimConfig
 from jaxreflow.sim.environment import ActionChunks, EnvOptions, parse_env, policy_observation
 from jaxreflow.sim.results import Result
 from jaxreflow.sim.rollout import episode_noise, rollout
 from jaxreflow.sim.video import replay
 from tests.point_env import PointEnv
 
+TEACHER = Path(__file__).parent / "assets" / "teacher"
 CHUNK, WIDTH = 5, 3
 
 
@@ -137,3 +142,22 @@ def test_unknown_environment_is_named(spec: str) -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match="--max-steps must be at least 1"):
         EnvOptions(max_steps=0)
+
+
+def test_statistics_of_a_file_replace_the_policys_own_and_make_other_results(tmp_path: Path) -> None:
+    plain = SimConfig((str(TEACHER),), "metaworld:reach-v3", num_steps=(1,))
+    (own,) = closed_loop._load(plain).values()
+    stats, file = own.checkpoint.processors.normalizer.stats, tmp_path / "stats.safetensors"
+    action = stats["action"]
+    file.write_bytes(format_tensors({**stats, "action": {**action, "std": 2 * action["std"]}}))
+    config = dataclasses.replace(plain, stats_from=str(file))
+    policies = closed_loop._load(config)
+    normalized = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    before, after = (p.transforms.unnormalize_action(normalized) for p in (own, *policies.values()))
+    np.testing.assert_allclose(after - action["mean"], 2 * (before - action["mean"]), rtol=1e-4, atol=1e-6)  # float32
+    # A results file of the policy's own statistics, or of another file's, is not taken for these.
+    first, second = (list(closed_loop._plan(c, "reach-v3", policies)) for c in (plain, config))
+    file.write_bytes(format_tensors(stats))
+    third = closed_loop._plan(config, "reach-v3", policies)
+    assert len({result.identity for result in (*first, *second, *third)}) == 3
+    assert "stats_from" not in first[0].options

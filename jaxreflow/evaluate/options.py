@@ -49,7 +49,7 @@ class EvaluateConfig(Settings):
     rename_map: RenameMap | None = None
     """Dataset names to policy names, as for train.py (default: as the student's run)."""
     stats_from: str | None = None
-    """Statistics, as for train.py (default: as the student's run)."""
+    """Normalise by `dataset`'s statistics or a FILE's (stats.json or safetensors; default: as the student's run)."""
     vlm: str | None = None
     """Directory of the VLM's config and tokenizer, as for train.py."""
     dtype: Literal["float32", "bfloat16"] | None = None

@@ -34,6 +34,7 @@ from jaxreflow.serve.server import PolicyServer, bind, format_latency
 from jaxreflow.support.command_line import parse
 from jaxreflow.support.compilation import use_compilation_cache
 from jaxreflow.support.jax_errors import explained
+from jaxreflow.support.storage import check_path
 
 # By name: run as a program, this module is __main__.
 _log = logging.getLogger("jaxreflow.serve")
@@ -60,6 +61,8 @@ class ServeConfig:
     """Compute dtype."""
     seed: int = 0
     """Of the noise; every client has its own, by the order of their connections."""
+    stats_from: str | None = None
+    """Normalise by a FILE's statistics (stats.json or safetensors) instead of the policy's own."""
     vlm: str | None = None
     """Directory of the VLM's config and tokenizer (default: the policy's vlm/ folder, else its vlm_model_name)."""
     repeats: int = 20
@@ -75,6 +78,7 @@ class ServeConfig:
         for name in ("repeats", "max_request"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
+        check_path("--stats-from", self.stats_from, schemes=())
 
 
 def serve(config: ServeConfig) -> str:
@@ -100,7 +104,9 @@ def serve(config: ServeConfig) -> str:
 
 def prepare(config: ServeConfig) -> tuple[Answers, dict[str, Any]]:
     """Loads and compiles the policy and logs its latency; also what clients are told of it."""
-    policy = SmolVLAPolicy.from_pretrained(config.policy, vlm=config.vlm, dtype=config.dtype, revision=config.revision)
+    policy = SmolVLAPolicy.from_pretrained(
+        config.policy, vlm=config.vlm, dtype=config.dtype, revision=config.revision, stats_from=config.stats_from
+    )
     steps = policy.config.num_steps if config.num_steps is None else config.num_steps
     example = _one(example_observation(policy.transforms))
     sizes = {name: config.image_size or value.shape[:2] for name, value in example.items() if np.ndim(value) == 3}

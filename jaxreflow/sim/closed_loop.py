@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from jaxreflow.sim.results import Result, append_result, comparison_table, read_
 from jaxreflow.sim.rollout import parallel_envs, rollout
 from jaxreflow.sim.video import write_videos
 from jaxreflow.support.console import progress
+from jaxreflow.support.storage import check_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,8 @@ class SimConfig:
     """File of JSON lines to which results are appended and from which finished ones are taken."""
     video: Path | None = None
     """Folder for videos of a success and a failure of every policy on every task."""
+    stats_from: str | None = None
+    """Normalise by a FILE's statistics (stats.json or safetensors) instead of the policies' own."""
     vlm: str | None = None
     """Directory of the VLM's config and tokenizer (default: the policy's vlm/ folder, else its vlm_model_name)."""
     instruction: str | None = None
@@ -66,6 +70,7 @@ class SimConfig:
             )
         if min((*self.num_steps, *self.n_action_steps, 1)) < 1:
             raise ConfigError("--num-steps and --n-action-steps must be at least 1")
+        check_path("--stats-from", self.stats_from, schemes=())
 
 
 def run_trials(config: SimConfig) -> str:
@@ -93,7 +98,9 @@ def _load(config: SimConfig) -> dict[str, SmolVLAPolicy]:
     policies = {}
     for path in dict.fromkeys(config.policy):
         revision = None if Path(path).is_dir() else config.revision
-        policy = SmolVLAPolicy.from_pretrained(path, vlm=config.vlm, dtype=config.dtype, revision=revision)
+        policy = SmolVLAPolicy.from_pretrained(
+            path, vlm=config.vlm, dtype=config.dtype, revision=revision, stats_from=config.stats_from
+        )
         too_long = [n for n in config.n_action_steps if n > policy.config.chunk_size]
         if too_long:
             raise ConfigError(
@@ -106,6 +113,10 @@ def _load(config: SimConfig) -> dict[str, SmolVLAPolicy]:
 def _plan(config: SimConfig, task: str, policies: dict[str, SmolVLAPolicy]) -> Iterator[Result]:
     """What is to be run on a task, as results without outcomes."""
     steps = config.num_steps * len(config.policy) if len(config.num_steps) == 1 else config.num_steps
+    options = {**dataclasses.asdict(config.options), "dtype": config.dtype, "instruction": config.instruction}
+    if config.stats_from is not None:
+        # By its content: whatever lies in that file later makes other results.
+        options["stats_from"] = hashlib.sha256(Path(config.stats_from).read_bytes()).hexdigest()
     for i, path in enumerate(config.policy):
         policy = policies[path]
         for executed in config.n_action_steps or (policy.config.n_action_steps,):
@@ -116,11 +127,7 @@ def _plan(config: SimConfig, task: str, policies: dict[str, SmolVLAPolicy]) -> I
                 n_action_steps=executed,
                 env=parse_env(config.env)[0],
                 task=task,
-                options={
-                    **dataclasses.asdict(config.options),
-                    "dtype": config.dtype,
-                    "instruction": config.instruction,
-                },
+                options=options,
                 seed=config.seed,
                 episodes=config.episodes,
             )
