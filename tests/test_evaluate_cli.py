@@ -184,13 +184,18 @@ def test_a_student_is_compared_and_the_page_needs_nothing_else(
             "http://www.w3.org/2000/svg",
             "http://www.w3.org/1999/xlink",
         }
-    assert str(TEACHER) in page.text
+    # The report may leave this machine: it has names, and no paths.
+    assert (report["about"]["teacher"], report["about"]["student"]) == ("teacher", student.parents[2].name)
+    assert f"Teacher teacher, 10 Euler steps; student {student.parents[2].name}" in page.text
+    assert not [text for text in read_all(tmp_path / "a") if str(TEACHER.parent) in text or str(student.parent) in text]
 
 
 def test_a_teacher_alone_says_whether_to_distil(tmp_path: Path) -> None:
     flags = ["--teacher", str(TEACHER), "--out", str(tmp_path), *DATA, *SIZE, "--draws", "0", "--repeats", "0"]
     assert command.main(flags) == 0
     report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["about"]["teacher"], report["about"]["student"]) == ("teacher", None)
+    assert not [text for text in read_all(tmp_path) if str(TEACHER.parent) in text]
     assert report["verdict"]["checks"] == []
     assert [advice["n_action_steps"] for advice in report["verdict"]["advice"]] == [10, 50]
     assert report["about"]["episodes"] == list(EPISODES[:4])

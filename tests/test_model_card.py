@@ -13,9 +13,9 @@ from PIL import Image
 
 from jaxreflow.errors import ConfigError
 from jaxreflow.evaluate.report.report import read_report
+from jaxreflow.policy.public_names import PolicyName
 from jaxreflow.policy.saved import read_policy_config
 from jaxreflow.publish.model_card import CardSource, model_card, pictures
-from jaxreflow.publish.public_names import PolicyName
 from jaxreflow.run.config import (
     DatasetConfig,
     FinetuneConfig,

@@ -4,15 +4,8 @@ import json
 
 import pytest
 
-from jaxreflow.publish.public_names import (
-    PolicyName,
-    folder_name,
-    is_folder,
-    name_policy,
-    public_settings,
-    replace_names,
-    without_absolute_paths,
-)
+from jaxreflow.policy.public_names import PolicyName, folder_name, is_folder, name_policy
+from jaxreflow.publish.public_names import public_settings, without_absolute_paths
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CACHE = f"/home/ann/.cache/huggingface/hub/models--lerobot--smolvla_base/snapshots/{COMMIT}"
@@ -39,8 +32,13 @@ def test_a_policy_of_the_hub_has_its_name_and_the_commit_that_was_read(tmp_path,
     monkeypatch.chdir(tmp_path)
     assert name_policy("lerobot/smolvla_base", CACHE) == PolicyName("lerobot/smolvla_base", True, COMMIT)
     assert name_policy("lerobot/smolvla_base") == PolicyName("lerobot/smolvla_base", True)
+    # A policy may lie in a folder of its repository.
+    inner = name_policy("lerobot/smolvla_base/checkpoints/last", f"{CACHE}/checkpoints/last")
+    assert inner == PolicyName("lerobot/smolvla_base", True, COMMIT)
     # The folder that was read decides: `runs/teacher` has the form of a hub name.
     assert name_policy("runs/teacher", "/home/ann/runs/teacher") == PolicyName("teacher", False)
+    # What lies in an object store is read from a copy, whose folder has a name of its own.
+    assert name_policy("gs://bucket/runs/blue", "/home/ann/.cache/jaxreflow/8f3a") == PolicyName("blue", False)
     (tmp_path / "runs" / "teacher").mkdir(parents=True)
     assert name_policy("runs/teacher") == PolicyName("teacher", False)
     assert is_folder("runs/teacher")
@@ -107,10 +105,3 @@ def test_only_absolute_paths_leave_a_config():
         "steps": [{"tokenizer_name": "vlm"}],
         "x": "/",
     }
-
-
-def test_a_page_has_names_where_it_had_paths():
-    names = {"/a/b": "teacher", "/a/b/c&d": "me/student", "a/b": "blue", "plain": "never"}
-    page = '<p>/a/b and /a/b/c&amp;d; a/b, plain</p><img src="data:;base64,xya/bc==">'
-    assert replace_names(page, names) == '<p>teacher and me/student; blue, plain</p><img src="data:;base64,xya/bc==">'
-    assert replace_names(json.dumps({"x": "C:\\y"}), {"C:\\y": "y"}) == '{"x": "y"}'

@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_pretrained(out, checkpoint, perturb(trained, 0.01), num_steps=1, train_config=settings)
     report = json.loads((REPORTS / "report.json").read_text())
     before = report["about"]["teacher"], report["about"]["student"]
-    after = str(TEACHER), str(out)
+    after = "teacher", "run"
     report["about"] |= {"teacher": after[0], "student": after[1]}
     page = (REPORTS / "report.html").read_text()
     (out / "report.json").write_text(json.dumps(report))
@@ -111,8 +111,9 @@ def test_nothing_that_is_published_tells_of_this_machine(made: Path) -> None:
         "teacher",
         "metaworld_mini",
     )
-    assert json.loads(files["report.json"])["about"]["student"] == "me/student"
-    assert b"Teacher teacher, 10 Euler steps; student me/student" in files["report.html"]
+    # Reports hold names from the start, so they go as they are.
+    assert files["report.json"] == (made / "report.json").read_bytes()
+    assert b"Teacher teacher, 10 Euler steps; student run" in files["report.html"]
     card = files["README.md"].decode()
     assert "| teacher | `teacher`, a local folder |" in card
     assert f"sha256 `{load_saved_policy(TEACHER).tensors.sha256}`" in card
@@ -130,6 +131,25 @@ def test_a_policy_whose_vlm_nobody_else_has_is_not_published(student: Path) -> N
     shutil.rmtree(student / "vlm")
     with pytest.raises(PublishError, match=r"`vlm_model_name` is /home/ann/vlm, a folder of this machine"):
         prepare(student, "me/student")
+
+
+@pytest.mark.parametrize("path", ["/home/ann/runs/teacher", "a/b/teacher", "C:\\teacher", "gs://bucket/teacher"])
+def test_a_report_of_an_older_version_that_holds_a_path_is_refused(made: Path, tmp_path: Path, path: str) -> None:
+    old = Path(shutil.copytree(made, tmp_path / "student"))
+    report = json.loads((old / "report.json").read_text())
+    report["about"]["teacher"] = path
+    (old / "report.json").write_text(json.dumps(report))
+    with pytest.raises(
+        PublishError, match=r"report\.json: expected names of policies, found the path .*teacher"
+    ) as error:
+        prepare(old, "me/student")
+    assert str(error.value).endswith("or remove report.json and report.html")
+    report["about"] |= {"teacher": "me/teacher", "student": None}  # A report on a policy alone.
+    (old / "report.json").write_text(json.dumps(report))
+    assert prepare(old, "me/student")["report.json"] == old / "report.json"
+    for name in ("report.json", "report.html"):
+        (old / name).unlink()
+    assert b"was not measured" in read(prepare(old, "me/student")["README.md"])
 
 
 def test_damaged_files_are_named(student: Path) -> None:

@@ -28,6 +28,7 @@ from jaxreflow.evaluate.settings import Settings
 from jaxreflow.evaluate.verdict import judge
 from jaxreflow.policy.latency import device_name
 from jaxreflow.policy.names import ACTION, STATE
+from jaxreflow.policy.public_names import name_policy
 from jaxreflow.policy.saved import SavedPolicy, find_saved_policy
 from jaxreflow.run.checkpoints import newest_policy
 from jaxreflow.run.config import DatasetConfig, ReflowConfig, RunConfig
@@ -75,7 +76,14 @@ def compare(config: EvaluateConfig) -> Comparison:
     training = _training(config.run, distilled, teacher, student)
     measures = measure(trial, training)
     verdict = judge(measures, teacher.policy.chunk_size, settings.n_action_steps, config.thresholds)
-    report = Report(_about(config, trial, basis.dataset.holdout > 0), measures, verdict)
+    about = _about(
+        trial,
+        teacher=name_policy(config.teacher, str(teacher.directory)).name,
+        student=name_policy(config.student, str(student.directory)).name if config.student and student else None,
+        dataset=config.dataset.repo_id or dataset.root.name,
+        held_out=basis.dataset.holdout > 0,
+    )
+    report = Report(about, measures, verdict)
     run = training.run if training is not None else None
     records = list(read_metrics(run)) if run is not None and (run / METRICS_FILE).is_file() else []
     evaluation = Comparison(report, _examples(trial), records)
@@ -201,20 +209,17 @@ def _has_other_teacher(recorded: ReflowConfig, teacher: SavedPolicy) -> bool:
     return own.is_dir() and own.resolve() != teacher.directory
 
 
-def _about(config: EvaluateConfig, trial: Trial, held_out: bool) -> About:
-    dataset, policy = trial.source.dataset, trial.transforms.policy
+def _about(trial: Trial, **names: Any) -> About:
+    data, policy = trial.source.dataset, trial.transforms.policy
     here = set(trial.source.frames.tolist())
     return About(
-        teacher=config.teacher,
-        student=config.student,
-        dataset=config.dataset.repo_id or dataset.root.name,
-        episodes=tuple(episode.index for episode in dataset.episodes if episode.first in here),
-        held_out=held_out,
+        **names,
+        episodes=tuple(episode.index for episode in data.episodes if episode.first in here),
         teacher_steps=trial.reference.num_steps,
         chunk_size=policy.chunk_size,
         action_names=_action_names(trial),
         padded_dims=policy.max_action_dim - policy.action_dim,
-        fps=dataset.fps,
+        fps=data.fps,
         dtype=trial.config.dtype,
         device=device_name(),
         versions={name: version(name) for name in ("jaxreflow", "jax")},

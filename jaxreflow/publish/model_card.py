@@ -13,7 +13,7 @@ from jaxreflow.evaluate.report import figures, table
 from jaxreflow.evaluate.report.report import Report
 from jaxreflow.evaluate.report.table import Table, markdown
 from jaxreflow.policy.config import PolicyConfig
-from jaxreflow.publish.public_names import PolicyName
+from jaxreflow.policy.public_names import PolicyName
 from jaxreflow.run.config import ReflowConfig, RunConfig
 from jaxreflow.support.option import labelled
 

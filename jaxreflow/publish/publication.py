@@ -13,19 +13,11 @@ from typing import Any
 from jaxreflow.errors import JaxReflowError, PublishError
 from jaxreflow.evaluate.comparison import REPORT_HTML, REPORT_JSON
 from jaxreflow.evaluate.report.report import Report, read_report
+from jaxreflow.policy.public_names import PolicyName, folder_name, is_folder, name_policy
 from jaxreflow.policy.saved import CONFIG, TRAIN_CONFIG, WEIGHTS, find_saved_policy, read_policy_config
 from jaxreflow.policy.vlm import VLM_FOLDER
 from jaxreflow.publish.model_card import CardSource, model_card, pictures
-from jaxreflow.publish.public_names import (
-    PolicyName,
-    folder_name,
-    is_folder,
-    name_policy,
-    public_settings,
-    replace_names,
-    source_of,
-    without_absolute_paths,
-)
+from jaxreflow.publish.public_names import public_settings, source_of, without_absolute_paths
 from jaxreflow.run.checkpoints import newest_policy
 from jaxreflow.run.config import RunConfig
 from jaxreflow.run.directory import recorded_settings
@@ -89,10 +81,9 @@ def prepare(directory: Path, repo: str, *, license: str | None = None) -> Files:
     raw = _read_object(directory / TRAIN_CONFIG) if TRAIN_CONFIG in files else {}
     source = source_of(raw) if settings is not None else {}
     start = _start(settings, source)
-    report = read_report(directory / REPORT_JSON) if REPORT_JSON in files else None
-    aliases = _aliases(report, settings, start, repo) if report else {}
+    report = _report(directory / REPORT_JSON) if REPORT_JSON in files else None
     for name in names:
-        if (changed := _public_content(name, directory / name, aliases)) is not None:
+        if (changed := _public_content(name, directory / name)) is not None:
             files[name] = changed
     if CARD in files:
         return files
@@ -143,23 +134,21 @@ def _with_public_dataset(settings: RunConfig | None) -> RunConfig | None:
     return dataclasses.replace(settings, dataset=dataset)
 
 
-def _aliases(report: Report, settings: RunConfig | None, start: PolicyName | None, repo: str) -> dict[str, str]:
-    """What stands in a report's pages for the policies that it was given by path."""
-    about = report.about
-    if about.student is None:  # The policy was looked at alone.
-        return {about.teacher: repo}
-    known = settings is not None and settings.distils and start is not None and about.teacher == settings.source.path
-    teacher = start.name if known and start is not None else name_policy(about.teacher).name
-    return {about.teacher: teacher, about.student: repo}
+def _report(path: Path) -> Report:
+    """The report, which names policies; those of older versions hold the paths that were given."""
+    report = read_report(path)
+    for name in filter(None, (report.about.teacher, report.about.student)):
+        if name != folder_name(name) and not hub.HUB_NAME.fullmatch(name):
+            raise PublishError(
+                f"{path}: expected names of policies, found the path {name}; write the report anew with "
+                f"`python -m jaxreflow.evaluate`, or remove {REPORT_JSON} and {REPORT_HTML}"
+            )
+    return report
 
 
-def _public_content(name: str, path: Path, aliases: Mapping[str, str]) -> bytes | None:
+def _public_content(name: str, path: Path) -> bytes | None:
     """What is published in a file's place; None: the file itself, which says nothing of this machine."""
-    if name in (REPORT_JSON, REPORT_HTML):
-        text = path.read_text(encoding="utf-8")
-        changed = replace_names(text, aliases)
-        return None if changed == text else changed.encode()
-    if path.suffix != ".json" or path.name in _VOCABULARY:
+    if path.suffix != ".json" or name == REPORT_JSON or path.name in _VOCABULARY:
         return None
     fields = _read_object(path)
     public = public_settings(fields) if name == TRAIN_CONFIG else without_absolute_paths(fields)

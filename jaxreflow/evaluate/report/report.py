@@ -20,6 +20,7 @@ class About:
     """What was measured on what."""
 
     teacher: str
+    """Its name on the hub, or that of its folder or run; the student's likewise. No path stands in a report."""
     student: str | None
     dataset: str
     episodes: tuple[int, ...]
