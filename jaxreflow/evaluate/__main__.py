@@ -16,10 +16,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from jaxreflow.evaluate.comparison import (
-    REPORT_HTML,
-    compare,
-)
+from jaxreflow.evaluate.comparison import REPORT_HTML, compare
 from jaxreflow.evaluate.options import EvaluateConfig
 from jaxreflow.evaluate.report.table import format_report
 from jaxreflow.evaluate.settings import Settings

@@ -186,9 +186,8 @@ def _training(
 
 def _distilled(recorded: RunConfig | None, teacher: SavedPolicy) -> ReflowConfig | None:
     """The settings of the student's run, if it was reflow of this teacher."""
-    if not isinstance(recorded, ReflowConfig) or _has_other_teacher(recorded, teacher):
-        return None
-    return recorded
+    reflow = recorded.distillation if recorded else None
+    return None if reflow is None or _has_other_teacher(reflow, teacher) else reflow
 
 
 def _reference_steps(distilled: ReflowConfig | None, teacher: SavedPolicy) -> int:

@@ -61,14 +61,9 @@ def sample_examples(trial: Trial, policies: Sequence[Candidate], positions: Sequ
         noise = flow.sample_noise(key, (1, NOISES, config.chunk_size, config.max_action_dim))
         states = {}
         for candidate in policies:
-            subject = candidate.subject
-            path = _euler_path(
-                subject.params,
-                part.memories[subject.name],
-                noise,
-                config=subject.config,
-                num_steps=candidate.num_steps,
-            )
+            subject, steps = candidate.subject, candidate.num_steps
+            memory = part.memories[subject.name]
+            path = _euler_path(subject.params, memory, noise, config=subject.config, num_steps=steps)
             states[candidate.label] = np.asarray(path)[:, 0, ..., :real]
         centre, plane = plane_of(states[trial.reference.label][-1].reshape(NOISES, -1))
         paths = {

@@ -29,6 +29,19 @@ Memories: TypeAlias = Mapping[str, Memory]
 
 
 @dataclasses.dataclass(frozen=True)
+class AtSteps:
+    """What is said of one policy at one number of Euler steps."""
+
+    name: str
+    num_steps: int
+
+    @property
+    def label(self) -> str:
+        """Such as `student@1`."""
+        return f"{self.name}@{self.num_steps}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Subject:
     """A policy under evaluation: `teacher` or `student`, with its parameters in the compute dtype."""
 
@@ -115,15 +128,8 @@ def memories_of(subjects: Sequence[Subject], observation: Observation) -> Memori
 
 def chunks(candidate: Candidate, memories: Memories, noise: Float[Array, "B M C A"]) -> Float[np.ndarray, "B M C A"]:
     """The candidate's normalised, padded actions from the given noise, on the host."""
-    subject = candidate.subject
-    sampled = sample(
-        subject.params,
-        memories[subject.name],
-        noise,
-        config=subject.config,
-        num_steps=candidate.num_steps,
-    )
-    return np.asarray(sampled)
+    subject, steps = candidate.subject, candidate.num_steps
+    return np.asarray(sample(subject.params, memories[subject.name], noise, config=subject.config, num_steps=steps))
 
 
 @dataclasses.dataclass(frozen=True)

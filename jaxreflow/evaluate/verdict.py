@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from jaxreflow.data.frames import ALL, EARLY
 from jaxreflow.evaluate.checks import Check, Thresholds, health_checks
 from jaxreflow.evaluate.measure import Measures
+from jaxreflow.evaluate.measures.fidelity import Fidelity
+from jaxreflow.evaluate.sampling import AtSteps
 from jaxreflow.policy.real_time_chunking import DEFAULTS
 
 Execution = Literal["short", "whole chunk"]
@@ -17,21 +19,14 @@ LEROBOT_GUIDANCE = DEFAULTS["max_guidance_weight"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Suitability:
+class Suitability(AtSteps):
     """Whether one policy at one step count may stand in for the teacher's sampler, in one way of executing chunks."""
 
-    name: str
-    num_steps: int
     execution: Execution
     n_action_steps: int
     suitable: bool
     reasons: tuple[str, ...]
     """What speaks against it; empty if nothing does."""
-
-    @property
-    def label(self) -> str:
-        """Such as `student@1`."""
-        return f"{self.name}@{self.num_steps}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,27 +69,27 @@ def judge(measures: Measures, chunk_size: int, n_action_steps: Sequence[int], th
 
 
 def _suitabilities(measures: Measures, execution: Execution, n: int, limits: Thresholds) -> list[Suitability]:
-    against: Callable[[Measures, str, int, Thresholds], list[str]] = (
-        _against_short if execution == "short" else _against_whole
-    )
     found = []
     for row in (row for row in measures.fidelity if row.frames == ALL):
-        reasons = [] if row.label == measures.reference else against(measures, row.label, n, limits)
+        if row.label == measures.reference:
+            reasons = []
+        elif execution == "short":
+            reasons = _against_short(row, n, limits)
+        else:
+            reasons = _against_whole(measures, row.label, limits)
         found.append(Suitability(row.name, row.num_steps, execution, n, not reasons, tuple(reasons)))
     return found
 
 
-def _against_short(measures: Measures, label: str, n: int, limits: Thresholds) -> list[str]:
+def _against_short(row: Fidelity, n: int, limits: Thresholds) -> list[str]:
     """Replanning repairs what one chunk averages: only the size of the error over the executed part counts."""
-    row = next(row for row in measures.fidelity if row.label == label and row.frames == ALL)
     error = row.executed.get(str(n), row.error).value
     if error <= limits.short_error:
         return []
     return [f"error {error:.3f} over the first {n} actions, at most {limits.short_error}"]
 
 
-def _against_whole(measures: Measures, label: str, n: int, limits: Thresholds) -> list[str]:
-    del n
+def _against_whole(measures: Measures, label: str, limits: Thresholds) -> list[str]:
     reasons = []
     for row in (row for row in measures.fidelity if row.label == label):
         bound = limits.early_error if row.frames == EARLY else limits.chunk_error

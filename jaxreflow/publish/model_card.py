@@ -97,10 +97,10 @@ def _introduction(source: CardSource) -> str:
     steps = _steps(source.policy.num_steps)
     acts = f"A SmolVLA policy that takes {steps} for a chunk of {source.policy.chunk_size} actions"
     form = "It is a SmolVLA checkpoint in LeRobot's layout, and unmodified LeRobot runs it."
-    if isinstance(source.settings, ReflowConfig):
+    if source.settings is not None and (reflow := source.settings.distillation):
         return (
             f"{acts}. jaxreflow distilled it by reflow from {_named(source.start)}, whose paths from noise to action took "
-            f"{_steps(source.settings.teacher_steps, source.settings.teacher_solver)}: the student learned to go straight to "
+            f"{_steps(reflow.teacher_steps, reflow.teacher_solver)}: the student learned to go straight to "
             f"where they end. {form} Architecture, statistics, tokenizer and all weights that were not trained are the teacher's."
         )
     if source.settings is not None:
@@ -159,7 +159,7 @@ def _recipe(source: CardSource) -> str:
     rows = [
         ("updates", f"{update:,}" + (f" of {settings.steps:,}" if update != settings.steps else "")),
         *labelled(settings),
-        *(_reflow_rows(settings) if isinstance(settings, ReflowConfig) else ()),
+        *(_reflow_rows(settings.distillation) if settings.distillation else ()),
         *([("trained", f"adapters of rank {settings.lora.rank} (LoRA), merged")] if settings.lora.rank else []),
         *([("images", "changed at random")] if settings.dataset.image_transforms.enable else []),
         ("optimizer", f"{optimizer.name}, peak learning rate {optimizer.lr:g}, gradients clipped to {optimizer.clip_norm:g}"),

@@ -150,9 +150,14 @@ class RunConfig:
         return False
 
     @property
+    def distillation(self) -> ReflowConfig | None:
+        """These settings, if the run has a teacher, as which its student starts."""
+        return None
+
+    @property
     def distils(self) -> bool:
-        """Whether the run has a teacher, as which its student starts."""
-        return False
+        """Whether it has one."""
+        return self.distillation is not None
 
     @property
     def trains_expert_only(self) -> bool:
@@ -278,8 +283,8 @@ class ReflowConfig(RunConfig):
         return "--teacher.path"
 
     @property
-    def distils(self) -> bool:
-        return True
+    def distillation(self) -> ReflowConfig:
+        return self
 
     @property
     def trains_expert_only(self) -> bool:

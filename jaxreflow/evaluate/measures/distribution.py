@@ -10,20 +10,18 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxreflow import flow
-from jaxreflow.evaluate.sampling import Candidate, Memories, Trial, chunks
+from jaxreflow.evaluate.sampling import AtSteps, Candidate, Memories, Trial, chunks
 
 DRAWS_AT_A_TIME = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Distribution:
+class Distribution(AtSteps):
     """One policy's chunks against the teacher's at its own step count, from other noise; means over observations.
 
     Normalised actions, real dims, whole chunks as vectors.
     """
 
-    name: str
-    num_steps: int
     observations: int
     draws: int
     energy: float
@@ -34,11 +32,6 @@ class Distribution:
     """Standard deviation over draws, divided by the teacher's."""
     floor: bool = False
     """Whether this is the teacher against itself: what the number of draws can tell apart."""
-
-    @property
-    def label(self) -> str:
-        """Such as `student@1`."""
-        return f"{self.name}@{self.num_steps}"
 
 
 def mean_distance(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:

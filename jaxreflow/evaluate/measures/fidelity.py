@@ -11,21 +11,19 @@ from jaxtyping import Bool, Float
 from jaxreflow.data.frames import episode_of
 from jaxreflow.evaluate.measures.estimate import Estimate, relative_error, root_quotient
 from jaxreflow.evaluate.measures.smoothness import third_difference
-from jaxreflow.evaluate.sampling import Candidate, Trial, chunks, noise_for
+from jaxreflow.evaluate.sampling import AtSteps, Candidate, Trial, chunks, noise_for
 from jaxreflow.evaluate.settings import Settings
 from jaxreflow.policy.observation import Transforms
 
 
 @dataclasses.dataclass(frozen=True)
-class Fidelity:
+class Fidelity(AtSteps):
     """Same-noise error of one policy at one step count on one set of frames.
 
     Errors are `|| a - b || / || b ||`, sums over the set before the quotient, b the teacher's chunks at its own step count, in
     normalised units over real action dims and all positions of the chunk, unless said otherwise.
     """
 
-    name: str
-    num_steps: int
     frames: str
     error: Estimate
     executed: Mapping[str, Estimate]
@@ -50,11 +48,6 @@ class Fidelity:
     episode_references: tuple[float, ...] = ()
     """Those of the teacher's chunks."""
 
-    @property
-    def label(self) -> str:
-        """Such as `student@1`."""
-        return f"{self.name}@{self.num_steps}"
-
 
 class _Sums:
     """Squared norms per episode, `[E, C, A]`: memory does not grow with the number of frames."""
@@ -78,15 +71,15 @@ class _Sums:
         transforms: Transforms,
     ) -> None:
         real = self.physical.shape[-1]
-        _add(self.error, episode, _squares(sampled - reference))
-        _add(self.reference, episode, _squares(reference))
+        np.add.at(self.error, episode, _squares(sampled - reference))
+        np.add.at(self.reference, episode, _squares(reference))
         ours, theirs = transforms.unnormalize_action(sampled), transforms.unnormalize_action(reference)
-        _add(self.physical, episode, _squares(ours - theirs))
-        _add(self.physical_reference, episode, _squares(theirs))
+        np.add.at(self.physical, episode, _squares(ours - theirs))
+        np.add.at(self.physical_reference, episode, _squares(theirs))
         inside = ~is_pad[:, None, :, None]
         truth = np.broadcast_to(recorded[:, None, :, :real], (*sampled.shape[:-1], real))
-        _add(self.recorded, episode, _squares((sampled[..., :real] - truth) * inside))
-        _add(self.recorded_reference, episode, _squares(truth * inside))
+        np.add.at(self.recorded, episode, _squares((sampled[..., :real] - truth) * inside))
+        np.add.at(self.recorded_reference, episode, _squares(truth * inside))
         jerk = third_difference(sampled[..., :real])
         self.jerk += float(np.sum(np.square(jerk, dtype=np.float64)))
         self.count += jerk.size
@@ -95,10 +88,6 @@ class _Sums:
 
 def _squares(x: np.ndarray) -> np.ndarray:
     return np.sum(np.square(x, dtype=np.float64), axis=1)
-
-
-def _add(total: np.ndarray, episode: np.ndarray, part: np.ndarray) -> None:
-    np.add.at(total, episode, part)
 
 
 def measure_fidelity(trial: Trial, frames: str, positions: Sequence[int]) -> list[Fidelity]:

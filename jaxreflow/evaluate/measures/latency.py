@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 
 from jaxreflow import flow
-from jaxreflow.evaluate.sampling import Subject, Trial, memories_of, sample
-from jaxreflow.model.types import Memory
+from jaxreflow.evaluate.sampling import Trial, memories_of, sample
 from jaxreflow.policy.latency import Latency, summarize, time_calls
 
 
@@ -31,7 +31,8 @@ def measure_latency(trial: Trial) -> tuple[list[Latency], list[Rate]]:
     prefix = summarize("prefix", None, time_calls(lambda: memories_of([subject], observation), settings.repeats))
     parts, rates = [prefix], []
     for steps in sorted(set(settings.num_steps), reverse=True):
-        denoise = _denoise(subject, memory, noise, steps, settings.repeats)
+        act = functools.partial(sample, subject.params, memory, noise, config=config, num_steps=steps)
+        denoise = summarize("denoise", steps, time_calls(act, settings.repeats))
         parts.append(denoise)
         rates += [
             Rate(steps, n, 1e3 * n / (prefix.p50 + denoise.p50))
@@ -39,11 +40,3 @@ def measure_latency(trial: Trial) -> tuple[list[Latency], list[Rate]]:
             if n <= config.chunk_size
         ]
     return parts, rates
-
-
-def _denoise(subject: Subject, memory: Memory, noise: jax.Array, steps: int, repeats: int) -> Latency:
-    times = time_calls(
-        lambda: sample(subject.params, memory, noise, config=subject.config, num_steps=steps),
-        repeats,
-    )
-    return summarize("denoise", steps, times)

@@ -8,15 +8,13 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxreflow.data.frames import pairs_apart
-from jaxreflow.evaluate.sampling import Candidate, Trial, chunks, noise_for
+from jaxreflow.evaluate.sampling import AtSteps, Candidate, Trial, chunks, noise_for
 
 
 @dataclasses.dataclass(frozen=True)
-class Jump:
+class Jump(AtSteps):
     """The seam between the chunk at frame f and the one at f + n, each from its own noise; means over dims, normalised units."""
 
-    name: str
-    num_steps: int
     n_action_steps: int
     pairs: int
     disagreement: float | None
@@ -25,11 +23,6 @@ class Jump:
     """Mean | a_(f+n)[0] - a_f[n-1] |: the step that the robot makes there."""
     inner_step: float | None
     """Mean | a_f[n-1] - a_f[n-2] |: the step just before, inside the chunk."""
-
-    @property
-    def label(self) -> str:
-        """Such as `student@1`."""
-        return f"{self.name}@{self.num_steps}"
 
 
 def third_difference(actions: Float[np.ndarray, "*batch C d"]) -> Float[np.ndarray, "*batch D d"]:

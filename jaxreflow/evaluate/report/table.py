@@ -35,6 +35,10 @@ def interval(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
+def _known(value: float | None, form: str) -> str:
+    return "none" if value is None else format(value, form)
+
+
 def policy_order(measures: Measures) -> list[str]:
     """Labels of all policies but the reference, teacher first, most steps first."""
     labels = [row.label for row in measures.fidelity if row.frames == ALL]
@@ -73,7 +77,7 @@ def fidelity_table(measures: Measures) -> Table:
         own = label == measures.reference
         cells = [interval(find(measures.fidelity, label, name).error) for name in measures.frames]
         cells += [f"{row.executed[n].value:.3f}" for n in counts] + [f"{row.physical_error.value:.3f}"]
-        cells += ["none" if row.padded_error is None else f"{row.padded_error:.3f}"]
+        cells += [_known(row.padded_error, ".3f")]
         cells = ["0" for _ in cells] if own else cells
         rows.append((label, *cells, interval(row.recorded_error), f"{row.jerk:.3f}"))
     return Table(tuple(columns), tuple(rows))
@@ -127,7 +131,7 @@ def field_table(measures: Measures) -> Table:
         (
             field.name,
             f"{field.mean_error:.2%}",
-            "none" if field.mean_padded_error is None else f"{field.mean_padded_error:.2%}",
+            _known(field.mean_padded_error, ".2%"),
             f"{field.mean_straightness:.4f}",
         )
         for field in measures.fields
@@ -144,8 +148,8 @@ def jump_table(measures: Measures) -> Table:
             str(jump.n_action_steps),
             str(jump.pairs),
             f"{jump.step:.3f}",
-            "none" if jump.inner_step is None else f"{jump.inner_step:.3f}",
-            "none" if jump.disagreement is None else f"{jump.disagreement:.3f}",
+            _known(jump.inner_step, ".3f"),
+            _known(jump.disagreement, ".3f"),
         )
         for jump in measures.jumps
     ]
@@ -189,7 +193,7 @@ def check_table(verdict: Verdict) -> Table:
         (
             check.name,
             STATES[check.passed],
-            "none" if check.value is None else f"{check.value:.3g}",
+            _known(check.value, ".3g"),
             f"at most {check.limit:g}",
             check.detail,
         )
