@@ -3,11 +3,11 @@
     python -m jaxreflow.evaluate --teacher DIR --student RUN/checkpoints/last/pretrained_model --dataset.root DATASET --out REPORT
     python -m jaxreflow.evaluate --teacher DIR --dataset.root DATASET --out REPORT     # without a student: do you need to distil?
 
-Writes report.json and report.html, a page of its own without links, into REPORT, and prints the table and the verdict. What is
-measured is the student in its folder, in the dtypes that it is stored in. A student that a run of train.py made brings the run's
-dataset and held-out episodes along; other policies are measured on all episodes unless --dataset.episodes names some. Give
---early-task where several ways are open at the start of an episode: only there, and where whole chunks are
-executed, do policies of few steps differ in what a robot does.
+The command writes report.json and report.html, one page without links, into REPORT. It prints the table and the verdict. It
+measures the student in its folder, in the dtypes that it is stored in. A student of a run of train.py is measured on the run's
+dataset and held-out episodes. Other policies are measured on all episodes, unless --dataset.episodes names some. Give --early-task
+where several ways are open at the start of an episode. There, and where whole chunks are executed, few steps change what a robot
+does.
 """
 
 from __future__ import annotations

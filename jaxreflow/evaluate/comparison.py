@@ -148,8 +148,8 @@ def check_comparable(teacher: SavedPolicy, student: SavedPolicy) -> None:
     changed = [f"{name} {other[name]} -> {own[name]}" for name in own if own[name] != other[name]]
     if changed:
         raise ConfigError(
-            f"--student {student.directory} is of another architecture than its teacher: {'; '.join(changed)}; give the "
-            "teacher that it was distilled from"
+            f"--student {student.directory} is of another architecture than its teacher: {', '.join(changed)}; "
+            "give the teacher that it was distilled from"
         )
     for key in (STATE, ACTION):
         ours, theirs = (saved.processors.normalizer.stats.get(key, {}) for saved in (student, teacher))

@@ -22,7 +22,7 @@ class DatasetFlags:
     revision: str | None = None
     """Of --dataset.repo-id: a commit, tag or branch (default: main)."""
     episodes: tuple[int, ...] | None = None
-    """Episodes to measure on (default: of the run's dataset those that it held out, of another all)."""
+    """Episodes to measure on (default: those that the student's run held out, or all of another dataset)."""
     tolerance_s: float | None = None
     """Seconds between a timestamp and the frame of its video, as for train.py (default: as the student's run)."""
 
@@ -40,7 +40,7 @@ class EvaluateConfig(Settings):
     student_revision: str | None = None
     """Of a student from the hub: a commit, tag or branch (default: main)."""
     out: str
-    """Directory of the report; files of an earlier report there are replaced."""
+    """Directory of the report. Files of an earlier report there are replaced."""
     dataset: DatasetFlags = DatasetFlags()
     run: str | None = None
     """Directory of the student's run, for its training loss (default: the run whose checkpoint the student is)."""

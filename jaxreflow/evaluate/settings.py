@@ -14,29 +14,29 @@ class Settings:
     num_steps: tuple[int, ...] = (10, 4, 2, 1)
     """Euler steps at which student and teacher are measured."""
     noises: int = 4
-    """Noises per frame; every policy and step count gets the same ones."""
+    """Noises per frame. Every policy and step count gets the same ones."""
     frames: int = 192
     """Frames of the set `all`, spread evenly over the episodes."""
     early_task: str | None = None
-    """A task whose episodes show several ways at their start: their first frames are the set `early`."""
+    """A task whose episodes have several ways open at their start. Their first frames are the set `early`."""
     early_frames: int = 3
-    """Frames at the start of each of its episodes."""
+    """Frames at the start of each episode of --early-task."""
     draws: int = 256
-    """Chunks per policy and observation that are compared as distributions; 0: leave that out."""
+    """Chunks per policy and observation that are compared as distributions. 0 leaves that out."""
     observations: int = 16
-    """Observations for distributions, of `early` if there is such a set, else of `all`."""
+    """Observations for distributions. They come from the set `early` if there is one, else from `all`."""
     field_frames: int = 32
     """Frames for velocity error and straightness, whose paths take 50 steps."""
     pairs: int = 48
     """Pairs of frames `n_action_steps` apart, for jumps between chunks."""
     n_action_steps: tuple[int, ...] = (10, 50)
-    """Actions executed per chunk: for jumps, errors of the executed part, and actions per second."""
+    """Actions executed per chunk. Jumps, errors of the executed part and actions per second use them."""
     repeats: int = 100
-    """Timed calls per latency, fewer where they take longer than some seconds in all; 0: leave latency out."""
+    """Timed calls per latency, or fewer where they would take longer than some seconds. 0 leaves latency out."""
     batch_size: int = 16
-    """Frames at a time; changes memory, not results."""
+    """Frames at a time. It changes the memory that is needed, and no result."""
     seed: int = 0
-    """Of noises and intervals."""
+    """Seed of noises and intervals."""
 
     def __post_init__(self) -> None:
         for name in ("noises", "frames", "early_frames", "observations", "field_frames", "pairs", "batch_size"):

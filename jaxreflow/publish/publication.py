@@ -64,7 +64,7 @@ def open_folder(path: str | AnyPath) -> Path:
 
 
 def prepare(directory: Path, repo: str, *, license: str | None = None) -> Files:
-    """The files to publish. A README.md in the folder is taken as it is; without one the card says what the folder tells.
+    """The files to publish. A README.md in the folder is taken as it is. Without one, the card is made from the folder's files.
 
     Raises:
         CheckpointError, ConfigError: a file is damaged.
@@ -106,8 +106,8 @@ def _check_vlm(directory: Path, has_vlm: bool) -> None:
     name = read_policy_config(directory).vlm_model_name
     if is_folder(name) and not has_vlm:
         raise PublishError(
-            f"{directory / CONFIG}: `vlm_model_name` is {name}, a folder of this machine; put the VLM's hub name there, or copy "
-            f"its config and tokenizer to {directory / VLM_FOLDER}"
+            f"{directory / CONFIG}: `vlm_model_name` is {name}, a folder of this machine; "
+            f"put the VLM's hub name there, or copy its config and tokenizer to {directory / VLM_FOLDER}"
         )
 
 
@@ -175,7 +175,7 @@ def publish(
     message: str | None = None,
     license: str | None = None,
 ) -> str:
-    """Publishes a policy's folder in one commit, whose address is returned; files of an older policy there go.
+    """Publishes a policy's folder in one commit and returns its address. Files of an older policy there are removed.
 
     Raises:
         CheckpointError, ConfigError: a file is damaged.

@@ -3,9 +3,9 @@
 python -m jaxreflow.serve --policy DIR_OR_HUB_ID
 
 An observation has LeRobot's names: `observation.state` [D], each camera uint8 [H, W, 3], and `task` (or openpi's `prompt`). The
-answer has `actions`, float32 [chunk, action dim], in the dataset's units. The program is compiled, and its latency measured, before
-the first connection is accepted; `python -m jaxreflow.client` asks for some chunks and measures the round trip. SIGTERM and Ctrl-C
-finish the requests under way. docs/serve.md has the protocol.
+answer has `actions`, float32 [chunk, action dim], in the dataset's units. The server compiles the program and measures its latency
+before it accepts the first connection. `python -m jaxreflow.client` asks for some chunks and measures the round trip. SIGTERM and
+Ctrl-C finish the requests under way. docs/serve.md has the protocol.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ class ServeConfig:
     num_steps: int | None = None
     """Euler steps (default: as config.json says)."""
     host: str = "127.0.0.1"
-    """Address to listen on. There is no password: any other than this machine's is open to its whole network."""
+    """Address to listen on. There is no password, so any address but this machine's is open to its whole network."""
     port: int = 8000
-    """Port to listen on; 0: one that is free."""
+    """Port to listen on. 0 takes one that is free."""
     image_size: tuple[int, int] | None = None
     """Height and width of the pictures that will come, of every camera (default: as the policy's input_features say)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype."""
     seed: int = 0
-    """Of the noise; every client has its own, by the order of their connections."""
+    """Seed of the noise. Every client has its own noise, by the order of their connections."""
     stats_from: str | None = None
     """Normalise by a FILE's statistics (stats.json or safetensors) instead of the policy's own."""
     vlm: str | None = None
@@ -92,8 +92,8 @@ def serve(config: ServeConfig) -> str:
     with bind(config.host, config.port) as where:
         if not ipaddress.ip_address(where.getsockname()[0]).is_loopback:
             _log.warning(
-                "--host %s is more than this machine: there is no password and no encryption, and whoever reaches the port "
-                "can use the policy; on a network that is not yours alone, serve on 127.0.0.1 through an SSH tunnel",
+                "--host %s is open to more than this machine. The server has no password and no encryption, so whoever "
+                "reaches the port can use the policy. On a network that you share, serve on 127.0.0.1 through an SSH tunnel",
                 config.host,
             )
         answers, metadata = prepare(config)

@@ -3,7 +3,7 @@
     python -m jaxreflow.sim --policy TEACHER STUDENT STUDENT --num-steps 10 1 2 --n-action-steps 10 50 \\
         --env metaworld:wall-detour,handle-press-v3 --episodes 100 --out results.jsonl --video VIDEOS
 
-The first policy is the one that the others are compared with. Results are appended to --out as they come; what is there is not run
+The others are compared with the first policy. Results are appended to --out as they come, and a result that is there is not run
 again. `python -m jaxreflow.sim record` records demonstrations.
 """
 
@@ -30,7 +30,7 @@ class SimConfig:
     """Runs policies in simulation: success rates with Wilson intervals, and differences to the first policy."""
 
     policy: tuple[str, ...]
-    """Policies in LeRobot's layout, directories or hub names; the first is the reference."""
+    """Policies in LeRobot's layout, as directories or hub names. The first is the reference."""
     env: str
     """NAME:TASK[,TASK...], as metaworld:wall-detour,handle-press-v3."""
     revision: str | None = None
@@ -38,15 +38,15 @@ class SimConfig:
     num_steps: tuple[int, ...] = ()
     """Euler steps of each policy: one number for all, or one each (default: as their config.json says)."""
     n_action_steps: tuple[int, ...] = ()
-    """Actions executed per chunk; all policies run with each of these numbers (default: as config.json says)."""
+    """Actions executed per chunk. Every policy runs with each of these numbers (default: as config.json says)."""
     episodes: int = 50
     """Episodes per task."""
     seed: int = 100_000
-    """Seed of the first episode; keep away from the demonstrations' seeds."""
+    """Seed of the first episode. Keep away from the seeds of the demonstrations."""
     parallel: int = 8
     """Environments that run at once, each in a process of its own."""
     out: Path | None = None
-    """File of JSON lines to which results are appended and from which finished ones are taken."""
+    """File of JSON lines. New results are appended to it, and finished ones are taken from it."""
     video: Path | None = None
     """Folder for videos of a success and a failure of every policy on every task."""
     stats_from: str | None = None
@@ -69,7 +69,8 @@ class SimConfig:
                 f"--num-steps: expected one number, or one for each of the {len(self.policy)} policies, found {self.num_steps}"
             )
         if min((*self.num_steps, *self.n_action_steps, 1)) < 1:
-            raise ConfigError("--num-steps and --n-action-steps must be at least 1")
+            found = f"found {self.num_steps} and {self.n_action_steps}"
+            raise ConfigError(f"--num-steps and --n-action-steps must be at least 1, {found}")
         check_path("--stats-from", self.stats_from, schemes=())
 
 

@@ -24,10 +24,10 @@ ENVIRONMENTS: Mapping[str, str] = {"metaworld": "jaxreflow.sim.metaworld:MetaWor
 
 @dataclasses.dataclass(frozen=True)
 class EnvOptions:
-    """How an environment is set up; must be the same for a policy's data and its evaluation."""
+    """How an environment is set up. It must be the same for a policy's data and its evaluation."""
 
     render: Literal["fast", "stock"] = "fast"
-    """fast: no shadows, `--options.size` pixels; stock: LeRobot's own pictures, 480 x 480 with shadows, which is slower."""
+    """`fast` pictures have no shadows and `--options.size` pixels. `stock` are LeRobot's own, 480 x 480 and slower."""
     size: int = 96
     """Width and height of fast pictures."""
     max_steps: int = 200

@@ -2,8 +2,8 @@
 
     python -m jaxreflow.sim record --env metaworld:wall-detour,button-press-topdown-v3 --episodes 200 120 --out DIR
 
-In part of the episodes the executed action is a smoothly disturbed one, while the recorded action is the expert's own: so the data
-show how to come back. Demonstrations that fail are left out.
+In part of the episodes the executed action is smoothly disturbed, while the recorded action is the expert's own. So the data show
+how to come back. Demonstrations that fail are left out.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class RecordConfig:
     episodes: tuple[int, ...] = (50,)
     """Successful episodes per task: one number for all tasks, or one each."""
     seed: int = 1_000
-    """Seed of the first episode; each episode and failure takes the next. Evaluate on seeds far from these."""
+    """Seed of the first episode. Each further attempt takes the next seed. Evaluate on seeds far from these."""
     disturbance: float = 0.5
-    """Largest scale of the disturbance of executed actions; 0: none."""
+    """Largest scale of the disturbance of executed actions. 0 leaves them as they are."""
     workers: int = 2
     """Processes that simulate."""
     options: EnvOptions = dataclasses.field(default_factory=EnvOptions)
