@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.child import peak_bytes, serve
 from benchmarks.jax_worker import INPUTS
-from tests.parity.lerobot_shim import make_att_2d_masks, torch
+from tests.parity.lerobot_shim import fill_cache, torch
 from tests.parity.oracle import Oracle
 
 Work = Callable[[], dict[str, Any]]
@@ -82,15 +82,7 @@ def make_sample(settings: dict[str, Any]) -> Work:
 
     def prefix() -> tuple[Any, Any]:
         embeddings, mask, blocks = model.embed_prefix(*observation, state=state)
-        _, cache = vlm.forward(
-            attention_mask=make_att_2d_masks(mask, blocks),
-            position_ids=torch.cumsum(mask, dim=1) - 1,
-            past_key_values=None,
-            inputs_embeds=[embeddings, None],
-            use_cache=True,
-            fill_kv_cache=True,
-        )
-        return mask, cache
+        return mask, fill_cache(vlm, embeddings, mask, blocks)
 
     def loop(mask: Any, cache: Any) -> None:
         x, count = inputs.noise.clone(), settings["steps"]

@@ -1,12 +1,13 @@
-"""Makes LeRobot 0.4.4 importable beside a CPU torch; all modules here import torch and LeRobot through this one.
+"""Makes LeRobot importable beside a CPU torch, and hides what differs between its versions 0.4.4 and 0.6.1.
 
-LeRobot is installed without its dependencies and torchvision is a CUDA build whose compiled extension does not load
-beside a CPU torch.  Two things are then missing, and are supplied here: the schemas of two operators that
-torchvision registers fake kernels for, and the video reader that LeRobot's `pyav` backend decodes with, which left
-torchvision after 0.25.
+All modules here import torch and LeRobot through this one. LeRobot is installed without its dependencies, and torchvision is
+a CUDA build whose compiled extension does not load beside a CPU torch. So two operators lack their schemas, for which
+torchvision registers fake kernels. LeRobot 0.4.4 also lacks the video reader of its `pyav` backend, which left torchvision
+after 0.25. Both are supplied here.
 """
 
 import contextlib
+import importlib.metadata
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import av
 import torch
+
+LEROBOT_VERSION = importlib.metadata.version("lerobot")
+IS_0_6 = tuple(map(int, LEROBOT_VERSION.split(".")[:2])) >= (0, 6)
+# Under transformers 4 a vision tower in float32 sees position ids that are shifted by one.
+SHIFTS_FLOAT32_POSITIONS = int(importlib.metadata.version("transformers").split(".")[0]) < 5
+# Which reduction of the loss `SmolVLAPolicy.forward` returns: the mean over all padded dimensions, or over real ones.
+OWN_LOSS = "loss/real" if IS_0_6 else "loss/padded"
 
 _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 for _operator in ("nms", "qnms"):
@@ -42,6 +50,36 @@ with upstream_warnings_ignored():
     from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, make_att_2d_masks
     from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
+
+    if IS_0_6:
+        from lerobot.transforms import ImageTransformsConfig
+    else:
+        from lerobot.datasets.transforms import ImageTransformsConfig
+
+
+def fill_cache(expert: Any, embeddings: Any, mask: Any, blocks: Any) -> Any:
+    """Runs the prefix through the VLM and returns the cache that `denoise_step` reads.
+
+    Args:
+        expert: LeRobot's `SmolVLMWithExpertModel`.
+        embeddings, mask, blocks: what `embed_prefix` returns.
+    """
+    _, cache = expert.forward(
+        attention_mask=make_att_2d_masks(mask, blocks),
+        position_ids=torch.cumsum(mask, dim=1) - 1,
+        past_key_values=None,
+        inputs_embeds=[embeddings, None],
+        use_cache=True,
+        **({} if IS_0_6 else {"fill_kv_cache": True}),
+    )
+    return cache
+
+
+def cached_keys_and_values(cache: Any) -> list[tuple[Any, Any]]:
+    """Keys and values by layer, each `[B, L, heads, head_dim]`."""
+    if IS_0_6:
+        return [(layer.keys.transpose(1, 2), layer.values.transpose(1, 2)) for layer in cache.layers]
+    return [(entry["key_states"], entry["value_states"]) for _, entry in sorted(cache.items())]
 
 
 class PyAVVideoReader:
@@ -70,7 +108,12 @@ if not hasattr(torchvision, "set_video_backend"):
     torchvision.set_video_backend = lambda _backend: None
 
 __all__ = [
+    "IS_0_6",
+    "LEROBOT_VERSION",
+    "OWN_LOSS",
+    "SHIFTS_FLOAT32_POSITIONS",
     "FeatureType",
+    "ImageTransformsConfig",
     "LeRobotDataset",
     "NormalizationMode",
     "PolicyFeature",
@@ -78,7 +121,8 @@ __all__ = [
     "RTCConfig",
     "SmolVLAConfig",
     "SmolVLAPolicy",
-    "make_att_2d_masks",
+    "cached_keys_and_values",
+    "fill_cache",
     "make_pre_post_processors",
     "make_smolvla_pre_post_processors",
     "torch",

@@ -19,9 +19,12 @@ import numpy as np
 
 from tests.parity.inputs import TRAINING_STEPS, Inputs
 from tests.parity.lerobot_shim import (
+    IS_0_6,
+    OWN_LOSS,
     PreTrainedConfig,
     SmolVLAPolicy,
-    make_att_2d_masks,
+    cached_keys_and_values,
+    fill_cache,
     make_pre_post_processors,
     torch,
     upstream_warnings_ignored,
@@ -135,16 +138,9 @@ class Oracle:
         noise, time = torch.from_numpy(inputs.noise[0]), torch.from_numpy(inputs.time[0])
         record = {f"vision/{i}": self.vlm.embed_image(image) for i, image in enumerate(observation[0])}
         embeddings, mask, blocks = self.model.embed_prefix(*observation, state=state)
-        _, cache = self.vlm.forward(
-            attention_mask=make_att_2d_masks(mask, blocks),
-            position_ids=torch.cumsum(mask, dim=1) - 1,
-            past_key_values=None,
-            inputs_embeds=[embeddings, None],
-            use_cache=True,
-            fill_kv_cache=True,
-        )
-        for layer, entry in cache.items():
-            record[f"key/{layer}"], record[f"value/{layer}"] = entry["key_states"], entry["value_states"]
+        cache = fill_cache(self.vlm, embeddings, mask, blocks)
+        for layer, (keys, values) in enumerate(cached_keys_and_values(cache)):
+            record[f"key/{layer}"], record[f"value/{layer}"] = keys, values
         record["prefix_mask"] = mask
         record["velocity"] = self.model.denoise_step(mask, cache, noise, time)
         for steps in (1, 2, 10):
@@ -186,8 +182,10 @@ class Oracle:
         with torch.no_grad():
             padded, real = self.losses(inputs)
             own, _ = self.policy.forward(self.batch(inputs), noise=noise, time=time)
-        assert abs(own - padded) <= 1e-6 * abs(own), f"LeRobot's forward gives {own}, the oracle {padded}"
-        return {"loss/padded": to_numpy(padded), "loss/real": to_numpy(real)}
+        record = {"loss/padded": to_numpy(padded), "loss/real": to_numpy(real)}
+        expected = record[OWN_LOSS]
+        assert abs(own - expected) <= 1e-6 * abs(own), f"LeRobot's forward gives {own}, the oracle {expected}"
+        return record
 
     def trainable(self) -> dict[str, Any]:
         """The tensors that LeRobot trains: 0.4.4's, less what it meant to freeze and later versions do."""

@@ -9,11 +9,11 @@ import pytest
 from jaxreflow.data.lerobot import load_dataset
 from jaxreflow.training import augmentation
 from jaxreflow.training.augmentation import TRANSFORMS, ImageTransformsConfig
+from tests.parity.lerobot_shim import ImageTransformsConfig as LeRobotConfig
 from tests.parity.lerobot_shim import torch
 from tests.tiny_policy import DATASET
 
-# After the shim, which makes them importable.
-from lerobot.datasets.transforms import ImageTransformsConfig as LeRobotConfig  # isort: skip
+# After the shim, which makes it importable.
 from torchvision.transforms.v2 import functional as torchvision  # isort: skip
 
 AMOUNTS = {
