@@ -40,7 +40,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 
 def read_config(checkpoint: Path) -> Any:
-    """LeRobot's config of `checkpoint`; 0.4.4 cannot read back the null that it writes for "no resize"."""
+    """LeRobot's config of `checkpoint`; LeRobot cannot read back the null that it writes for "no resize"."""
     fields = json.loads((checkpoint / "config.json").read_text())
     if fields["resize_imgs_with_padding"] is not None:
         return PreTrainedConfig.from_pretrained(checkpoint)
@@ -56,7 +56,7 @@ class Oracle:
     """One checkpoint in LeRobot.
 
     Args:
-        checkpoint: directory as LeRobot writes it, the VLM's files in `vlm/`.
+        checkpoint: directory as LeRobot writes it; the VLM's files are in `vlm/`, or where its config says.
         positions: "exact" gives patches the position ids 0..n-1 (every transformers from 5 on, and bfloat16 before);
             "native" leaves those of the installed transformers, which in float32 are shifted by one.
         cast: dtype that the whole policy is converted to; None keeps what LeRobot makes of the checkpoint.
@@ -65,9 +65,11 @@ class Oracle:
     def __init__(self, checkpoint: Path, positions: str = "exact", cast: str | None = "float32") -> None:
         with upstream_warnings_ignored(), contextlib.redirect_stdout(sys.stderr):
             config = read_config(checkpoint)
-            config.device, config.vlm_model_name = "cpu", str(checkpoint / "vlm")
-            # A student says true when the VLM named in it has weights on the hub; here only those in `vlm/` can be had.
-            config.load_vlm_weights &= (checkpoint / "vlm" / "model.safetensors").is_file()
+            config.device = "cpu"
+            if (checkpoint / "vlm").is_dir():
+                config.vlm_model_name = str(checkpoint / "vlm")
+            # A student says true when the VLM named in it has weights on the hub; here only those on disk can be had.
+            config.load_vlm_weights &= (Path(config.vlm_model_name) / "model.safetensors").is_file()
             self.policy = SmolVLAPolicy.from_pretrained(checkpoint, config=config, strict=True)
             if cast:
                 self.policy.to(getattr(torch, cast))
@@ -188,9 +190,9 @@ class Oracle:
         return record
 
     def trainable(self) -> dict[str, Any]:
-        """The tensors that LeRobot trains: 0.4.4's, less what it meant to freeze and later versions do."""
+        """The tensors that LeRobot trains: 0.4.4's, less what it meant to freeze, and 0.6.1's as they are."""
         frozen: list[str] = []
-        if not self.config.train_expert_only:
+        if not IS_0_6 and not self.config.train_expert_only:
             last = self.vlm.num_vlm_layers - 1
             thinned = self.vlm.num_vlm_layers != self.vlm.num_expert_layers
             frozen = [f"text_model.layers.{i}." for i in ((last, last - 1) if thinned else (last,))]

@@ -14,6 +14,8 @@ def test_stock_observations_equal_lerobots() -> None:
         from lerobot.envs.metaworld import MetaworldEnv
 
         upstream = MetaworldEnv(TASK, obs_type="pixels_agent_pos")
+    if hasattr(upstream, "_ensure_env"):
+        upstream._ensure_env()  # 0.6 makes the simulator when it is first needed.
     # LeRobot leaves the layout to numpy's global generator; here both draw it from the episode's seed.
     upstream._env.seeded_rand_vec = True
     own = MetaWorldEnv(TASK, render="stock")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from jaxreflow.run.lerobot_flags import INSTEAD, RENAMED
 
-from .lerobot_shim import upstream_warnings_ignored
+from .lerobot_shim import IS_0_6, upstream_warnings_ignored
 
 with upstream_warnings_ignored():
     from lerobot.configs.default import PeftConfig
@@ -24,7 +24,6 @@ CHOSEN = {
 }
 # Read from the command line by its parser; and what users of newer versions type.
 BESIDE = {"--policy.path", "--config-path", "--policy.type", "--optimizer.type", "--scheduler.type", "--policy.dtype"}
-
 # What LeRobot 0.6.1 has beside them: its `configs/train.py`, `configs/default.py` and `configs/policies.py`.
 NEWER = {
     *("--eval-steps", "--env-eval-freq", "--max-eval-samples", "--dataset.eval-split", "--dataset.repo-type"),
@@ -32,6 +31,8 @@ NEWER = {
     *("--save-checkpoint-to-hub", "--job.target", "--cudnn-deterministic", "--prefetch-factor", "--persistent-workers"),
     *("--dataloader-multiprocessing-context", "--reward-model.path", "--sample-weighting.type"),
 }
+# Options of 0.4.4 that 0.6.1 has no longer, but its users may type.
+GONE = {"--eval-freq", "--use-rabc"}
 
 
 def options(cls: type, prefix: str = "") -> Iterator[str]:
@@ -46,7 +47,7 @@ def options(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def test_translated_options_are_lerobots() -> None:
-    known = {*options(TrainPipelineConfig), *BESIDE, *NEWER}
+    known = {*options(TrainPipelineConfig), *BESIDE, *(GONE if IS_0_6 else NEWER)}
     # What is a dict there, such as the transforms' settings, has options below it, too.
     groups = {name.split(".")[0] + "." for name in known} | {f"{name}." for name in known} | {"--rabc-", "--env."}
     for name in [*RENAMED, *INSTEAD]:
