@@ -1,6 +1,6 @@
 # Every target makes the environment that it needs on first use; all that must be there is a python3 (3.11 or newer) and the network.
 #   make demo     teacher -> student on the data in the repository, with a report (about 5 minutes on 2 cores)
-#   make test     the test suite            make parity   comparison with real LeRobot, in an environment of its own
+#   make test     the test suite            make parity   comparison with real LeRobot 0.4.4 and 0.6.1, each in its environment
 #   make lint     ruff and mypy             make lock     pins the newest versions of all dependencies
 #   make slow     tests that take minutes: 20 kills at random moments, and what the benchmarks compute
 #   make check    test and slow in one go, without what only repeats them: part of .ci/run, as is `make parity CHECK=1`
@@ -10,7 +10,9 @@
 #   make results  the experiments of docs/results.md, from nothing (what is there is not made again)
 PYTHON ?= python3
 BIN := .venv/bin
+# LeRobot 0.4.4 with transformers 4, and LeRobot 0.6.1 with transformers 5.
 PARITY := .venv-parity/bin
+PARITY061 := .venv-parity061/bin
 # What requirements.lock pins beside the package's own requirements.
 EXTRAS := dev sim remote emulators tensorboard wandb serve notebooks docs
 PIP_FLAGS := --quiet --disable-pip-version-check
@@ -19,7 +21,7 @@ UV = $(1)/python -m pip install $(PIP_FLAGS) uv && $(1)/uv pip install --quiet -
 CHECK_PYTHON := $(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	{ echo "make: $(PYTHON) must be Python 3.11 or newer with venv (Debian: python3-venv); or say make PYTHON=python3.12" >&2; exit 1; }
 
-.PHONY: demo test lint slow check fuzz parity notebooks docs dist results lock clean
+.PHONY: demo test lint slow check fuzz parity parity-0.4.4 parity-0.6.1 notebooks docs dist results lock clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -47,10 +49,16 @@ fuzz: .venv/ready
 	@echo "fuzz: files of checkpoints and datasets, damaged and forged; every one is read, or refused by name"
 	FUZZ_CASES=$(or $(CASES),150) $(BIN)/python -m pytest tests/fuzz -m slow
 
-parity: .venv-parity/ready
+parity: parity-0.4.4 parity-0.6.1
+	$(PARITY)/python -m tests.parity.report
+
+parity-0.4.4: .venv-parity/ready
 	@echo "parity: jaxreflow against LeRobot 0.4.4 in PyTorch; build/parity.json keeps what was measured"
 	$(PARITY)/python -m pytest tests/parity $(if $(CHECK),-m "not slow and not nightly")
-	$(PARITY)/python -m tests.parity.report
+
+parity-0.6.1: .venv-parity061/ready
+	@echo "parity: jaxreflow against LeRobot 0.6.1 in PyTorch; build/parity.json keeps what was measured"
+	$(PARITY061)/python -m pytest tests/parity $(if $(CHECK),-m "not slow and not nightly")
 
 notebooks: .venv/ready
 	@echo "notebooks: each in a fresh kernel; an error, or anything on stderr, fails (python notebooks/execute.py --write keeps the outputs)"
@@ -96,11 +104,24 @@ results: .venv/ready
 	$(PARITY)/pip install $(PIP_FLAGS) --no-deps lerobot==0.4.4 torchvision==0.28.0
 	@touch $@
 
+# LeRobot 0.6.1 asks for Python 3.12 because of eight statements, which the script rewrites for Python 3.11; it explains them.
+.venv-parity061/ready: requirements-parity061.lock tests/parity/generics_of_312.py
+	@$(CHECK_PYTHON)
+	@echo "making .venv-parity061: PyTorch, LeRobot 0.6.1 and JAX side by side (a few minutes)"
+	$(PYTHON) -m venv --clear .venv-parity061
+	$(PARITY061)/pip install $(PIP_FLAGS) torch==2.13.0
+	$(call UV,$(PARITY061)) --constraint requirements-parity061.lock --editable '.[parity061,dev]'
+	$(PARITY061)/pip install $(PIP_FLAGS) --no-deps --no-compile --ignore-requires-python lerobot==0.6.1 torchvision==0.28.0
+	$(PARITY061)/python tests/parity/generics_of_312.py
+	$(PARITY061)/pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable plugins/lerobot_policy_jaxreflow
+	@touch $@
+
 lock: .venv/ready
 	$(BIN)/pip install $(PIP_FLAGS) uv
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 $(EXTRAS:%=--extra %) --no-emit-index-url --no-header --no-annotate \
 		pyproject.toml --output-file requirements.lock
-	$(PARITY)/pip freeze --exclude-editable --exclude torch --exclude torchvision --exclude lerobot > requirements-parity.lock
+	$(PARITY)/pip freeze --exclude-editable --exclude torch --exclude torchvision --exclude lerobot --exclude uv > requirements-parity.lock
+	$(PARITY061)/pip freeze --exclude-editable --exclude torch --exclude torchvision --exclude lerobot --exclude uv > requirements-parity061.lock
 
 clean:
-	rm -rf build dist .venv .venv-parity .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist .venv .venv-parity .venv-parity061 .mypy_cache .pytest_cache .ruff_cache

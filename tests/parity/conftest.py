@@ -3,7 +3,6 @@
 import functools
 import importlib.metadata
 import importlib.util
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.parity.report import MEASUREMENTS, QUANTITIES, number, relative_error, render
+from tests.parity.report import QUANTITIES, keep, number, relative_error, render
 from tests.parity.variants import EVERY_CHANGE, VARIANTS
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if not _MEASURED:
         return
-    MEASUREMENTS.parent.mkdir(exist_ok=True)
-    MEASUREMENTS.write_text(json.dumps(_MEASURED, indent=1) + "\n")
-    terminalreporter.section("parity with LeRobot")
-    terminalreporter.write_line(render(_MEASURED))
+    version = importlib.metadata.version("lerobot")
+    keep(version, _MEASURED)
+    terminalreporter.section(f"parity with LeRobot {version}")
+    terminalreporter.write_line(render({version: _MEASURED}))

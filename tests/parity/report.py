@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 
 MEASUREMENTS = Path("build/parity.json")
+# By version of LeRobot, variant and quantity.
+Measured = dict[str, dict[str, dict[str, float]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,28 +75,48 @@ def number(value: float) -> str:
     return "exact" if value == 0.0 else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
-def render(measured: dict[str, dict[str, float]]) -> str:
-    """Two markdown tables of `measured[variant][quantity]`: the worst by quantity, and all by variant."""
-    names = [name for name in QUANTITIES if any(name in row for row in measured.values())]
-    lines = ["| quantity | variants | bound | largest error | of variant |", "| --- | --- | --- | --- | --- |"]
-    for name in names:
-        errors = {variant: row[name] for variant, row in measured.items() if name in row}
-        worst = max(errors, key=lambda variant: errors[variant])
-        quantity = QUANTITIES[name]
-        lines.append(
-            f"| {quantity.about} | {len(errors)} | {number(quantity.bound)} | {number(errors[worst])} "
-            f"| {worst if errors[worst] else '-'} |"
-        )
-    lines += ["", "| variant | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
-    for variant, row in measured.items():
-        lines.append(f"| {variant} | " + " | ".join(number(row[n]) if n in row else "" for n in names) + " |")
+def read() -> Measured:
+    """What was measured, by LeRobot's version, variant and quantity; empty before the first comparison."""
+    return json.loads(MEASUREMENTS.read_text()) if MEASUREMENTS.is_file() else {}
+
+
+def keep(version: str, measured: dict[str, dict[str, float]]) -> None:
+    """Replaces what was measured with this version of LeRobot, and keeps the other versions."""
+    MEASUREMENTS.parent.mkdir(exist_ok=True)
+    MEASUREMENTS.write_text(json.dumps(dict(sorted({**read(), version: measured}.items())), indent=1) + "\n")
+
+
+def render(measured: Measured) -> str:
+    """Markdown tables: the worst error by quantity and version, then for each version all errors by variant."""
+    columns = [f"{version}: variants | largest error | of variant" for version in measured]
+    lines = ["| quantity | bound | " + " | ".join(columns) + " |", "| --- | --- |" + " --- |" * 3 * len(columns)]
+    for name, quantity in QUANTITIES.items():
+        cells = [_worst(name, rows) for rows in measured.values()]
+        if any(cells):
+            filled = [cell or "0 | | -" for cell in cells]
+            lines.append(f"| {quantity.about} | {number(quantity.bound)} | " + " | ".join(filled) + " |")
+    for version, rows in measured.items():
+        names = [name for name in QUANTITIES if any(name in row for row in rows.values())]
+        lines += ["", f"| LeRobot {version} | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+        for variant, row in rows.items():
+            lines.append(f"| {variant} | " + " | ".join(number(row[n]) if n in row else "" for n in names) + " |")
     return "\n".join(lines)
 
 
+def _worst(name: str, rows: dict[str, dict[str, float]]) -> str:
+    """How many variants measured a quantity, its largest error and whose it is; empty where no variant did."""
+    errors = {variant: row[name] for variant, row in rows.items() if name in row}
+    if not errors:
+        return ""
+    worst = max(errors, key=lambda variant: errors[variant])
+    return f"{len(errors)} | {number(errors[worst])} | {worst if errors[worst] else '-'}"
+
+
 def main() -> None:
-    if not MEASUREMENTS.is_file():
+    measured = read()
+    if not measured:
         raise SystemExit(f"{MEASUREMENTS} is missing: run `make parity` first")
-    print(render(json.loads(MEASUREMENTS.read_text())))
+    print(render(measured))
 
 
 if __name__ == "__main__":
