@@ -94,7 +94,8 @@ results: .venv/ready
 	$(BIN)/pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv-parity/ready: requirements-parity.lock
+# tests/parity/adapt_packages.py says what it changes in an installed LeRobot and torchvision, and why.
+.venv-parity/ready: requirements-parity.lock tests/parity/adapt_packages.py
 	@$(CHECK_PYTHON)
 	@echo "making .venv-parity: PyTorch, LeRobot 0.4.4 and JAX side by side (a few minutes)"
 	$(PYTHON) -m venv --clear .venv-parity
@@ -102,17 +103,18 @@ results: .venv/ready
 	$(call UV,$(PARITY)) --constraint requirements-parity.lock --editable '.[parity,dev]'
 	# LeRobot asks for an older torch and a dozen packages that SmolVLA never imports; torchvision's wheel for a CUDA build.
 	$(PARITY)/pip install $(PIP_FLAGS) --no-deps lerobot==0.4.4 torchvision==0.28.0
+	$(PARITY)/python tests/parity/adapt_packages.py
 	@touch $@
 
-# LeRobot 0.6.1 asks for Python 3.12 because of eight statements, which the script rewrites for Python 3.11; it explains them.
-.venv-parity061/ready: requirements-parity061.lock tests/parity/generics_of_312.py
+# LeRobot 0.6.1 asks for Python 3.12, but also runs on Python 3.11 once its packages are adapted.
+.venv-parity061/ready: requirements-parity061.lock tests/parity/adapt_packages.py
 	@$(CHECK_PYTHON)
 	@echo "making .venv-parity061: PyTorch, LeRobot 0.6.1 and JAX side by side (a few minutes)"
 	$(PYTHON) -m venv --clear .venv-parity061
 	$(PARITY061)/pip install $(PIP_FLAGS) torch==2.13.0
 	$(call UV,$(PARITY061)) --constraint requirements-parity061.lock --editable '.[parity061,dev]'
 	$(PARITY061)/pip install $(PIP_FLAGS) --no-deps --no-compile --ignore-requires-python lerobot==0.6.1 torchvision==0.28.0
-	$(PARITY061)/python tests/parity/generics_of_312.py
+	$(PARITY061)/python tests/parity/adapt_packages.py
 	$(PARITY061)/pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable plugins/lerobot_policy_jaxreflow
 	@touch $@
 

@@ -1,9 +1,6 @@
-"""Makes LeRobot importable beside a CPU torch, and hides what differs between its versions 0.4.4 and 0.6.1.
+"""Hides what differs between LeRobot 0.4.4 and 0.6.1; all modules here import torch and LeRobot through this one.
 
-All modules here import torch and LeRobot through this one. LeRobot is installed without its dependencies, and torchvision is
-a CUDA build whose compiled extension does not load beside a CPU torch. So two operators lack their schemas, for which
-torchvision registers fake kernels. LeRobot 0.4.4 also lacks the video reader of its `pyav` backend, which left torchvision
-after 0.25. Both are supplied here.
+LeRobot 0.4.4 lacks the video reader of its `pyav` backend, which left torchvision after 0.25. It is supplied here.
 """
 
 import contextlib
@@ -25,11 +22,6 @@ IS_0_6 = tuple(map(int, LEROBOT_VERSION.split(".")[:2])) >= (0, 6)
 SHIFTS_FLOAT32_POSITIONS = int(importlib.metadata.version("transformers").split(".")[0]) < 5
 # Which reduction of the loss `SmolVLAPolicy.forward` returns: the mean over all padded dimensions, or over real ones.
 OWN_LOSS = "loss/real" if IS_0_6 else "loss/padded"
-
-_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
-for _operator in ("nms", "qnms"):
-    if not hasattr(torch.ops.torchvision, _operator):
-        _OPERATORS.define(f"{_operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 @contextlib.contextmanager

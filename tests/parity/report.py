@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 MEASUREMENTS = Path("build/parity.json")
+VERSIONS = ("0.4.4", "0.6.1")
 # By version of LeRobot, variant and quantity.
 Measured = dict[str, dict[str, dict[str, float]]]
 
@@ -77,13 +78,14 @@ def number(value: float) -> str:
 
 def read() -> Measured:
     """What was measured, by LeRobot's version, variant and quantity; empty before the first comparison."""
-    return json.loads(MEASUREMENTS.read_text()) if MEASUREMENTS.is_file() else {}
+    kept = json.loads(MEASUREMENTS.read_text()) if MEASUREMENTS.is_file() else {}
+    return {version: kept[version] for version in VERSIONS if version in kept}
 
 
 def keep(version: str, measured: dict[str, dict[str, float]]) -> None:
     """Replaces what was measured with this version of LeRobot, and keeps the other versions."""
     MEASUREMENTS.parent.mkdir(exist_ok=True)
-    MEASUREMENTS.write_text(json.dumps(dict(sorted({**read(), version: measured}.items())), indent=1) + "\n")
+    MEASUREMENTS.write_text(json.dumps({**read(), version: measured}, indent=1) + "\n")
 
 
 def render(measured: Measured) -> str:

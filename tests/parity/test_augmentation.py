@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from torchvision.transforms.v2 import functional as torchvision
 
 from jaxreflow.data.lerobot import load_dataset
 from jaxreflow.training import augmentation
@@ -12,9 +13,6 @@ from jaxreflow.training.augmentation import TRANSFORMS, ImageTransformsConfig
 from tests.parity.lerobot_shim import ImageTransformsConfig as LeRobotConfig
 from tests.parity.lerobot_shim import torch
 from tests.tiny_policy import DATASET
-
-# After the shim, which makes it importable.
-from torchvision.transforms.v2 import functional as torchvision  # isort: skip
 
 AMOUNTS = {
     "brightness": [0.8, 1.2],
