@@ -22,6 +22,9 @@ if importlib.util.find_spec("lerobot") is None:
 elif importlib.metadata.version("lerobot").startswith("0.4."):
     collect_ignore = ["test_plugin.py", "test_adapter.py"]  # LeRobot has plugins and adapters of PEFT since 0.6.
 
+# Tests that take long and depend little on LeRobot's version: on every change they run with 0.4.4 only.
+REPEATED = ("test_benchmarks.py", "[adapters]")
+
 _MEASURED: dict[str, dict[str, float]] = {}
 
 
@@ -78,11 +81,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("default"))
-            values = (
-                item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
-            )
-            if any(value in VARIANTS and value not in EVERY_CHANGE for value in values if isinstance(value, str)):
+            if _waits_for_the_night(item):
                 item.add_marker(pytest.mark.nightly)
+
+
+def _waits_for_the_night(item: pytest.Item) -> bool:
+    version = importlib.metadata.version("lerobot")
+    values = item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+    variants = {value for value in values if isinstance(value, str) and value in VARIANTS}
+    repeated = version != "0.4.4" and any(part in item.nodeid for part in REPEATED)
+    return repeated or not variants <= set(EVERY_CHANGE[version])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
