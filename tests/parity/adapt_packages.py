@@ -26,13 +26,13 @@ CLASS = re.compile(r"^class (\w+)\[([\w, ]+)\](?:\((.*)\))?:", re.M)
 FUNCTION = re.compile(r"^def (\w+)\[(\w+)(?:: \w+)?\]\(", re.M)
 FIRST_IMPORT = re.compile(r"^(?:import|from) (?!__future__)", re.M)
 
-OPERATORS = '''
+OPERATORS = """
 
 if not _has_ops():
     _operators = torch.library.Library("torchvision", "FRAGMENT")
     for _name in ("nms", "qnms"):
         _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-'''
+"""
 
 
 def in_older_syntax(source: str) -> str:

@@ -4,6 +4,7 @@ python -m tests.parity.make_checkpoint OUT [VARIANT]
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -170,8 +171,12 @@ def make_checkpoint(out: Path, variant: Variant, seed: int = 0) -> Path:
         for step in pre.steps:
             if hasattr(step, "tokenizer_name"):
                 step.tokenizer_name = PUBLISHED_VLM
+        resize, config.resize_imgs_with_padding = config.resize_imgs_with_padding, (1, 1)
         for part in (policy, pre, post):
             part.save_pretrained(out)
+    # Written here because LeRobot 0.6.1 fails at the null for "no resize", which 0.4.4 writes.
+    saved = out / "config.json"
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "resize_imgs_with_padding": resize}, indent=4))
     return out
 
 

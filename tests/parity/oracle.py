@@ -40,7 +40,7 @@ def to_numpy(tensor: Any) -> np.ndarray:
 
 
 def read_config(checkpoint: Path) -> Any:
-    """LeRobot's config of `checkpoint`; LeRobot cannot read back the null that it writes for "no resize"."""
+    """LeRobot's config of `checkpoint`; LeRobot cannot read the null that 0.4.4 writes for "no resize"."""
     fields = json.loads((checkpoint / "config.json").read_text())
     if fields["resize_imgs_with_padding"] is not None:
         return PreTrainedConfig.from_pretrained(checkpoint)

@@ -43,7 +43,9 @@ def test_the_three_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert module.same("x") == "x"
 
 
-@pytest.mark.parametrize("line", ["type(x)", "x: list[int] = []", "class A(B[int]):\n    pass", "def f(x: list[int]): ..."])
+@pytest.mark.parametrize(
+    "line", ["type(x)", "x: list[int] = []", "class A(B[int]):\n    pass", "def f(x: list[int]): ..."]
+)
 def test_other_statements_stay(line: str) -> None:
     assert in_older_syntax(f"import a\n{line}\n") == f"import a\n{line}\n"
 

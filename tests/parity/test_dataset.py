@@ -70,7 +70,9 @@ def test_a_dataset_that_lerobot_writes(kind: str, tmp_path: Path) -> None:
         for length, task in ((5, "Open a drawer"), (7, "Close it")):
             for _ in range(length):
                 image = random.integers(0, 256, (8, 12, 3), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-                vectors = {key: random.normal(size=features[key]["shape"]).astype(np.float32) for key in list(features)[1:]}
+                vectors = {
+                    key: random.normal(size=features[key]["shape"]).astype(np.float32) for key in list(features)[1:]
+                }
                 written.add_frame({CAMERA: image, **vectors, "task": task})
             written.save_episode()
         written.finalize()
@@ -83,7 +85,9 @@ def test_a_dataset_that_lerobot_writes(kind: str, tmp_path: Path) -> None:
         assert image.std() > 40
         np.testing.assert_array_equal(found[CAMERA], image)
         for key in ("observation.state", "action"):
-            np.testing.assert_array_equal(found[key] if key in found else reader.action_chunk(index, 1)[0][0], expected[key])
+            np.testing.assert_array_equal(
+                found[key] if key in found else reader.action_chunk(index, 1)[0][0], expected[key]
+            )
         assert found["task"] == expected["task"]
     for key in ("observation.state", "action", CAMERA):
         for name, value in upstream.meta.stats[key].items():

@@ -1,4 +1,4 @@
-"""The way there and back: `lerobot-train` trains a student of jaxreflow's or a new policy, and jaxreflow reads what it saves."""
+"""There and back: `lerobot-train` trains a student of jaxreflow or a new policy, and jaxreflow reads what it saves."""
 
 import json
 import os
@@ -11,7 +11,6 @@ import pytest
 from safetensors.numpy import load_file
 
 import train
-from jaxreflow import SmolVLAPolicy
 from tests.parity.student import student_chunks
 from tests.parity.test_student import DATASET, SHIPPED, Measuring, export_student
 
@@ -34,7 +33,11 @@ def student(folder: Path) -> list[str]:
 def new_policy(folder: Path) -> list[str]:
     """The options of a policy that LeRobot makes for the dataset."""
     del folder
-    sizes = ["--policy.resize_imgs_with_padding=[96,96]", "--policy.num_vlm_layers=4", "--policy.tokenizer_max_length=16"]
+    sizes = [
+        "--policy.resize_imgs_with_padding=[96,96]",
+        "--policy.num_vlm_layers=4",
+        "--policy.tokenizer_max_length=16",
+    ]
     return ["--policy.type=smolvla", f"--policy.vlm_model_name={(SHIPPED / 'vlm').resolve()}", *sizes]
 
 
@@ -42,7 +45,12 @@ def lerobot_train(policy: list[str], out: Path) -> Path:
     """Runs `lerobot-train` on two episodes and returns the folder of its last checkpoint, untouched."""
     data = ["--dataset.repo_id=local/mini", f"--dataset.root={DATASET}", "--dataset.episodes=[0,1]"]
     data += ["--dataset.video_backend=pyav", "--num_workers=0", "--batch_size=2", f"--steps={STEPS}"]
-    local = ["--policy.device=cpu", "--policy.push_to_hub=false", "--policy.load_vlm_weights=true", f"--output_dir={out}"]
+    local = [
+        "--policy.device=cpu",
+        "--policy.push_to_hub=false",
+        "--policy.load_vlm_weights=true",
+        f"--output_dir={out}",
+    ]
     command = [sys.executable, "-c", PROGRAM, *policy, *data, *local]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -65,14 +73,6 @@ def test_a_student_comes_back_trained(continued: tuple[Path, Path], measuring: M
     measure = measuring("lerobot-train of a student")
     for quantity, (found, expected) in student_chunks(continued[1]).items():
         measure(quantity, found, expected)
-
-
-def test_statistics_that_lerobot_train_saves_are_those_of_the_dataset(continued: tuple[Path, Path]) -> None:
-    stats = json.loads((DATASET / "meta" / "stats.json").read_text())
-    normalizer = SmolVLAPolicy.from_pretrained(continued[1]).transforms.processors.normalizer
-    for key in ("observation.state", "action"):
-        x = np.asarray(stats[key]["mean"], np.float32) + 2 * np.asarray(stats[key]["std"], np.float32)
-        np.testing.assert_allclose(normalizer.normalize(key, x), 2, rtol=1e-5)
 
 
 @pytest.mark.nightly
