@@ -18,7 +18,7 @@ from jaxreflow.run.config_groups import (
 from jaxreflow.support.option import option
 from jaxreflow.support.storage import check_path
 from jaxreflow.support.tyro_rules import RenameMap
-from jaxreflow.training.experimental import OBJECTIVES, SOLVERS, TIME_LAWS
+from jaxreflow.training.experimental import OBJECTIVES, SOLVERS, TIME_LAWS, real_noises
 from jaxreflow.training.lora import LoraConfig
 
 __all__ = [
@@ -265,14 +265,7 @@ class ReflowConfig(RunConfig):
                 f"--trainable {self.trainable} and --lora.rank {self.lora.rank} exclude each other: with adapters, "
                 "--lora.targets says what is trained"
             )
-        if not 0 <= self.real_share < 1:
-            raise ConfigError(f"--real-share must lie in [0, 1), found {self.real_share}")
-        if abs(self.real_share * self.noises - self.real_noises) > 1e-6:
-            possible = ", ".join(f"{k / self.noises:.4g}" for k in range(self.noises))
-            raise ConfigError(
-                f"--real-share must be a whole number of the {self.noises} noise(s) of an observation, one of {possible}; "
-                f"found {self.real_share}: choose one of these or another --noises"
-            )
+        real_noises(self.real_share, self.noises)
 
     @property
     def source(self) -> TeacherSource:
@@ -301,7 +294,7 @@ class ReflowConfig(RunConfig):
     @property
     def real_noises(self) -> int:
         """How many of an observation's noises are inverted from its recorded actions."""
-        return round(self.real_share * self.noises)
+        return real_noises(self.real_share, self.noises)
 
     def reference_steps(self, own_steps: int) -> int:
         """Euler steps of the sampler that the student imitates; the teacher's own number where another solver made its pairs."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxreflow import flow
+from jaxreflow.errors import ConfigError
 from jaxreflow.flow import Objective, Solver, TimeLaw, Velocity
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.types import Batch, Params
@@ -62,6 +63,20 @@ def masked_reflow_loss(
     x_0, noise, valid = jax.lax.stop_gradient(flow.at_all_times((x_0, noise, valid), t))
     squares = flow.squared_errors(velocity, x_0, noise, t)
     return objective(jnp.where(valid, squares, 0.0), jnp.sum(valid, axis=(-2, -1), dtype=jnp.float32))
+
+
+def real_noises(share: float, noises: int) -> int:
+    """How many of an observation's noises belong to recorded actions; ConfigError if that is no whole number."""
+    if not 0 <= share < 1:
+        raise ConfigError(f"--real-share must lie in [0, 1), found {share}")
+    count = round(share * noises)
+    if abs(share * noises - count) > 1e-6:
+        possible = ", ".join(f"{k / noises:.4g}" for k in range(noises))
+        raise ConfigError(
+            f"--real-share must be a whole number of the {noises} noise(s) of an observation, one of {possible}; "
+            f"found {share}: choose one of these or another --noises"
+        )
+    return count
 
 
 def mix_real_pairs(
