@@ -220,14 +220,12 @@ def run_demo(config: DemoConfig) -> None:
         resume = (teacher_dir / CONFIG_FILE).exists()
         own = load_config(CONFIGS / "demo_teacher.py").config
         run(dataclasses.replace(own, output_dir=str(teacher_dir), resume=resume))
-        teacher = str(teacher_dir / "checkpoints" / "last" / "pretrained_model")
+        teacher = str(newest_policy(teacher_dir / "checkpoints"))
         config = dataclasses.replace(config, teacher=TeacherSource(path=teacher))
     run(config)
     log.info("\n%s\n", write_demo_report(config, run_dir))
     log.info("report and pictures: %s", run_dir / "report")
-    log.info(
-        "student: %s (docs/lerobot.md says how LeRobot loads it)", run_dir / "checkpoints" / "last" / "pretrained_model"
-    )
+    log.info("student: %s (docs/lerobot.md says how LeRobot loads it)", newest_policy(run_dir / "checkpoints"))
 
 
 def log_data(setup: Setup) -> None:

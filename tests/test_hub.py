@@ -160,7 +160,7 @@ def test_a_run_whose_last_was_lost_has_its_newest_policy(tmp_path: Path, caplog:
         shutil.copytree(TEACHER, tmp_path / "checkpoints" / step / "pretrained_model")
     newest = tmp_path / "checkpoints" / "000200" / "pretrained_model"
     assert find_saved_policy(tmp_path / "checkpoints" / "last" / "pretrained_model") == newest
-    assert "last: missing; the newest policy there is taken" in caplog.text
+    assert "last: no link to a checkpoint, so the newest policy there is taken" in caplog.text
     for folder in (tmp_path, tmp_path / "checkpoints", newest.parent):
         with pytest.raises(CheckpointError, match=f"did you mean {newest}"):
             find_saved_policy(folder)

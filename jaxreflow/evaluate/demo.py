@@ -9,6 +9,7 @@ from pathlib import Path
 from jaxreflow.evaluate.comparison import REPORT_HTML, REPORT_JSON, compare_run
 from jaxreflow.evaluate.report.figures import plot_chunks, plot_losses
 from jaxreflow.evaluate.report.table import error_table, format_report, markdown
+from jaxreflow.run.checkpoints import newest_policy
 from jaxreflow.run.config import ReflowConfig
 from jaxreflow.support.storage import check_path
 
@@ -33,7 +34,7 @@ def write_demo_report(config: DemoConfig, run_dir: Path) -> str:
     out = run_dir / "report"
     out.mkdir(parents=True, exist_ok=True)
     for name in (REPORT_JSON, REPORT_HTML):
-        shutil.copyfile(run_dir / "checkpoints" / "last" / "pretrained_model" / name, out / name)
+        shutil.copyfile(newest_policy(run_dir / "checkpoints") / name, out / name)
     figures = {
         "chunks": plot_chunks(evaluation.examples, evaluation.report.about.action_names),
         "loss": plot_losses(evaluation.records),

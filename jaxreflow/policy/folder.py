@@ -9,7 +9,8 @@ from pathlib import Path
 from jaxreflow.errors import CheckpointError
 from jaxreflow.policy.vlm import VLM_FOLDER
 from jaxreflow.support.hub import HUB_NAME, HubError, download, list_repository
-from jaxreflow.support.storage import as_path, is_remote, list_files, local_copy
+from jaxreflow.support.last_checkpoint import POINTER, checkpoint_names, last_checkpoint
+from jaxreflow.support.storage import AnyPath, as_path, is_remote, list_files, local_copy
 
 CONFIG = "config.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
@@ -21,16 +22,15 @@ def find_saved_policy(path: str | Path, revision: str | None = None) -> Path:
     """The local folder of a policy, downloaded if it is remote or on the hub (at `revision`).
 
     A hub name is OWNER/NAME, or OWNER/NAME/SUBFOLDER where the policy does not lie at the repository's root. Where a run's
-    `checkpoints/last` has been lost in a copy, the newest of its policies is taken.
+    `checkpoints/last` is no link, as in many copies, the run's newest policy is taken.
 
     Raises:
         CheckpointError: there is no policy, or it cannot be fetched; the message proposes the nearest.
     """
-    if is_remote(path) and CONFIG not in list_files(as_path(path)):
-        raise CheckpointError(f"{path}/{CONFIG}: no such file; expected a policy in LeRobot's layout")
-    directory = local_copy(path, lambda name: any(fnmatch(name, pattern) for pattern in HUB_FILES))
-    if not directory.is_dir() and directory.name == _POLICY and directory.parent.name == "last":
-        directory = _newest(directory.parent.parent) or directory
+    place = _found_last(as_path(path))
+    if is_remote(place) and CONFIG not in list_files(place):
+        raise CheckpointError(f"{place}/{CONFIG}: no such file; expected a policy in LeRobot's layout")
+    directory = local_copy(place, lambda name: any(fnmatch(name, pattern) for pattern in HUB_FILES))
     if directory.is_dir():
         if revision is not None:
             raise CheckpointError(
@@ -42,19 +42,26 @@ def find_saved_policy(path: str | Path, revision: str | None = None) -> Path:
     return _from_hub(str(path), revision)
 
 
-def _newest(checkpoints: Path) -> Path | None:
-    """The policy of the highest step in a run's folder of checkpoints."""
-    steps = sorted(int(folder.name) for folder in checkpoints.glob("*") if folder.name.isdigit())
-    found = [checkpoints / f"{step:06d}" / _POLICY for step in steps]
-    whole = [policy for policy in found if (policy / CONFIG).is_file()]
-    if not whole:
-        return None
-    _log.warning("%s: missing; the newest policy there is taken: %s", checkpoints / "last", whole[-1])
-    return whole[-1]
+def _found_last(path: AnyPath) -> AnyPath:
+    """RUN/checkpoints/last/pretrained_model by way of the checkpoint's own name, unless `last` is a link that leads there."""
+    last = path.parent
+    if path.name != _POLICY or last.name != POINTER or (isinstance(last, Path) and last.is_symlink() and last.exists()):
+        return path
+    newest = _newest(last.parent)
+    if newest is not None:
+        _log.warning("%s: no link to a checkpoint, so the newest policy there is taken: %s", last, newest)
+    return newest or path
 
 
-def _hint(directory: Path) -> str:
-    inner = [directory / _POLICY, directory / "checkpoints" / "last" / _POLICY, directory / "last" / _POLICY]
+def _newest(checkpoints: AnyPath) -> AnyPath | None:
+    """The policy of the last checkpoint in a run's folder of checkpoints; without complete ones, the newest policy there."""
+    names = [*checkpoint_names(checkpoints), last_checkpoint(checkpoints)]
+    policies = [checkpoints / name / _POLICY for name in names if name is not None]
+    return next((policy for policy in reversed(policies) if (policy / CONFIG).is_file()), None)
+
+
+def _hint(directory: AnyPath) -> str:
+    inner = [directory / _POLICY, directory / "checkpoints" / POINTER / _POLICY, directory / POINTER / _POLICY]
     found = next((policy for policy in inner if (policy / CONFIG).is_file()), None)
     found = found or _newest(directory / "checkpoints") or _newest(directory)
     return f"did you mean {found}?" if found else "expected a policy in LeRobot's layout"

@@ -25,14 +25,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxreflow.errors import CheckpointError
+from jaxreflow.support.last_checkpoint import CHECKSUMS_FILE, POINTER, checkpoint_names, last_step
 from jaxreflow.support.processes import is_first
-from jaxreflow.support.storage import AnyPath, list_files, list_folders, remove_folder
+from jaxreflow.support.storage import AnyPath, list_files, remove_folder
 from jaxreflow.training.step import TrainState
 
 STATE_DIR = "training_state"
 POLICY_DIR = "pretrained_model"
-CHECKSUMS_FILE = "checksums.json"
-_POINTER = "last"
 _log = logging.getLogger(__name__)
 
 
@@ -50,6 +49,10 @@ class CheckpointStore:
         # Orbax's own callback comes before the files have their final names.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._written: Future[None] | None = None
+
+    def _steps(self) -> list[int]:
+        """Steps of all checkpoints there, complete or not, in order."""
+        return [int(name) for name in checkpoint_names(self.directory)]
 
     def path(self, step: int) -> AnyPath:
         """The directory of one checkpoint."""
@@ -105,7 +108,7 @@ class CheckpointStore:
         newest = last_step(self.directory)
         if newest is None:
             return None
-        steps = [step for step in reversed(_steps(self.directory)) if step <= newest] or [newest]
+        steps = [step for step in reversed(self._steps()) if step <= newest] or [newest]
         for step in steps:
             damage = find_damage(self.path(step))
             if damage is None:
@@ -133,7 +136,7 @@ class CheckpointStore:
             return self._writer.restore(path, args)
         except Exception as error:
             raise CheckpointError(
-                f"{path}: the training state cannot be read ({_first_line(error)}); point {self.directory / _POINTER} "
+                f"{path}: the training state cannot be read ({_first_line(error)}); point {self.directory / POINTER} "
                 "at another checkpoint and continue from there, or start a new run"
             ) from error
 
@@ -148,7 +151,7 @@ class CheckpointStore:
     def _prune(self) -> None:
         if self._keep is None:
             return
-        for step in _steps(self.directory)[: -self._keep]:
+        for step in self._steps()[: -self._keep]:
             if not (self._keep_every and step % self._keep_every == 0):
                 remove_folder(self.path(step))
 
@@ -166,31 +169,11 @@ class CheckpointStore:
         )
 
 
-def last_step(directory: AnyPath) -> int | None:
-    """The step that `last` names, as a symlink or as a file with the name in it; None where there is no checkpoint.
-
-    Where a copy has lost `last`, or made a folder of it, this is the newest checkpoint that is complete.
-    """
-    pointer = directory / _POINTER
-    try:
-        if isinstance(pointer, Path) and pointer.is_symlink():
-            return int(pointer.readlink().name)
-        if pointer.is_file():
-            return int(Path(pointer.read_text().strip()).name)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{pointer}: expected a link to a checkpoint or a file that holds its name ({error}); remove it, and the newest "
-            "complete checkpoint counts"
-        ) from error
-    complete = [step for step in _steps(directory) if (directory / f"{step:06d}" / CHECKSUMS_FILE).exists()]
-    return complete[-1] if complete else None
-
-
 def newest_policy(directory: AnyPath) -> AnyPath:
     """The folder of the newest complete checkpoint's policy, by way of `last` where that is a link to it."""
-    pointer, step = directory / _POINTER, last_step(directory)
+    pointer, step = directory / POINTER, last_step(directory)
     is_link = step is None or (isinstance(pointer, Path) and pointer.is_symlink() and pointer.is_dir())
-    return directory / (_POINTER if is_link else f"{step:06d}") / POLICY_DIR
+    return directory / (POINTER if is_link else f"{step:06d}") / POLICY_DIR
 
 
 def find_damage(checkpoint: AnyPath) -> str | None:
@@ -217,27 +200,21 @@ def _write_checksums(checkpoint: AnyPath) -> None:
     (checkpoint / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=1) + "\n")
 
 
-def _steps(directory: AnyPath) -> list[int]:
-    """Steps of all checkpoints there, complete or not, in order."""
-    names = list_folders(directory) if directory.exists() else []
-    return sorted(int(name) for name in names if name.isdigit())
-
-
 def _point(directory: AnyPath, name: str) -> None:
     """Moves `last` in one step: a reader sees the old checkpoint or the new one."""
     if not isinstance(directory, Path):
-        (directory / _POINTER).write_text(name + "\n")
+        (directory / POINTER).write_text(name + "\n")
         return
-    temporary = directory / f"{_POINTER}.unfinished"
+    temporary = directory / f"{POINTER}.unfinished"
     temporary.unlink(missing_ok=True)
     try:
         temporary.symlink_to(name, target_is_directory=True)
     except (OSError, NotImplementedError):  # file systems without links, such as mounted object stores
         temporary.write_text(name + "\n")
-    pointer = directory / _POINTER
+    pointer = directory / POINTER
     if pointer.is_dir() and not pointer.is_symlink():
         # A copy that followed the link. It stays, under another name: nothing says which step it was.
-        pointer.rename(directory / f"{_POINTER}.copied")
+        pointer.rename(directory / f"{POINTER}.copied")
     temporary.replace(pointer)
 
 
