@@ -57,6 +57,20 @@ def test_dashes_underscores_and_equals_signs_are_alike(words):
     assert read(*words) == Example(save_every=3)
 
 
+@pytest.mark.parametrize("words", [["~/x"], ["--place=~/x"], ["--place", "~/x"]])
+def test_a_tilde_is_the_users_home_wherever_it_stands(words, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Placed:
+        """A command."""
+
+        first: tyro.conf.Positional[str] = ""
+        place: str = ""
+
+    monkeypatch.setenv("HOME", "/home/me")
+    made = parse(Placed, words, prog="example", about="An example.")
+    assert {made.first, made.place} == {"", "/home/me/x"}
+
+
 def test_arguments_without_a_name_may_stand_before_and_behind_options():
     assert read("there") == Example(place="there")
     assert (

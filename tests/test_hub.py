@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.errors
 import pytest
 
 import train
@@ -15,6 +16,7 @@ from jaxreflow.data import features
 from jaxreflow.errors import CheckpointError, ConfigError, DatasetError
 from jaxreflow.evaluate import __main__ as evaluate
 from jaxreflow.policy.saved import find_saved_policy
+from jaxreflow.policy.statistics import chosen_stats
 from jaxreflow.policy.vlm import load_vlm
 from jaxreflow.run import setup
 from jaxreflow.run.config import DatasetConfig
@@ -166,9 +168,40 @@ def test_a_run_whose_last_was_lost_has_its_newest_policy(tmp_path: Path, caplog:
             find_saved_policy(folder)
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("GatedRepoError", "o/n: the repository is gated: ask for access on its page"),
+        ("RepositoryNotFoundError", "o/n: there is no such repository, or it is private"),
+        ("RevisionNotFoundError", "o/n: the repository has no such revision"),
+        ("OfflineModeIsEnabled", "o/n: HF_HUB_OFFLINE forbids the network"),
+        ("LocalEntryNotFoundError", "o/n: it is not in the hub's local cache"),
+        ("IncompleteSnapshotError", "o/n: it is not in the hub's local cache"),
+        ("BadRequestError", "o/n: BadRequestError: 400 bad"),
+    ],
+)
+def test_the_clients_best_known_errors_are_explained(kind: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls = getattr(huggingface_hub.errors, kind, None)
+    if cls is None:  # in other versions of the client
+        pytest.skip(f"no {kind} here")
+
+    def refuse(*_: object, **__: object) -> str:
+        error = cls.__new__(cls)
+        Exception.__init__(error, "400 bad")
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(HubError) as raised:
+        download("o/n")
+    assert str(raised.value).startswith(expected)
+    assert f"{kind}: " in str(raised.value)
+
+
 def test_a_tilde_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "teacher").symlink_to(TEACHER)
     assert find_saved_policy("~/teacher") == TEACHER.resolve()
+    assert load_vlm(tiny_policy(), None, "~/teacher/vlm").directory == tmp_path / "teacher" / "vlm"
     (tmp_path / "data").symlink_to(DATASET)
+    assert chosen_stats("~/data/meta/stats.json", None, {})
     assert open_dataset(DatasetConfig(root="~/data", episodes=(0,))).root == tmp_path / "data"

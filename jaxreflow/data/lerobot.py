@@ -145,13 +145,15 @@ def load_dataset(
     options: DatasetOptions = NO_OPTIONS,
 ) -> LeRobotDataset:
     """Opens the dataset in `root`, or downloads `repo_id` from the hub (into `root` if given) and opens that."""
-    if root is not None and (repo_id is None or is_remote(root) or (Path(root) / "meta" / "info.json").is_file()):
+    if root is not None and (
+        repo_id is None or is_remote(root) or (Path(root).expanduser() / "meta" / "info.json").is_file()
+    ):
         return LeRobotDataset.open(root, episodes=episodes, tolerance_s=tolerance_s, options=options)
     if repo_id is None:
         raise ConfigError("no dataset: expected --dataset.root DIR or --dataset.repo-id ID, found neither")
     _log.info("fetching %s from the hub, unless it is here already", repo_id)
     try:
-        folder = download(repo_id, revision=revision, repo_type="dataset", local_dir=root)
+        folder = download(repo_id, revision=revision, repo_type="dataset", local_dir=root and Path(root).expanduser())
     except HubError as error:
         raise DatasetError(
             f"the dataset cannot be had from the hub ({error}); check name, revision and network, or give --dataset.root DIR"

@@ -204,7 +204,7 @@ def _has_other_teacher(recorded: ReflowConfig, teacher: SavedPolicy) -> bool:
     path = recorded.teacher.path
     if not path:
         return False
-    own = place_of_copy(path) if is_remote(path) else Path(path)
+    own = place_of_copy(path) if is_remote(path) else Path(path).expanduser()
     return own.is_dir() and own.resolve() != teacher.directory
 
 

@@ -102,7 +102,7 @@ def load_saved_policy(
         warnings.warn(f"{directory}: {text}", stacklevel=2)
     policy, processors = fit_state(policy, processors)
     return SavedPolicy(
-        directory, policy, vlm_files, config, processors, tensors, Path(vlm) if vlm is not None else None
+        directory, policy, vlm_files, config, processors, tensors, Path(vlm).expanduser() if vlm is not None else None
     )
 
 

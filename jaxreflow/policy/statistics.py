@@ -108,7 +108,7 @@ def chosen_stats(
     if stats_from is None or str(stats_from) == "policy":
         return None
     if str(stats_from) != "dataset":
-        return rename_stats(read_stats(Path(stats_from)), rename_map)
+        return rename_stats(read_stats(Path(stats_from).expanduser()), rename_map)
     if not dataset_stats:
         raise ProcessorError(
             "--stats-from dataset: there is no dataset here, or it has no statistics; give a FILE instead, such as another "

@@ -98,7 +98,7 @@ def special_token_ids(tokenizer: Any) -> tuple[int, int]:
 
 def has_weights(vlm_model_name: str) -> bool:
     """Whether LeRobot finds weights under the name: a folder needs safetensors, a hub name counts."""
-    path = Path(vlm_model_name)
+    path = Path(vlm_model_name).expanduser()
     if os.path.isdir(path):  # noqa: PTH112 (see _is_file)
         return any(path.glob("*.safetensors"))
     return HUB_NAME.fullmatch(vlm_model_name) is not None
@@ -124,15 +124,16 @@ class Places:
     def folders(self) -> Iterator[Path]:
         """The folders, existing or not."""
         if self.vlm is not None:
-            if not Path(self.vlm).is_dir():
+            folder = Path(self.vlm).expanduser()
+            if not folder.is_dir():
                 raise CheckpointError(
                     f"vlm={str(self.vlm)!r} is no folder; expected one with the VLM's config and tokenizer"
                 )
-            yield Path(self.vlm)
+            yield folder
         if self.checkpoint_dir is not None:
             yield self.checkpoint_dir / VLM_FOLDER
         for name in dict.fromkeys((self.name, self.alternative or self.name)):
-            yield Path(name)
+            yield Path(name).expanduser()
             if self.checkpoint_dir is not None and ".." not in Path(name).parts:
                 yield self.checkpoint_dir / name
 

@@ -98,7 +98,7 @@ def run_trials(config: SimConfig) -> str:
 def _load(config: SimConfig) -> dict[str, SmolVLAPolicy]:
     policies = {}
     for path in dict.fromkeys(config.policy):
-        revision = None if Path(path).is_dir() else config.revision
+        revision = None if Path(path).expanduser().is_dir() else config.revision
         policy = SmolVLAPolicy.from_pretrained(
             path, vlm=config.vlm, dtype=config.dtype, revision=revision, stats_from=config.stats_from
         )

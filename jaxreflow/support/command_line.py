@@ -185,7 +185,7 @@ def _options(target: Any, prefix: str = "") -> dict[str, Any]:
 def _words(args: Sequence[str], options: Mapping[str, Any], others: Translation | None) -> list[str]:
     """The arguments as tyro wants them; ConfigError for an unknown option."""
     bounds = [*(i for i, word in enumerate(args) if word.startswith("--")), len(args)]
-    leading, flags = args[: bounds[0]], [_split(args[i:j]) for i, j in itertools.pairwise(bounds)]
+    leading, flags = list(map(_at_home, args[: bounds[0]])), [_split(args[i:j]) for i, j in itertools.pairwise(bounds)]
     if others is not None:
         flags = others.translate(flags, options)
     names = others.names if others is not None else {}
@@ -194,9 +194,12 @@ def _words(args: Sequence[str], options: Mapping[str, Any], others: Translation 
 
 def _split(words: Sequence[str]) -> Flag:
     name, given, value = words[0].partition("=")
-    # A shell expands `--root ~/data`, but not `--root=~/data`.
-    values = (str(Path(word).expanduser()) if word.startswith("~/") else word for word in ([value] if given else []))
-    return Flag(name.replace("_", "-"), (*values, *words[1:]))
+    return Flag(name.replace("_", "-"), tuple(map(_at_home, [*([value] if given else []), *words[1:]])))
+
+
+def _at_home(word: str) -> str:
+    """`~` as the user's home: a shell expands `--root ~/data`, but neither `--root=~/data` nor what stands in quotes."""
+    return str(Path(word).expanduser()) if word == "~" or word.startswith("~/") else word
 
 
 def _spelled(flag: Flag, options: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,16 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _TOKEN = re.compile(r"hf_\w+|(?<=://)[^/@\s]+(?=@)|(?<=Bearer )\S+")
 
 
+# The client's best-known errors by class: what they mean, and what to do. The first of an error's classes counts.
+_MEANINGS = {
+    "GatedRepoError": "the repository is gated: ask for access on its page, then log in with `hf auth login`",
+    "RepositoryNotFoundError": "there is no such repository, or it is private: check the name, or log in with `hf auth login`",
+    "RevisionNotFoundError": "the repository has no such revision: give one of its branches, tags or commits",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE forbids the network: unset it, or fetch the repository before with `hf download`",
+    "LocalEntryNotFoundError": "it is not in the hub's local cache, and the hub was not reached: check the network",
+}
+
+
 class HubError(Exception):
     """A repository, or a revision of it, cannot be had or written; the message says why."""
 
@@ -136,7 +146,13 @@ def _hub_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         # Not chained: the original may hold request headers.
-        raise HubError(f"{what}: {without_token(_reasons(error))}") from None
+        raise HubError(f"{what}: {_meaning(error)}{without_token(_reasons(error))}") from None
+
+
+def _meaning(error: Exception) -> str:
+    """What one of the client's best-known errors means; nothing for the others."""
+    known = [_MEANINGS[cls.__name__] for cls in type(error).__mro__ if cls.__name__ in _MEANINGS]
+    return f"{known[0]}; the client says: " if known else ""
 
 
 def _reasons(error: BaseException) -> str:
