@@ -7,8 +7,8 @@ from typing import Literal
 
 from jaxreflow.evaluate.checks import Thresholds
 from jaxreflow.evaluate.settings import Settings
-from jaxreflow.run.config import RenameMap
 from jaxreflow.support.storage import check_path
+from jaxreflow.support.tyro_rules import RenameMap
 
 
 @dataclasses.dataclass(frozen=True)

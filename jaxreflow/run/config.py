@@ -27,7 +27,6 @@ __all__ = [
     "OptimizerFlags",
     "PolicySource",
     "ReflowConfig",
-    "RenameMap",
     "RunConfig",
     "TeacherSource",
 ]
