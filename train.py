@@ -49,8 +49,9 @@ from jaxreflow.run.setup import Setup, set_up, set_up_devices
 from jaxreflow.run.start import ACTION_NAMES
 from jaxreflow.run.supervision import Interrupted, StopRequest, Watchdog
 from jaxreflow.support import processes
-from jaxreflow.support.command_line import as_typed, choose, first_sentence, print_error, without_debug
+from jaxreflow.support.command_line import choose, first_sentence, print_error, without_debug
 from jaxreflow.support.console import console_log
+from jaxreflow.support.installation import as_typed
 from jaxreflow.support.jax_errors import explained
 from jaxreflow.support.storage import AnyPath, as_path
 from jaxreflow.training.losses import shares_context

@@ -27,6 +27,7 @@ from tyro.conf import Positional
 
 from jaxreflow.errors import CheckpointError
 from jaxreflow.support.command_line import choose, command_doc, parse, run
+from jaxreflow.support.installation import as_typed
 
 from . import archive, plugin, run_export
 from .doctor import examine
@@ -62,7 +63,7 @@ def inspect(
         shapes: List all tensors, not only the largest.
     """
     found = inspect_checkpoint(checkpoint, revision=revision, vlm=vlm)
-    print(_dumps(dataclasses.asdict(found)) if json else format_inspection(found, every_shape=shapes))
+    print(_dumps(dataclasses.asdict(found)) if json else as_typed(format_inspection(found, every_shape=shapes)))
     return 0
 
 
@@ -80,7 +81,8 @@ def from_lerobot(
     pickles = archive.from_lerobot(checkpoint, out, revision=revision, vlm=vlm)
     if pickles:
         print(f"left out, as pickles are never read: {', '.join(path.name for path in pickles)}")
-    print(f"{out}: parameters in {archive.PARAMS}/, an Orbax checkpoint; back by `convert to-lerobot {out} NEW`")
+    back = as_typed(f"`python -m convert to-lerobot {out} NEW`")
+    print(f"{out}: parameters in {archive.PARAMS}/, an Orbax checkpoint; back by {back}")
     return 0
 
 
@@ -158,7 +160,7 @@ def doctor(
     if json:
         print(_dumps({"repaired": done, "findings": [dataclasses.asdict(finding) for finding in findings]}))
     else:
-        print(format_findings(checkpoint, findings, done))
+        print(as_typed(format_findings(checkpoint, findings, done)))
     return int(any(finding.severity != "note" for finding in findings))
 
 
@@ -194,7 +196,7 @@ def push(
     if dry_run is not None:
         files = publication.prepare(directory, repo, license=license)
         publication.write(files, dry_run)
-        print(describe_files(dry_run))
+        print(as_typed(describe_files(dry_run)))
         return 0
     url = publication.publish(directory, repo, private=private, branch=revision, message=message, license=license)
     print(f"pushed: {url}")
@@ -218,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         jax.config.update("jax_platforms", "cpu")
     logging.getLogger("absl").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: print(as_typed(f"warning: {message}"), file=sys.stderr)
         return run(_main, argv)
 
 

@@ -35,7 +35,7 @@ from .repair import ARTEFACTS, lacks_vlm_weights, names_an_adapter, wrappers
 
 # Policies up to this size are measured without being asked: some seconds.
 _SMALL = 20_000_000
-_BY_FIX = "`convert doctor DIR --fix` does it"
+_BY_FIX = "`python -m convert doctor DIR --fix` does it"
 
 
 @dataclasses.dataclass(frozen=True)

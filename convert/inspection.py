@@ -168,7 +168,7 @@ def _old_statistics(policy: PolicyConfig, file: TensorFile) -> tuple[dict[str, d
     features = {**policy.input_features, **policy.output_features}
     stats = stats_in_weights({k: file.read(k) for k in file.keys if k.startswith(BUFFER_PREFIXES)}, features)
     if not stats:
-        return {}, [f"neither processor files nor buffers in {WEIGHTS} hold statistics; see `convert doctor`"]
+        return {}, [f"neither processor files nor buffers in {WEIGHTS} hold statistics; see `python -m convert doctor`"]
     normalizer = Normalizer(features, policy.normalization_mapping, stats)
     return {f"{WEIGHTS} (buffers, as before LeRobot 0.4)": _features(normalizer)}, []
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import logging
 import re
 import sys
 from types import ModuleType
@@ -10,14 +11,16 @@ import pytest
 import tyro
 
 import train
+from convert.__main__ import main as convert
 from jaxreflow.errors import ConfigError
 from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.run.directory import check_resumable, read_config, write_config
 from jaxreflow.run.flags import TITLES, read_settings
 from jaxreflow.run.lerobot_flags import INSTEAD, OFF_HERE, RENAMED, to_ours
 from jaxreflow.sim import __main__ as sim
-from jaxreflow.support import command_line
+from jaxreflow.support import installation
 from jaxreflow.support.command_line import Flag, choose, parse, wrapped
+from jaxreflow.support.console import console_log
 from jaxreflow.support.option import boxes, labelled, option
 
 DATA = ["--dataset.root", "DATA"]
@@ -388,12 +391,23 @@ def test_what_is_wrong_or_missing_ends_with_exit_code_2(capsys):
 def test_an_installed_package_names_its_own_commands(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = "python train.py reflow; `train.py demo --help`; python -m convert doctor DIR; `convert push`"
-    assert command_line.as_typed(text) == text
-    monkeypatch.setattr(command_line, "INSTALLED", True)
-    assert command_line.as_typed(text) == (
-        "jaxreflow-train reflow; `jaxreflow-train demo --help`; jaxreflow-convert doctor DIR; `jaxreflow-convert push`"
+    text = "python train.py reflow; `train.py demo --help`; python -m convert doctor DIR; `convert push`; /lerobot/train.py"
+    assert installation.as_typed(text) == text
+    expected = (
+        "jaxreflow-train reflow; `jaxreflow-train demo --help`; jaxreflow-convert doctor DIR; `jaxreflow-convert push`; "
+        "/lerobot/train.py"
     )
+    with monkeypatch.context() as typed:  # in a clone, which is installed as editable
+        typed.setattr(sys, "argv", ["/bin/jaxreflow-train"])
+        assert installation.as_typed(text) == expected
+    monkeypatch.setattr(installation, "INSTALLED", True)
+    assert installation.as_typed(text) == expected
+    with console_log():
+        logging.getLogger("jaxreflow.train").info("go on with: %s", "train.py reflow")
+    assert capsys.readouterr().err == "go on with: jaxreflow-train reflow\n"
+    with pytest.raises(SystemExit):
+        convert(["doctor"])
+    assert "jaxreflow-convert doctor --help" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         train.main(["nosuch"])
     found = capsys.readouterr().err

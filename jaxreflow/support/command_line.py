@@ -24,15 +24,13 @@ import tyro
 
 from jaxreflow.errors import ConfigError, JaxReflowError
 from jaxreflow.support.console import console_log
+from jaxreflow.support.installation import as_typed
 from jaxreflow.support.jax_errors import explained
 from jaxreflow.support.tyro_rules import BOOLEANS, make_registry
 
 T = TypeVar("T")
 
 _POSITIONAL = typing.get_args(tyro.conf.Positional[str])[1]
-# A wheel holds train.py, configs and convert in here; in a clone they are the user's to call.
-INSTALLED = (Path(__file__).parents[1] / "cli" / "train.py").is_file()
-_CONVERT = (("python -m convert", "jaxreflow-convert"), ("`convert ", "`jaxreflow-convert "))
 _FREE_MEMORY = "end other programs that use this memory, or take a machine with more of it"
 # Below this likeness a proposal would be a guess.
 _ALIKE = 0.5
@@ -78,15 +76,6 @@ def without_debug(argv: Sequence[str] | None) -> tuple[list[str], bool]:
     """The arguments (default: the process's), and whether `--debug` was among them."""
     args = list(sys.argv[1:] if argv is None else argv)
     return [arg for arg in args if arg != "--debug"], "--debug" in args
-
-
-def as_typed(text: str) -> str:
-    """The commands in a text as the user has them: those of a clone, or of an installed package."""
-    if not INSTALLED:
-        return text
-    for ours, installed in (("python train.py", "train.py"), ("train.py", "jaxreflow-train"), *_CONVERT):
-        text = text.replace(ours, installed)
-    return text
 
 
 def print_error(error: object) -> None:

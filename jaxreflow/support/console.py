@@ -12,6 +12,8 @@ from typing import TypeAlias
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from jaxreflow.support.installation import as_typed
+
 # Away from a terminal: no line before this many seconds, and then one for every such share of the task, or after so long.
 LINE_AFTER_S, LINE_SHARE, LINE_AT_LEAST_S = 10.0, 0.1, 60.0
 _log = logging.getLogger(__name__)
@@ -24,6 +26,7 @@ Advance: TypeAlias = Callable[[int], object]
 def console_log() -> Iterator[None]:
     """Shows the package's log lines, above the progress bar if there is one."""
     logger, handler = logging.getLogger("jaxreflow"), logging.StreamHandler()
+    handler.setFormatter(_Formatter())
     before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -49,6 +52,13 @@ def progress(task: str, total: int, *, unit: str, done: int = 0) -> Iterator[Adv
             yield bar.update
     else:
         yield _Lines(task, total, done).advance
+
+
+class _Formatter(logging.Formatter):
+    """A log line, with the commands in it as the user has them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return as_typed(super().format(record))
 
 
 class _Lines:
