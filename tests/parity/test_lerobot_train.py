@@ -68,8 +68,9 @@ def continued(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_a_student_comes_back_trained(continued: tuple[Path, Path], measuring: Measuring) -> None:
     before, after = (load_file(path / "model.safetensors") for path in continued)
     assert set(before) == set(after)
-    moved = {key for key in before if not np.array_equal(before[key], after[key])}
-    assert {"model.state_proj.weight", "model.action_out_proj.weight"} <= moved
+    for key in ("model.state_proj.weight", "model.action_out_proj.weight"):
+        # Adam moves each weight by at most about the learning rate, 1e-4, in each update.
+        assert 1e-5 < np.abs(after[key].astype(np.float32) - before[key].astype(np.float32)).max() < 1e-3
     measure = measuring("lerobot-train of a student")
     for quantity, (found, expected) in student_chunks(continued[1]).items():
         measure(quantity, found, expected)
