@@ -33,3 +33,19 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.fixture
+def v21(tmp_path: Path) -> Path:
+    """A small LeRobotDataset of version 2.1."""
+    from tests.lerobot_fixtures import write_v21
+
+    return write_v21(tmp_path / "data")
+
+
+@pytest.fixture
+def v30(tmp_path: Path) -> Path:
+    """The same in version 3.0."""
+    from tests.lerobot_fixtures import write_v30
+
+    return write_v30(tmp_path / "data")

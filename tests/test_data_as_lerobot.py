@@ -14,17 +14,6 @@ from jaxreflow.errors import DatasetError
 from tests.dataset_edits import FILES, edit_info, edit_table, is_right, set_column
 from tests.lerobot_fixtures import CAMERA, LENGTHS, TASKS, picture, write_v21, write_v30
 
-
-@pytest.fixture
-def v21(tmp_path):
-    return write_v21(tmp_path / "data")
-
-
-@pytest.fixture
-def v30(tmp_path):
-    return write_v30(tmp_path / "data")
-
-
 # Rows by episode_index
 
 

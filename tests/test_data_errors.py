@@ -13,17 +13,7 @@ from PIL import Image
 from jaxreflow.data import video
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.errors import DatasetError
-from tests.lerobot_fixtures import CAMERA, write_v21, write_v30
-
-
-@pytest.fixture
-def v21(tmp_path):
-    return write_v21(tmp_path / "data")
-
-
-@pytest.fixture
-def v30(tmp_path):
-    return write_v30(tmp_path / "data")
+from tests.lerobot_fixtures import CAMERA, write_v21
 
 
 def edit_info(root, **changes):

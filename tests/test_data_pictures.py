@@ -14,19 +14,9 @@ from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.pictures import decode_cell, decode_picture
 from jaxreflow.errors import DatasetError
 from tests.dataset_edits import FILES, edit_info, edit_table, is_right, set_column
-from tests.lerobot_fixtures import CAMERA, picture, write_v21, write_v30
+from tests.lerobot_fixtures import CAMERA, picture, write_v30
 
 DEPTH = "observation.images.depth"
-
-
-@pytest.fixture
-def v21(tmp_path):
-    return write_v21(tmp_path / "data")
-
-
-@pytest.fixture
-def v30(tmp_path):
-    return write_v30(tmp_path / "data")
 
 
 # Pictures in parquet files

@@ -17,17 +17,6 @@ from jaxreflow.run.config import DatasetConfig, ReflowConfig
 from tests.dataset_edits import FILES, edit_info, is_right, set_column
 from tests.lerobot_fixtures import CAMERA, brightness, picture, write_v21, write_v30
 
-
-@pytest.fixture
-def v21(tmp_path):
-    return write_v21(tmp_path / "data")
-
-
-@pytest.fixture
-def v30(tmp_path):
-    return write_v30(tmp_path / "data")
-
-
 # Timestamps
 
 
