@@ -133,7 +133,7 @@ class MergedFile(TensorFile):
         parts = self._factors[key]
         a, b = (self._adapter.read(parts[name]).astype(np.float32) for name in ("A", "B"))
         change = b.reshape(b.shape[0], -1) @ a.reshape(a.shape[0], -1)
-        if ".lora_embedding_" in parts["A"] or self._settings.get("fan_in_fan_out"):
+        if ".lora_embedding_" in parts["A"]:
             change = change.T
         merged = stored.astype(np.float32) + np.float32(self._scale(key, len(a))) * change.reshape(stored.shape)
         return merged.astype(stored.dtype)

@@ -40,15 +40,12 @@ def make_guidance(
 ) -> flow.Guidance:
     """The guidance towards `left_over` for one noise per observation; see `SmolVLAPolicy.predict_action_chunk`.
 
-    Dims beyond the robot's and positions beyond the left-over are zeros, as in LeRobot, which guides the former, too.
-
     Raises:
         ProcessorError: the left-over has the wrong form, or is not finite.
         ConfigError: one of the settings is out of its range.
     """
     policy = transforms.policy
     chunk = _left_over(left_over, policy, batch_size)
-    length = chunk.shape[1]
     settings = {**DEFAULTS, **{k: v for k, v in (policy.carried.get("rtc_config") or {}).items() if v is not None}}
     delay = _number("inference_delay", 0, inference_delay, Integral)
     horizon = _number("execution_horizon", settings["execution_horizon"], execution_horizon, Integral)
@@ -63,10 +60,27 @@ def make_guidance(
     if not 0 < weight < np.inf:
         raise ConfigError(f"`max_guidance_weight`: expected a positive number, found {weight}")
     schedule = settings["prefix_attention_schedule"] if prefix_attention_schedule is None else prefix_attention_schedule
-    weights = prefix_weights(delay, min(horizon, length), policy.chunk_size, str(schedule))
-    previous = np.zeros((batch_size, 1, policy.chunk_size, policy.max_action_dim), np.float32)
-    previous[:, 0, :length, : policy.action_dim] = transforms.normalize_action(chunk)
-    return flow.Guidance(jnp.asarray(previous), jnp.asarray(weights), jnp.float32(weight))
+    shape = (batch_size, policy.chunk_size, policy.max_action_dim)
+    return guidance_towards(transforms.normalize_action(chunk), shape, delay, horizon, str(schedule), float(weight))
+
+
+def guidance_towards(
+    left_over: Float[np.ndarray, "_ T d"],
+    shape: tuple[int, int, int],
+    delay: int,
+    horizon: int,
+    schedule: str,
+    max_weight: float,
+) -> flow.Guidance:
+    """The guidance of chunks of `shape` `[B, C, A]` towards a left-over in normalised units, of one robot or of all.
+
+    Dims beyond d and positions beyond T are zeros; the horizon ends with the left-over, as in LeRobot.
+    """
+    length, dims = left_over.shape[1:]
+    previous = np.zeros((shape[0], 1, *shape[1:]), np.float32)
+    previous[:, 0, :length, :dims] = left_over
+    weights = prefix_weights(delay, min(horizon, length), shape[1], schedule)
+    return flow.Guidance(jnp.asarray(previous), jnp.asarray(weights), jnp.float32(max_weight))
 
 
 def prefix_weights(delay: int, horizon: int, length: int, schedule: str) -> Float[np.ndarray, " C"]:

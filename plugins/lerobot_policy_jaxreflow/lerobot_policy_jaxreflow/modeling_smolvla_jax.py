@@ -17,7 +17,7 @@ from jaxreflow import flow
 from jaxreflow.model.params import stored_in_compute_dtype
 from jaxreflow.model.types import Observation
 from jaxreflow.policy import aloha
-from jaxreflow.policy.real_time_chunking import prefix_weights
+from jaxreflow.policy.real_time_chunking import guidance_towards
 from jaxreflow.policy.saved import SavedPolicy, load_saved_policy
 from jaxreflow.policy.smolvla_policy import sample_chunks
 
@@ -148,15 +148,12 @@ class SmolVLAJaxPolicy(PreTrainedPolicy):
         rtc = self.config.rtc_config
         left_over = left_over[None] if left_over.ndim == 2 else left_over
         horizon = rtc.execution_horizon if execution_horizon is None else execution_horizon
-        horizon = min(horizon, left_over.shape[1])
         weight = rtc.max_guidance_weight
         if weight > self.config.num_steps:
             _log.warning("max_guidance_weight %g is above num_steps: %d is taken", weight, self.config.num_steps)
             weight = rtc.max_guidance_weight = float(self.config.num_steps)
-        previous = np.zeros((shape[0], 1, *shape[1:]), np.float32)
-        previous[:, 0, : left_over.shape[1], : left_over.shape[2]] = left_over.float().cpu().numpy()
-        weights = prefix_weights(delay, horizon, shape[1], rtc.prefix_attention_schedule.value)
-        return flow.Guidance(jnp.asarray(previous), jnp.asarray(weights), jnp.float32(weight))
+        schedule = rtc.prefix_attention_schedule.value
+        return guidance_towards(left_over.float().cpu().numpy(), shape, delay, horizon, schedule, weight)
 
 
 def _to_jax(tensor: Tensor) -> jax.Array:
