@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import Any
 
@@ -15,10 +16,15 @@ from jaxreflow.errors import DatasetError
 MAX_PIXELS = 1 << 24
 # Pillow knows more, but some of these start other programs (EPS), and robots record none of them.
 _KNOWN = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "TGA", "AVIF", "MPO", "QOI")
-Image.init()
-FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
 # One number a pixel with more than 8 bits: a depth map or a sensor's raw values.
 _WIDE_MODES = ("I", "F")
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """The known formats that this build of Pillow can open."""
+    Image.init()
+    return tuple(name for name in _KNOWN if name in Image.OPEN)
 
 
 def decode_cell(cell: Any) -> UInt8[np.ndarray, "H W 3"]:
@@ -37,7 +43,7 @@ def decode_picture(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
     Palettes, CMYK and bilevel pictures become the colours that they stand for. DatasetError refuses anything else by name.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DatasetError(
                     f"the image has {image.width} x {image.height} pixels, expected at most {MAX_PIXELS}"
@@ -54,7 +60,7 @@ def decode_picture(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
         raise
     except Image.UnidentifiedImageError as error:
         raise DatasetError(
-            f"{len(data)} bytes from {data[:8]!r} on are no image that can be read; expected one of {', '.join(FORMATS)}"
+            f"{len(data)} bytes from {data[:8]!r} on are no image that can be read; expected one of {', '.join(_formats())}"
         ) from error
     except Exception as error:  # Pillow's decoders raise errors of any class for damaged files.
         raise DatasetError(f"{type(error).__name__}: {error}") from error
