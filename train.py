@@ -32,7 +32,7 @@ from jaxreflow.policy.saved import SavedPolicy, save_pretrained
 from jaxreflow.policy.weights import expected_tensors
 from jaxreflow.publish.publication import check_push, push_run
 from jaxreflow.run.checkpoints import CheckpointStore, newest_policy
-from jaxreflow.run.config import ReflowConfig, RunConfig, TeacherSource
+from jaxreflow.run.config import RunConfig, TeacherSource
 from jaxreflow.run.data import held_out_batches, training_batches
 from jaxreflow.run.directory import CONFIG_FILE, check_directory, claim_directory, restore, run_identity
 from jaxreflow.run.dry_run import dry_run
@@ -195,13 +195,14 @@ def make_save(
 
 def report(config: RunConfig) -> None:
     """Compares a finished student with its teacher, unless that is done or not wished."""
-    if not isinstance(config, ReflowConfig) or not config.report or not processes.is_first():
+    distillation = config.distillation
+    if distillation is None or not distillation.report or not processes.is_first():
         return
     run_dir = as_path(str(config.output_dir))
     student = newest_policy(run_dir / "checkpoints")
     if not (student / REPORT_HTML).exists():
         log.info("comparing the student with its teacher on held-out episodes")
-        log.info("\n%s\n", format_report(compare_run(config, run_dir).report))
+        log.info("\n%s\n", format_report(compare_run(distillation, run_dir).report))
     log.info("report: %s", student / REPORT_HTML)
 
 

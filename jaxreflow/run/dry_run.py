@@ -33,7 +33,7 @@ from jaxreflow.policy.saved import SavedPolicy
 from jaxreflow.policy.statistics import BUFFER_PREFIXES
 from jaxreflow.policy.weights import expected_tensors
 from jaxreflow.run.checkpoints import last_step
-from jaxreflow.run.config import ReflowConfig, RunConfig
+from jaxreflow.run.config import RunConfig
 from jaxreflow.run.data import training_batches
 from jaxreflow.run.directory import check_directory
 from jaxreflow.run.programs import Weights, make_programs, unchanged_by, weight_shapes
@@ -123,11 +123,12 @@ def _run_lines(config: RunConfig, run_dir: AnyPath | None) -> list[str]:
     if run_dir is not None and config.resume:
         where = f"continues {run_dir} after update {last_step(run_dir / 'checkpoints') or 0}"
     listed = ", ".join(f"{label} {value}" for label, value in labelled(config))
-    if not isinstance(config, ReflowConfig):
+    distillation = config.distillation
+    if distillation is None:
         return [f"finetune: flow matching on recorded actions, t {config.time_law}; {where}", listed]
     return [
-        f"reflow: {config.objective} over {config.loss_dims} action dims, t {config.time_law}; {where}",
-        f"pairs from {config.teacher_steps} {config.teacher_solver} steps of the teacher; exported for "
+        f"reflow: {distillation.objective} over {distillation.loss_dims} action dims, t {config.time_law}; {where}",
+        f"pairs from {distillation.teacher_steps} {distillation.teacher_solver} steps of the teacher; exported for "
         f"{config.num_steps or 'its'} step(s)",
         listed,
     ]

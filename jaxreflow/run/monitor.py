@@ -55,8 +55,8 @@ def make_error_step(
     over the chunk's real action dims in normalised units. `NAME@N_error/DIM` is a mean square in the dataset's units. One noise
     per observation, the same every time.
     """
-    if isinstance(config, ReflowConfig):
-        return _student_errors(config, saved, weights, mesh, units)
+    if config.distillation is not None:
+        return _student_errors(config.distillation, saved, weights, mesh, units)
     return _policy_errors(config, saved, weights, mesh, units)
 
 
