@@ -39,7 +39,7 @@ from jaxreflow.run.dry_run import dry_run
 from jaxreflow.run.flags import load_config, read_settings
 from jaxreflow.run.loop import Cadence, Callbacks, fit, mean_scores
 from jaxreflow.run.monitor import action_units, make_error_step, root_errors
-from jaxreflow.run.programs import MeasureLoss, Weights, exported_params, make_update, split_weights
+from jaxreflow.run.programs import MeasureLoss, Weights, exported_params, make_update, networks_of, split_weights
 from jaxreflow.run.record.cameras import CAMERAS, camera_views, write_views
 from jaxreflow.run.record.metrics import MetricsLog, last_logged
 from jaxreflow.run.record.profiling import ProfileWindow
@@ -54,7 +54,6 @@ from jaxreflow.support.console import console_log
 from jaxreflow.support.installation import as_typed
 from jaxreflow.support.jax_errors import explained
 from jaxreflow.support.storage import AnyPath, as_path
-from jaxreflow.training.losses import shares_context
 from jaxreflow.training.step import TrainState
 
 OUT_OF_MEMORY = (
@@ -273,8 +272,10 @@ def log_parameters(config: RunConfig, saved: SavedPolicy, weights: Weights) -> N
         log.info("LoRA: adapters of rank %d for %d linear layers, exported merged", config.lora.rank, kernels)
     if config.distils:
         log.info("student = teacher, loaded once: %s", saved.directory)
-        if not shares_context(weights.start):
-            log.info("the VLM is trained: teacher and student each encode the observation")
+        if not networks_of(saved).share_context(weights.start):
+            log.info(
+                "teacher and student each encode the observation: the student's VLM is trained, or it sees otherwise"
+            )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from jaxreflow.policy.architecture import network_of
 from jaxreflow.run.config import ReflowConfig
 from jaxreflow.support.mesh import BATCH_AXES, batch_sharding, replicated
 from jaxreflow.training import experimental
-from jaxreflow.training.losses import LossFunction, reflow_loss
+from jaxreflow.training.losses import LossFunction, Networks, reflow_loss
 from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxreflow.training.step import init_state, make_draw, make_train_step
 
@@ -100,7 +100,7 @@ class Formulation(NamedTuple):
 
 
 FACTORISED = Formulation(
-    lambda model, steps: reflow_loss(model, teacher_steps=steps, shared_context=True),
+    lambda model, steps: reflow_loss(Networks(model, model), teacher_steps=steps),
     lambda params, seen, model: memorise(
         params, observe(params, seen, config=model), jnp.asarray(seen.state), config=model
     ),

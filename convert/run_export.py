@@ -16,16 +16,21 @@ from flax.traverse_util import unflatten_dict
 
 from jaxreflow.errors import CheckpointError, ConfigError
 from jaxreflow.model.types import Params
+from jaxreflow.policy.architecture import network_of
+from jaxreflow.policy.compact import kept_layers, select_tensors
+from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.policy.saved import (
     TRAIN_CONFIG,
     SavedPolicy,
     find_saved_policy,
     load_saved_policy,
     policy_tensors,
+    read_policy_config,
     save_pretrained,
 )
 from jaxreflow.policy.weights import parameter_table
 from jaxreflow.run.checkpoints import POLICY_DIR, STATE_DIR, CheckpointStore, last_step
+from jaxreflow.support.safetensors_file import TensorFile
 from jaxreflow.support.strict_json import parse_json
 from jaxreflow.training.lora import LoraConfig, adapted_kernels, adapter_shapes, merge_adapters
 
@@ -62,14 +67,15 @@ def export_run(
     with contextlib.closing(CheckpointStore(directory)) as store:
         meta, folder = store.read_meta(step), store.path(step)
     source, settings = meta["source"], meta["config"]
-    start = policy_tensors(_find_start(teacher or source["path"], teacher_revision))
+    started_from = _find_start(teacher or source["path"], teacher_revision)
+    start = policy_tensors(started_from)
     if start.sha256 != source["sha256"]:
         raise CheckpointError(
             f"{start.path}: sha256 {start.sha256[:12]}, but the run started from {source['path']} with "
             f"{source['sha256'][:12]}, whose frozen weights it shares; put that file back or name it by --teacher"
         )
     saved = load_saved_policy(folder / POLICY_DIR, vlm=vlm or settings.get("vlm"))
-    saved = dataclasses.replace(saved, tensors=start)
+    saved = dataclasses.replace(saved, tensors=_own_layers(start, read_policy_config(started_from), saved, settings))
     lora = _read_lora(folder, settings, saved)
     reader = _open_state(folder / STATE_DIR / "state", "ema" if ema else "trainable", saved, lora)
     params = unflatten_dict({leaf: reader.read(leaf) for leaf in reader.shapes})
@@ -83,6 +89,13 @@ def export_run(
         train_config={**train_config, "export": "ema" if ema else "raw"},
     )
     return step
+
+
+def _own_layers(start: TensorFile, policy: PolicyConfig, saved: SavedPolicy, settings: dict[str, Any]) -> TensorFile:
+    """Of the tensors that the run started from, those of the student's layers."""
+    choice = settings.get("student", {}).get("layers", "first")
+    original = network_of(policy, saved.vlm.config)
+    return select_tensors(start, saved.config, kept_layers(policy, original, saved.config, choice))
 
 
 def _find_step(directory: Path, step: int | None) -> int:

@@ -26,7 +26,7 @@ from jaxreflow.model.params import split_params, trainable_in_reflow
 from jaxreflow.model.types import Context, Observation, Params
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.training import experimental
-from jaxreflow.training.losses import reflow_loss
+from jaxreflow.training.losses import Networks, reflow_loss
 from jaxreflow.training.step import make_draw
 
 TEACHER = Path(__file__).parent / "assets" / "teacher"
@@ -92,7 +92,7 @@ def test_the_floor_of_an_update_is_what_its_gradient_needs(params: Params) -> No
     """Autodiff has few products more, such as the gradient of the first layer's input."""
     trained, frozen = split_params(params, trainable_in_reflow)
     draws = make_draw(experimental.uniform_time, 4, MODEL)(jax.random.key(0), 1)
-    loss = jax.value_and_grad(reflow_loss(MODEL, teacher_steps=10, shared_context=True), has_aux=True)
+    loss = jax.value_and_grad(reflow_loss(Networks(MODEL, MODEL), teacher_steps=10), has_aux=True)
     found = counted(loss, trained, frozen, trained, make_batch(MODEL, 1, 2), draws)
     counts = floor.reflow_step(MODEL, Size(batch=1, noises=4, cameras=2, steps=10))
     assert 0.99 * found < sum(counts.values()) < 1.01 * found

@@ -69,7 +69,7 @@ from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer, make_s
 from jaxreflow.support.mesh import make_mesh, replicated, shard_batch
 from jaxreflow.training.step import init_state, make_draw, make_train_step
 from jaxreflow.training import experimental
-from jaxreflow.training.losses import reflow_loss
+from jaxreflow.training.losses import Networks, reflow_loss
 from jaxreflow.model.params import split_params, trainable_in_reflow
 from tests.tiny import VISION, VLM, tiny_policy
 from tests.tiny_policy import make_batch
@@ -90,7 +90,7 @@ state, frozen, teacher, key = jax.tree.map(
 found = {"trained": [leaf.shape for leaf in jax.tree.leaves(teacher)]}
 for dtype, accumulation in (("float32", 1), ("bfloat16", 2)):
     step = make_train_step(
-        reflow_loss(config, teacher_steps=2, shared_context=True),
+        reflow_loss(Networks(config, config), teacher_steps=2),
         optimizer,
         schedule,
         make_draw(experimental.TIME_LAWS["uniform"], 2, config),

@@ -14,7 +14,7 @@ import pytest
 
 import train
 from jaxreflow.data import features
-from jaxreflow.data.feature_cache import FeatureCache, FeatureManifest
+from jaxreflow.data.feature_cache import FeatureCache, FeatureManifest, ImageTokens
 from jaxreflow.data.feature_match import feature_parts, open_features
 from jaxreflow.data.features import compute_features
 from jaxreflow.data.lerobot import LeRobotDataset
@@ -241,7 +241,7 @@ def test_examples_come_in_the_same_order(
     config = FinetuneConfig(dataset=DatasetConfig(holdout=0.3), batch_size=4, eval_batches=2)
     transforms = checkpoint.load_transforms()
     decoding = split_data(made.dataset, checkpoint.policy, transforms, config)
-    reading = split_data(made.dataset, checkpoint.policy, transforms, config, made.cache)
+    reading = split_data(made.dataset, checkpoint.policy, transforms, config, ImageTokens(made.cache))
     with monkeypatch.context() as patch:
         expected = batches(decoding.train, 0)
         held_out = list(held_out_batches(decoding, config))

@@ -39,7 +39,7 @@ from jaxreflow.run.record.metrics import read_metrics
 from jaxreflow.support.mesh import make_mesh
 from jaxreflow.support.safetensors_file import TensorFile
 from jaxreflow.training.lora import LoraConfig, adapted_kernels, adapter_shapes, init_adapters, merge_adapters
-from jaxreflow.training.losses import shares_context
+from jaxreflow.training.losses import Networks
 from jaxreflow.training.step import TrainState, make_draw
 from tests import test_update as small
 from tests.checkpoint_edits import GOLDENS
@@ -199,12 +199,12 @@ def test_the_kernels_stay_in_float32_and_the_teachers_in_the_compute_dtype() -> 
 )
 def test_contexts_and_caches_follow_the_targets(target: str, shared: bool, tower: bool) -> None:
     adapters = init_adapters(jax.random.key(0), LoraConfig(rank=1, targets=(target,)), CONFIG)
-    assert shares_context(adapters) is shared
+    assert Networks(CONFIG, CONFIG).share_context(adapters) is shared
     if tower:
         with pytest.raises(ConfigError, match="expected a frozen vision tower"):
-            check_vision_frozen(adapters)
+            check_vision_frozen(adapters, "--dataset.features")
     else:
-        check_vision_frozen(adapters)
+        check_vision_frozen(adapters, "--dataset.features")
 
 
 def test_the_loss_gets_the_merged_kernels_which_are_the_teachers_at_first(monkeypatch: pytest.MonkeyPatch) -> None:

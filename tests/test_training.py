@@ -17,7 +17,7 @@ from jaxreflow.model.types import Batch, Params
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.support.mesh import check_batch_size, make_mesh, shard_batch, sharded_copy
 from jaxreflow.training import experimental
-from jaxreflow.training.losses import Draws, finetune_loss, reflow_loss, shares_context
+from jaxreflow.training.losses import Draws, Networks, finetune_loss, reflow_loss
 from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from jaxreflow.training.step import TrainState, init_state, make_draw, make_eval_step, make_train_step
 from tests.tiny import VLM, tiny_policy
@@ -26,10 +26,10 @@ from tests.tiny_policy import make_batch, perturb
 CONFIG = network_of(tiny_policy(), VLM)
 SETTINGS = OptimizerConfig(warmup_steps=0)
 LOSSES = {
-    "reflow": reflow_loss(CONFIG, teacher_steps=2, shared_context=True),
+    "reflow": reflow_loss(Networks(CONFIG, CONFIG), teacher_steps=2),
     "finetune": finetune_loss(CONFIG, action_dim=4, reduction="lerobot-main"),
     "mixed": experimental.mixed_reflow_loss(
-        CONFIG, teacher_steps=2, shared_context=True, real_noises=1, action_dim=4, objective=flow.pseudo_huber
+        Networks(CONFIG, CONFIG), teacher_steps=2, real_noises=1, action_dim=4, objective=flow.pseudo_huber
     ),
 }
 reflow_sum = jax.jit(LOSSES["reflow"])
@@ -100,7 +100,7 @@ def test_the_teacher_integrates_once_for_all_times_of_a_noise() -> None:
         seen.append(x.shape[1])
         return flow.euler(field, x, num_steps)
 
-    total, count = reflow_loss(CONFIG, teacher_steps=2, shared_context=True, solver=solver)(
+    total, count = reflow_loss(Networks(CONFIG, CONFIG), teacher_steps=2, solver=solver)(
         *weights(), batch, Draws(noise, t)
     )
     apart = [reflow_sum(*weights(), batch, Draws(noise, t[:, i::2])) for i in range(2)]
@@ -165,8 +165,8 @@ def test_real_pairs_are_learned_as_by_hand() -> None:
         return jnp.square(field(student)(x_t, t) - (mixed - x_0))
 
     errors = by_hand(student, teacher, batch)
-    options = {"teacher_steps": 2, "shared_context": True}
-    loss = jax.jit(experimental.mixed_reflow_loss(CONFIG, **options, real_noises=1, action_dim=4))
+    options = {"teacher_steps": 2}
+    loss = jax.jit(experimental.mixed_reflow_loss(Networks(CONFIG, CONFIG), **options, real_noises=1, action_dim=4))
     total, count = loss(*weights(), batch, Draws(noise, t))
     assert count == jnp.sum(real) + errors[:, 1:].size
     np.testing.assert_allclose(total, jnp.sum(errors[:, :1] * real) + jnp.sum(errors[:, 1:]), rtol=1e-4)
@@ -205,7 +205,7 @@ def test_training_and_acting_are_one_path() -> None:
     _, frozen, teacher = weights()
     batch = make_batch(2, CONFIG)
     noise, t, _ = make_draw(experimental.TIME_LAWS["uniform"], 2, CONFIG)(jax.random.key(1), 2)
-    loss = jax.jit(reflow_loss(CONFIG, teacher_steps=1, shared_context=True))
+    loss = jax.jit(reflow_loss(Networks(CONFIG, CONFIG), teacher_steps=1))
     total, count = loss(teacher, frozen, teacher, batch, Draws(noise, jnp.ones_like(t)))
     assert total / count < 1e-11
     elsewhere, _ = loss(teacher, frozen, teacher, batch, Draws(noise, t))
@@ -215,11 +215,11 @@ def test_training_and_acting_are_one_path() -> None:
 def test_a_trained_vlm_gets_contexts_of_its_own() -> None:
     params = merge_params(weights().teacher, weights().frozen)
     teacher, frozen = split_params(params, lambda path: path[0] != "vision_model")
-    assert not shares_context(teacher)
-    assert shares_context(weights().teacher)
+    assert not Networks(CONFIG, CONFIG).share_context(teacher)
+    assert Networks(CONFIG, CONFIG).share_context(weights().teacher)
     batch = make_batch(2, CONFIG)
     draw = make_draw(experimental.TIME_LAWS["uniform"], 1, CONFIG)(jax.random.key(1), 2)
-    apart = jax.jit(jax.value_and_grad(reflow_loss(CONFIG, teacher_steps=2, shared_context=False), has_aux=True))
+    apart = jax.jit(jax.value_and_grad(reflow_loss(Networks(CONFIG, CONFIG), teacher_steps=2), has_aux=True))
     (same, _), gradient = apart(teacher, frozen, teacher, batch, draw)
     shared, _ = reflow_sum(weights().teacher, weights().frozen, weights().teacher, batch, draw)
     np.testing.assert_allclose(same, shared, rtol=1e-5)

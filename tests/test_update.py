@@ -17,7 +17,7 @@ from jaxreflow.policy.saved import SavedPolicy, load_saved_policy
 from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.run.programs import loss_and_draw, make_loss
 from jaxreflow.training import experimental
-from jaxreflow.training.losses import Draws, LossFunction, finetune_loss, reflow_loss
+from jaxreflow.training.losses import Draws, LossFunction, Networks, finetune_loss, reflow_loss
 from tests.checkpoint_edits import GOLDENS
 from tests.tiny import VLM, tiny_policy
 from tests.tiny_policy import make_batch
@@ -47,14 +47,14 @@ def program(loss: LossFunction) -> str:
 
 @functools.cache
 def plain() -> str:
-    return program(reflow_loss(CONFIG, **PLAIN))
+    return program(reflow_loss(Networks(CONFIG, CONFIG), **PLAIN))
 
 
 def of(config: RunConfig) -> str:
-    return program(make_loss(config, checkpoint(), weights()[0]))
+    return program(make_loss(config, checkpoint()))
 
 
-PLAIN: dict[str, Any] = {"teacher_steps": 10, "shared_context": True}
+PLAIN: dict[str, Any] = {"teacher_steps": 10}
 REFLOW = {
     "teacher_steps": ({"teacher_steps": 3}, {"teacher_steps": 3}),
     "heun": ({"teacher_solver": "heun"}, {"solver": experimental.heun}),
@@ -70,18 +70,18 @@ def test_no_option_leaves_a_trace_where_it_is_not_set() -> None:
 @pytest.mark.parametrize(("flags", "options"), REFLOW.values(), ids=list(REFLOW))
 def test_every_option_reaches_the_loss(flags: dict[str, Any], options: dict[str, Any]) -> None:
     found = of(ReflowConfig(noises=NOISES, **flags))
-    assert found == program(reflow_loss(CONFIG, **{**PLAIN, **options}))
+    assert found == program(reflow_loss(Networks(CONFIG, CONFIG), **{**PLAIN, **options}))
     assert found != plain()
 
 
 def test_real_pairs_come_with_all_other_options() -> None:
     flags, options = ({k: v for pair in REFLOW.values() for k, v in pair[i].items()} for i in (0, 1))
     found = of(ReflowConfig(noises=NOISES, real_share=0.5, **flags))
-    options |= {"shared_context": True, "real_noises": 1, "action_dim": REAL_DIMS}
-    assert found == program(experimental.mixed_reflow_loss(CONFIG, **options))
+    options |= {"real_noises": 1, "action_dim": REAL_DIMS}
+    assert found == program(experimental.mixed_reflow_loss(Networks(CONFIG, CONFIG), **options))
     for name in ("solver", "objective", "dims"):
         assert found != program(
-            experimental.mixed_reflow_loss(CONFIG, **{k: v for k, v in options.items() if k != name})
+            experimental.mixed_reflow_loss(Networks(CONFIG, CONFIG), **{k: v for k, v in options.items() if k != name})
         ), name
 
 
@@ -92,14 +92,14 @@ def test_real_pairs_are_inverted_by_the_solver_that_samples() -> None:
         calls.append((x.shape[1], num_steps))
         return experimental.heun(field, x, num_steps)
 
-    options = {"teacher_steps": 3, "shared_context": True, "real_noises": 1, "action_dim": REAL_DIMS}
-    program(experimental.mixed_reflow_loss(CONFIG, **options, solver=solver))
+    options = {"teacher_steps": 3, "real_noises": 1, "action_dim": REAL_DIMS}
+    program(experimental.mixed_reflow_loss(Networks(CONFIG, CONFIG), **options, solver=solver))
     assert calls == [(NOISES, 3), (1, 3)]
 
 
 @pytest.mark.parametrize(("config", "times"), [(ReflowConfig(noises=3, times=2), 6), (FinetuneConfig(noises=3), 3)])
 def test_as_many_times_are_drawn_as_asked_for(config: RunConfig, times: int) -> None:
-    _, draw = loss_and_draw(config, checkpoint(), weights()[0])
+    _, draw = loss_and_draw(config, checkpoint())
     noise, t, _ = draw(jax.random.key(0), 2)
     assert (noise.shape[:2], t.shape) == ((2, 3), (2, times))
 
@@ -111,7 +111,7 @@ def test_finetune_has_its_own() -> None:
 
 def test_a_student_is_a_teacher_of_ten_steps() -> None:
     """A further round of reflow learns from the student's flow, not from the one step that its config names."""
-    loss = make_loss(ReflowConfig(noises=NOISES), checkpoint(num_steps=1), weights()[0])
+    loss = make_loss(ReflowConfig(noises=NOISES), checkpoint(num_steps=1))
     assert program(loss) == plain()
     assert "length=10" in plain()
 

@@ -90,3 +90,32 @@ class FeatureCache:
             result[key] = tokens[start : start + math.prod(shape)].reshape(shape)
             start += math.prod(shape)
         return result
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTokens:
+    """By which cached image tokens teacher and student see."""
+
+    teacher: FeatureCache | None = None
+    """Of the teacher, and of a student that sees alike; None: computed from images."""
+    student: FeatureCache | None = None
+    """Of a student that does not see as its teacher."""
+    student_sees_images: bool = False
+    """Whether such a student computes its tokens from images, while the teacher's are cached."""
+
+    @property
+    def leave_images(self) -> bool:
+        """Whether there is a policy left that needs images."""
+        return self.teacher is None or self.student_sees_images
+
+    def at(self, frame: int) -> dict[str, dict[str, np.ndarray]]:
+        """What the caches add to the example of a frame: `image_tokens`, and `student_tokens` where the student's differ."""
+        own: dict[str, dict[str, np.ndarray]] = {}
+        if self.teacher is not None:
+            own["image_tokens"] = self.teacher[frame]
+        if self.student is not None or self.student_sees_images:
+            own["student_tokens"] = {} if self.student is None else self.student[frame]
+        return own
+
+
+NO_TOKENS = ImageTokens()

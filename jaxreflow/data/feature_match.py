@@ -111,6 +111,9 @@ def open_features(
     command = ["python", "-m", "jaxreflow.data.features", str(dataset.root), "--policy", str(saved.directory)]
     config = saved.config
     command += ["--vision-positions", config.vision_positions] if config.vision_positions != "exact" else []
+    if saved.derived_from is not None and not sees_as(saved, saved.derived_from):
+        assert config.resize_imgs_with_padding is not None
+        command += ["--image-size", str(config.resize_imgs_with_padding[0])]
     command += ["--vlm", str(saved.vlm_dir)] if saved.vlm_dir else []
     command += ["--rename-map", json.dumps(dict(rename_map))] if rename_map else []
     command += ["--stats-from", stats_from] if stats_from not in (None, "policy") else []
@@ -143,12 +146,17 @@ def check_serves(cache: FeatureCache, saved: SavedPolicy, dataset: LeRobotDatase
         )
 
 
-def check_vision_frozen(trained: Params) -> None:
-    """ConfigError if what feature caches are made with is among the trained parameters."""
+def sees_as(saved: SavedPolicy, other: SavedPolicy) -> bool:
+    """Whether two policies with the same vision weights make the same tokens of an image."""
+    return saved.config.resize_imgs_with_padding == other.config.resize_imgs_with_padding
+
+
+def check_vision_frozen(trained: Params, option: str) -> None:
+    """ConfigError if what the cache that `option` names is made with is among the trained parameters."""
     moving = [name for name in VISION_PARAMS if name in trained]
     if moving:
         raise ConfigError(
-            f"--dataset.features: expected a frozen vision tower and connector, found {' and '.join(moving)} among the "
+            f"{option}: expected a frozen vision tower and connector, found {' and '.join(moving)} among the "
             "trained parameters, so that cached image tokens would soon be wrong; leave it out, or train the expert only "
             "(--trainable expert in reflow, --policy.train-expert-only True in finetune)"
         )

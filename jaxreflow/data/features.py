@@ -35,6 +35,7 @@ from jaxreflow.model import embed_images
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.params import stored_in_compute_dtype
 from jaxreflow.model.types import Params
+from jaxreflow.policy.compact import compact_policy
 from jaxreflow.policy.observation import Transforms
 from jaxreflow.policy.saved import load_saved_policy
 from jaxreflow.support.command_line import parse, run
@@ -70,6 +71,8 @@ class FeaturesConfig:
     """As for train.py; matters only where the policy normalises images."""
     vision_positions: Literal["exact", "shifted"] = "exact"
     """Position ids of the vision tower, as for train.py."""
+    image_size: int | None = None
+    """Width and height of the images: those of a student's --student.image-size (default: as the policy)."""
     tolerance_s: float = TOLERANCE_S
     """Seconds between a timestamp and the frame of its video, as for train.py."""
 
@@ -99,6 +102,7 @@ def compute_features(config: FeaturesConfig, *, shard_frames: int = SHARD_FRAMES
         dataset_stats=dataset.stats,
         rename_map=config.rename_map or None,
     )
+    saved = compact_policy(saved, image_size=config.image_size, option="--image-size")
     transforms = saved.load_transforms()
     cameras = camera_map(saved, dataset)
     dataset.check_cameras(list(cameras.values()))

@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Float32, Int, Int32
 
-from jaxreflow.data.feature_cache import FeatureCache
+from jaxreflow.data.feature_cache import NO_TOKENS, ImageTokens
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.matching import pad_last
 from jaxreflow.errors import ConfigError, DatasetError
@@ -45,8 +45,8 @@ class TrainingSource:
     An example holds `images` (uint8 `[H, W, 3]`) and `image_mask` per policy camera, `tokens` and `token_mask` `[T]`,
     `state` `[max_state_dim]`, `actions` `[C, max_action_dim]` (both normalised, then zero-padded), `action_is_pad`
     `[C]`, the global frame `index`, and which frame `skipped` could not be decoded, so that this one takes its place (-1:
-    none; others than -1 only with `skip_bad`). With `features` it decodes nothing: `images` is empty, and `image_tokens` holds
-    `[P, D]` per camera.
+    none; others than -1 only with `skip_bad`). With `tokens_of_images`, `image_tokens` holds `[P, D]` per camera, and
+    `student_tokens` those of a student that sees by its own. Where nobody needs images, none is decoded and `images` is empty.
     """
 
     def __init__(
@@ -63,19 +63,19 @@ class TrainingSource:
         normalize_action: Normalize,
         state_key: str = STATE,
         action_key: str = ACTION,
-        features: FeatureCache | None = None,
+        tokens_of_images: ImageTokens = NO_TOKENS,
         skip_bad: bool = False,
     ) -> None:
         self.dataset = dataset
         self._skip_bad = skip_bad
-        self.features = features
+        self.tokens_of_images = tokens_of_images
         self.cameras = dict(cameras)
         self.frames = np.asarray(frames, np.int64)
         self._rows = dataset.rows(self.frames)
         self._last = dataset.last_rows()
         self._chunk = np.arange(chunk_size)
         self._max_action_dim = max_action_dim
-        if features is None:
+        if tokens_of_images.leave_images:
             dataset.check_cameras(list(self.cameras.values()))
         self._tokens, self._token_mask = tokenize(list(dataset.tasks))
         self._task = np.unique(dataset.column("task_index")[:, 0], return_inverse=True)[1]
@@ -105,19 +105,21 @@ class TrainingSource:
         frame, row = int(self.frames[position]), self._rows[position]
         wanted, last = row + self._chunk, self._last[row]
         task = self._task[row]
-        if self.features is None:
-            seen = {"images": {key: self.dataset.image(frame, name) for key, name in self.cameras.items()}}
-        else:
-            seen = {"images": {}, "image_tokens": self.features[frame]}
-        return seen | {
-            "image_mask": dict.fromkeys(self.cameras, np.True_),
-            "tokens": self._tokens[task],
-            "token_mask": self._token_mask[task],
-            "state": self._state[row],
-            "actions": pad_last(self._action[np.minimum(wanted, last)], self._max_action_dim),
-            "action_is_pad": wanted > last,
-            "index": np.int32(frame),
-        }
+        wanted_cameras = self.cameras if self.tokens_of_images.leave_images else {}
+        seen = {"images": {key: self.dataset.image(frame, name) for key, name in wanted_cameras.items()}}
+        return (
+            seen
+            | self.tokens_of_images.at(frame)
+            | {
+                "image_mask": dict.fromkeys(self.cameras, np.True_),
+                "tokens": self._tokens[task],
+                "token_mask": self._token_mask[task],
+                "state": self._state[row],
+                "actions": pad_last(self._action[np.minimum(wanted, last)], self._max_action_dim),
+                "action_is_pad": wanted > last,
+                "index": np.int32(frame),
+            }
+        )
 
 
 def make_loader(
@@ -240,13 +242,14 @@ def iterate_once(
 
 def to_batch(example: Example) -> Batch:
     """A stacked example as the record that training steps take; arrays stay on the host."""
-    fields = ("images", "image_mask", "tokens", "token_mask", "state", "image_tokens")
-    observation = Observation(**{name: example[name] for name in fields if name in example})
+    seen = ("images", "image_mask", "tokens", "token_mask", "state", "image_tokens")
+    observation = Observation(**{name: example[name] for name in seen if name in example})
     return Batch(
         observation=observation,
         actions=example["actions"],
         action_is_pad=example["action_is_pad"],
         index=example["index"],
+        student_tokens=example.get("student_tokens"),
     )
 
 

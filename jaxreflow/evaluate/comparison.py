@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxreflow.data.advice import EVALUATE_OPTIONS
+from jaxreflow.data.feature_cache import ImageTokens
 from jaxreflow.data.feature_match import check_serves
 from jaxreflow.data.frames import ALL, EARLY, frame_sets, pick
 from jaxreflow.data.lerobot import LeRobotDataset
@@ -104,7 +105,8 @@ def compare_run(config: ReflowConfig, run_dir: AnyPath, **settings: Any) -> Comp
             dataset=DatasetFlags(config.dataset.root, config.dataset.repo_id, config.dataset.revision),
             # A remote student is measured on a copy, which has no run around it.
             run=str(run_dir) if is_remote(run_dir) else None,
-            features=config.dataset.features,
+            # Tokens of the teacher's images only: a student that sees otherwise is measured on the frames.
+            features=None if config.student.sees_otherwise else config.dataset.features,
             vlm=config.vlm,
             early_task=config.early_task,
             frames=config.eval_frames,
@@ -142,13 +144,24 @@ def _basis(config: EvaluateConfig, recorded: RunConfig | None) -> RunConfig:
     )
 
 
+# What a student's network may have otherwise than its teacher's: how it computes, but not what it is given and gives.
+MAY_DIFFER = frozenset(
+    {
+        *("num_vlm_layers", "expert_layer_kinds", "expert_hidden_size", "expert_intermediate_size"),
+        *("resize_imgs_with_padding", "min_period", "max_period"),
+    }
+)
+
+
 def check_comparable(teacher: SavedPolicy, student: SavedPolicy) -> None:
-    """ConfigError, naming it, for what keeps two policies from being compared in normalised units: architecture, statistics."""
+    """ConfigError, naming it, for what keeps two policies from being compared in normalised units: inputs, outputs, statistics."""
     own, other = dataclasses.asdict(student.config), dataclasses.asdict(teacher.config)
-    changed = [f"{name} {other[name]} -> {own[name]}" for name in own if own[name] != other[name]]
+    changed = [
+        f"{name} {other[name]} -> {own[name]}" for name in own if own[name] != other[name] and name not in MAY_DIFFER
+    ]
     if changed:
         raise ConfigError(
-            f"--student {student.directory} is of another architecture than its teacher: {', '.join(changed)}; "
+            f"--student {student.directory} does not see and act as its teacher: {', '.join(changed)}; "
             "give the teacher that it was distilled from"
         )
     for key in (STATE, ACTION):
@@ -167,7 +180,7 @@ def _source(
     features = open_run_features(basis, teacher, dataset, "--features")
     if features is not None and student is not None:
         check_serves(features, student, dataset)
-    data = split_data(dataset, teacher.policy, teacher.load_transforms(), basis, features)
+    data = split_data(dataset, teacher.policy, teacher.load_transforms(), basis, ImageTokens(features))
     source = data.held_out or data.train
     if not len(source):
         raise DatasetError(f"{dataset.root}: no frames to measure on; give other --dataset.episodes")

@@ -8,7 +8,7 @@ from jaxreflow.data.frames import ALL, EARLY, frame_sets, pick
 from jaxreflow.evaluate.measures.consistency import Consistency, measure_consistency
 from jaxreflow.evaluate.measures.distribution import Distribution, measure_distributions
 from jaxreflow.evaluate.measures.fidelity import Fidelity, measure_fidelity
-from jaxreflow.evaluate.measures.latency import Rate, measure_latency
+from jaxreflow.evaluate.measures.latency import CallCost, Rate, call_costs, measure_latency
 from jaxreflow.evaluate.measures.smoothness import Jump, measure_jumps
 from jaxreflow.evaluate.measures.velocity_field import Field, measure_fields
 from jaxreflow.evaluate.sampling import Trial
@@ -44,6 +44,11 @@ class Measures:
     rates: list[Rate]
     consistency: Consistency | None
     """None without a student, or if no run with this teacher is known to have made it."""
+
+    @property
+    def calls(self) -> list[CallCost]:
+        """What a call of every policy costs at every step count; empty if latency was not measured."""
+        return call_costs(self.latency, [row for row in self.fidelity if row.frames == ALL], self.reference)
 
 
 def measure(trial: Trial, training: Training | None) -> Measures:

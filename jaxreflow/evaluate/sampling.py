@@ -108,9 +108,10 @@ def _integrate(
 
 def sees_alike(first: Subject, second: Subject) -> bool:
     """Whether an observation's context is the same for both: they hold the very same weights of what computes it."""
+    if first.config != second.config:
+        return False
     own, other = ({name: subject.params[name] for name in CONTEXT_PARAMS} for subject in (first, second))
-    same = jax.tree.map(lambda a, b: a is b, own, other)
-    return first.config == second.config and jax.tree.all(same)
+    return jax.tree.all(jax.tree.map(lambda a, b: a is b, own, other))
 
 
 def memories_of(subjects: Sequence[Subject], observation: Observation) -> Memories:

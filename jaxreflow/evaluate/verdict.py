@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from jaxreflow.data.frames import ALL, EARLY
 from jaxreflow.evaluate.checks import Check, Thresholds, health_checks
 from jaxreflow.evaluate.measure import Measures
 from jaxreflow.evaluate.measures.fidelity import Fidelity
+from jaxreflow.evaluate.measures.latency import CallCost
 from jaxreflow.evaluate.sampling import AtSteps
 from jaxreflow.policy.real_time_chunking import DEFAULTS
 
@@ -103,16 +104,24 @@ def _against_whole(measures: Measures, label: str, limits: Thresholds) -> list[s
     return reasons
 
 
-def _fewest(rows: Sequence[Suitability]) -> Suitability:
-    """The fit one of fewest steps, the teacher rather than a student; the reference is always fit."""
-    return min((row for row in rows if row.suitable), key=lambda row: (row.num_steps, row.name != "teacher"))
+def _fastest(rows: Sequence[Suitability], costs: Mapping[str, CallCost]) -> Suitability:
+    """The fit one whose call is shortest, the teacher rather than a student; the reference is always fit.
+
+    Steps tell which is shorter where all have one network, or were not timed.
+    """
+
+    def order(row: Suitability) -> tuple[float, bool]:
+        return costs[row.label].call if costs else float(row.num_steps), row.name != "teacher"
+
+    return min((row for row in rows if row.suitable), key=order)
 
 
 def _advise(
     measures: Measures, execution: Execution, n: int, rows: Sequence[Suitability], student_sound: bool
 ) -> Advice:
     untouched = [row for row in rows if row.name == "teacher"]
-    teacher = _fewest(untouched)
+    costs = {cost.label: cost for cost in measures.calls} if any(row.name for row in measures.latency) else {}
+    teacher = _fastest(untouched, {})
     below = [row.label for row in untouched if row.num_steps < teacher.num_steps]
     if not below:
         distil, words = "no", f"No: {teacher.label}, the teacher untouched, is fit"
@@ -121,9 +130,11 @@ def _advise(
     else:
         distil = f"below {teacher.num_steps} steps"
         words = f"Only for fewer than {teacher.num_steps} steps: {teacher.label} is fit, {' and '.join(below)} not"
-    best = _fewest(rows if student_sound else untouched)
+    best = _fastest(rows if student_sound else untouched, costs)
     how = f"When {n} actions are executed per chunk" + (", the whole chunk" if execution == "whole chunk" else "")
     text = f"{how}, do you need to distil? {words}. Deploy {best.label}."
+    if best.name == "student" and costs and (faster := costs[best.label].times_faster):
+        text += f" Here, a call of it is {faster:.1f} times as fast as one of {measures.reference}."
     if best.num_steps < LEROBOT_GUIDANCE:
         text += f" With LeRobot's real-time chunking, give --inference.rtc.max_guidance_weight={best.num_steps}."
     return Advice(execution, n, distil, best.label, text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,13 @@ from jaxreflow.model.types import Params
 
 ParamPath = tuple[str, ...]
 PROJECTIONS = ("state_proj", "action_in_proj", "action_out_proj", "action_time_mlp_in", "action_time_mlp_out")
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "expert": ("expert", *PROJECTIONS),
+    "connector": ("connector",),
+    "language": ("text_model",),
+    "vision": ("vision_model",),
+}
+"""Parts of the network that are trained or frozen together, and their names in the parameter tree."""
 
 
 @functools.cache
@@ -25,9 +32,14 @@ def param_shapes(config: ModelConfig) -> dict[ParamPath, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}
 
 
-def trainable_in_reflow(path: ParamPath) -> bool:
-    """Reflow's trainable set, whatever the teacher trained: the expert and the five projections."""
-    return path[0] == "expert" or path[0] in PROJECTIONS
+def in_parts(parts: Collection[str]) -> Callable[[ParamPath], bool]:
+    """Whether a parameter belongs to one of these `PARTS` of the network."""
+    trees = {name for part in parts for name in PARTS[part]}
+    return lambda path: path[0] in trees
+
+
+trainable_in_reflow = in_parts(["expert"])
+"""Reflow's own trainable set, whatever the teacher trained: the expert and the five projections."""
 
 
 def split_params(params: Params, trainable: Callable[[ParamPath], bool]) -> tuple[Params, Params]:

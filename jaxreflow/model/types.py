@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, TypeAlias
 
 import flax.struct
@@ -41,6 +42,16 @@ class Batch:
     actions: Float[HostOrDevice, "B C A"]
     action_is_pad: Bool[HostOrDevice, "B C"]
     index: Int[HostOrDevice, " B"]
+    student_tokens: dict[str, HostOrDevice] | None = None
+    """Image tokens of a student that does not see as its teacher, where they are not to be those of `observation`; what is
+    missing here is computed from its images. None: there is no such student."""
+
+    @property
+    def student_observation(self) -> Observation:
+        """What the student sees."""
+        if self.student_tokens is None:
+            return self.observation
+        return dataclasses.replace(self.observation, image_tokens=self.student_tokens)
 
 
 @flax.struct.dataclass

@@ -55,28 +55,28 @@ def network_of(
     )
 
 
+def layer_kinds(policy: PolicyConfig, layers: int) -> tuple[str, ...]:
+    """How LeRobot lets the expert look at each of the VLM's layers: "self" or "cross"."""
+    every, crosses = policy.self_attn_every_n_layers, "cross" in policy.attention_mode
+    return tuple("cross" if crosses and not (every > 0 and i % every == 0) else "self" for i in range(layers))
+
+
 def _expert_layer_kinds(policy: PolicyConfig, layers: int) -> tuple[str, ...]:
     """ "self" or "cross" for each expert layer, as LeRobot decides it; what LeRobot itself cannot run is refused."""
     every = policy.self_attn_every_n_layers
     count = policy.num_expert_layers if policy.num_expert_layers > 0 else layers
     if layers % count:
         raise ConfigError(f"config.json: `num_expert_layers` ({count}) must divide the VLM's {layers} layers")
-
-    def kind(index: int) -> str:
-        cross = "cross" in policy.attention_mode and not (every > 0 and index % every == 0)
-        return "cross" if cross else "self"
-
     # LeRobot takes the attention's kind from the VLM layer's index but shapes the expert's projections by its own index.
-    stride = layers // count
-    by_vlm_layer = [kind(i) for i in range(layers)]
-    lonely_self = any(k == "self" and i % stride for i, k in enumerate(by_vlm_layer))
-    if stride > 1 and (lonely_self or any(by_vlm_layer[i * stride] != kind(i) for i in range(count))):
+    stride, kinds = layers // count, layer_kinds(policy, layers)
+    lonely_self = any(kind == "self" and i % stride for i, kind in enumerate(kinds))
+    if stride > 1 and (lonely_self or kinds[::stride] != kinds[:count]):
         raise ConfigError(
             f"config.json: `num_expert_layers` ({count}) below the VLM's {layers} layers needs cross-attention in every layer "
             f'(`self_attn_every_n_layers` 0 and `attention_mode` "cross_attn"); found {every} and {policy.attention_mode!r}, which '
             "LeRobot cannot run either"
         )
-    return tuple(kind(i) for i in range(count))
+    return kinds[:count]
 
 
 def _check_images(policy: PolicyConfig, vlm: VLMConfig) -> None:

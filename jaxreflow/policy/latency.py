@@ -11,7 +11,7 @@ import numpy as np
 
 WARM_UP = 3
 BUDGET_S = 10.0
-"""No latency is timed for longer than this, whatever the number of repeats."""
+"""Calls are not repeated for longer than this, one with another, whatever the number of repeats."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,25 +25,35 @@ class Latency:
     p50: float
     p95: float
     p99: float
+    name: str = ""
+    """The policy, where there are several; "" stands for all of them, as they have one network."""
 
 
-def time_calls(call: Callable[[], object], repeats: int) -> np.ndarray:
-    """Milliseconds of each call, after some that are not counted; fewer calls where they take too long."""
-    for _ in range(WARM_UP):
-        jax.block_until_ready(call())
-    times: list[float] = []
-    end = time.perf_counter() + BUDGET_S
-    while len(times) < repeats and (time.perf_counter() < end or not times):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(1e3 * (time.perf_counter() - start))
-    return np.array(times)
+def time_in_turn(calls: Sequence[Callable[[], object]], repeats: int) -> list[np.ndarray]:
+    """Milliseconds of each call, all of them in turn, so that a machine that slows down slows all of them.
+
+    Some calls before are not counted. Where they take too long, there are fewer of them.
+    """
+    for call in calls:
+        for _ in range(WARM_UP):
+            jax.block_until_ready(call())
+    rounds: list[list[float]] = []
+    end = time.perf_counter() + BUDGET_S * len(calls)
+    while len(rounds) < repeats and (time.perf_counter() < end or not rounds):
+        rounds.append([_milliseconds(call) for call in calls])
+    return list(np.array(rounds).T)
 
 
-def summarize(part: str, num_steps: int | None, times: np.ndarray) -> Latency:
+def _milliseconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return 1e3 * (time.perf_counter() - start)
+
+
+def summarize(part: str, num_steps: int | None, times: np.ndarray, name: str = "") -> Latency:
     """Percentiles of the times of one part, in milliseconds."""
     p50, p95, p99 = np.percentile(times, [50, 95, 99]).tolist()
-    return Latency(part, num_steps, len(times), p50, p95, p99)
+    return Latency(part, num_steps, len(times), p50, p95, p99, name)
 
 
 def device_name() -> str:

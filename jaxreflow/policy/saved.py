@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxreflow.errors import CheckpointError, ProcessorError
 from jaxreflow.model.config import ModelConfig
+from jaxreflow.model.layer_choice import ALL_LAYERS, LayerChoice
 from jaxreflow.model.types import Params
 from jaxreflow.policy.adapters import WEIGHTS, open_weights
 from jaxreflow.policy.architecture import network_of
@@ -43,6 +44,15 @@ class SavedPolicy:
     processors: Processors
     tensors: TensorFile
     vlm_dir: Path | None = None
+    derived_from: SavedPolicy | None = None
+    """The policy some of whose layers this one has (`policy.compact`); None: it stands for itself."""
+    layers: LayerChoice = ALL_LAYERS
+    """Which of them."""
+
+    @property
+    def original(self) -> SavedPolicy:
+        """The policy that is in the folder: this one, unless it is derived from it."""
+        return self.derived_from or self
 
     @property
     def vlm_home(self) -> Path:

@@ -171,7 +171,10 @@ def _recipe(source: CardSource) -> str:
     )
 
 
-_TRAINED = {"expert": "expert and projections", "as-policy": "what the policy's config says"}
+def _trained(settings: ReflowConfig) -> str:
+    if settings.trained_parts is None:
+        return "what the policy's config says"
+    return " and ".join(["expert and projections", *(part for part in settings.trained_parts if part != "expert")])
 
 
 def _reflow_rows(settings: ReflowConfig) -> Sequence[tuple[str, str]]:
@@ -179,7 +182,7 @@ def _reflow_rows(settings: ReflowConfig) -> Sequence[tuple[str, str]]:
     return (
         ("pairs from", f"the teacher, {_steps(settings.teacher_steps, settings.teacher_solver)}"),
         ("objective", f"{settings.objective}, {dims}"),
-        *([] if settings.lora.rank else [("trained", _TRAINED[settings.trainable])]),
+        *([] if settings.lora.rank else [("trained", _trained(settings))]),
     )
 
 
@@ -247,6 +250,7 @@ def _latency(report: Report) -> str:
     parts = [
         f"## Latency\n\nOne observation at a time, {about.dtype}, compiled by jax {about.versions.get('jax', '')} on "
         f"{about.device}; other devices and LeRobot take other times.",
+        markdown(table.call_table(measures)),
         markdown(table.latency_table(measures)),
         "![Milliseconds for one chunk, by number of Euler steps](images/latency.png)",
     ]

@@ -8,11 +8,14 @@ from typing import Literal
 from jaxreflow.errors import ConfigError
 from jaxreflow.flow import REDUCTIONS
 from jaxreflow.run.config_groups import (
+    AS_POLICY,
     DatasetConfig,
     OptimizerFlags,
     PolicySource,
+    StudentConfig,
     TeacherSource,
     check_choice,
+    check_parts,
     parse_window,
 )
 from jaxreflow.support.option import option
@@ -28,6 +31,7 @@ __all__ = [
     "PolicySource",
     "ReflowConfig",
     "RunConfig",
+    "StudentConfig",
     "TeacherSource",
 ]
 
@@ -159,9 +163,9 @@ class RunConfig:
         return self.distillation is not None
 
     @property
-    def trains_expert_only(self) -> bool:
-        """Whether reflow's own trainable set is asked for, instead of the policy's."""
-        return False
+    def trained_parts(self) -> tuple[str, ...] | None:
+        """Parts of the network that are trained, of `model.params.PARTS`; None: what the policy's config says."""
+        return None
 
     @property
     def times_per_noise(self) -> int:
@@ -221,6 +225,7 @@ class ReflowConfig(RunConfig):
     """Distils a teacher into a student of one or two steps: flow matching on its (noise, endpoint) pairs."""
 
     teacher: TeacherSource = dataclasses.field(default_factory=TeacherSource)
+    student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
     teacher_steps: int = option(10, section="update")
     """Steps of the teacher's solver, whatever number its config.json names: a student's names its own."""
     teacher_solver: str = option("euler", section="experimental")
@@ -233,8 +238,9 @@ class ReflowConfig(RunConfig):
     """Times t at which each pair is looked at; the teacher integrates once for all of them."""
     real_share: float = option(0.0, section="experimental", label="share of recorded actions", unsaid=0.0)
     """Share of pairs that are recorded actions with the noise that the teacher's flow leads to them; a multiple of 1/--noises."""
-    trainable: Literal["expert", "as-policy"] = option("expert", section="update")
-    """Train the expert and the projections, or what the policy's config says."""
+    trainable: str | None = option(None, section="update")
+    """What is trained: expert (with the projections) and, joined by +, connector, language and vision; or as-policy: what the
+    policy's config says (default: expert; of a student with a network of its own expert+connector+language)."""
     stats_from: str | None = "policy"
     noises: int = 4
     time_law: str = "half-at-one"
@@ -259,7 +265,8 @@ class ReflowConfig(RunConfig):
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
         check_choice("--teacher-solver", self.teacher_solver, SOLVERS)
         check_choice("--objective", self.objective, OBJECTIVES)
-        if self.lora.rank and self.trainable != "expert":
+        check_parts(self.trainable)
+        if self.lora.rank and self.trainable not in (None, "expert"):
             raise ConfigError(
                 f"--trainable {self.trainable} and --lora.rank {self.lora.rank} exclude each other: with adapters, "
                 "--lora.targets says what is trained"
@@ -279,8 +286,11 @@ class ReflowConfig(RunConfig):
         return self
 
     @property
-    def trains_expert_only(self) -> bool:
-        return self.trainable == "expert"
+    def trained_parts(self) -> tuple[str, ...] | None:
+        if self.trainable == AS_POLICY:
+            return None
+        default = "expert+connector+language" if self.student.is_compact else "expert"
+        return tuple((self.trainable or default).split("+"))
 
     @property
     def times_per_noise(self) -> int:

@@ -9,12 +9,16 @@ from collections.abc import Collection
 from typing import Any, Literal
 
 from jaxreflow.errors import ConfigError
+from jaxreflow.model.layer_choice import Choice
+from jaxreflow.model.params import PARTS
 from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.support.option import option
 from jaxreflow.support.storage import check_path, is_remote
 from jaxreflow.support.tyro_rules import RenameMap
 from jaxreflow.training.augmentation import ImageTransformsConfig
 from jaxreflow.training.optimizer import OptimizerConfig
+
+AS_POLICY = "as-policy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +84,37 @@ class TeacherSource:
 
     def __post_init__(self) -> None:
         check_path("--teacher.path", self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentConfig:
+    """The student's network, where it is to cost less than its teacher's; everything else is the teacher's."""
+
+    image_size: int | None = option(None, label="the student's image size", unsaid=None)
+    """Width and height to which the student resizes and pads images (default: as the teacher)."""
+    vlm_layers: int | None = option(None, label="the student's VLM layers", unsaid=None)
+    """VLM layers of the student, and so many of its expert (default: all of the teacher's)."""
+    layers: Choice = option("first", label="of the teacher's layers", unsaid="first")
+    """Which of the teacher's layers the student starts from: the first ones, or some at even distances."""
+    features: str | None = None
+    """Cache of the student's image tokens, made by `python -m jaxreflow.data.features --image-size`; its tower stays frozen."""
+
+    def __post_init__(self) -> None:
+        check_path("--student.features", self.features)
+        for name in ("image_size", "vlm_layers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--student.{name.replace('_', '-')} must be at least 1, found {value}")
+
+    @property
+    def sees_otherwise(self) -> bool:
+        """Whether the student makes other tokens of an image than its teacher."""
+        return self.image_size is not None
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether the student's network is asked to differ from its teacher's."""
+        return self.image_size is not None or self.vlm_layers is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +244,19 @@ def policy_optimizer(policy: PolicyConfig) -> dict[str, Any]:
         "decay_steps": policy.scheduler_decay_steps,
         "decay_lr": policy.scheduler_decay_lr,
     }
+
+
+def check_parts(trainable: str | None) -> None:
+    """ConfigError for a `--trainable` that names no parts of the network, or not the expert among them."""
+    if trainable in (None, AS_POLICY):
+        return
+    parts = trainable.split("+")
+    if "expert" not in parts or not set(parts) <= set(PARTS) or len(set(parts)) < len(parts):
+        others = ", ".join(part for part in PARTS if part != "expert")
+        raise ConfigError(
+            f"--trainable {trainable}: expected {AS_POLICY}, or expert and, joined by +, any of {others}, such as "
+            "expert+connector+language"
+        )
 
 
 def check_choice(flag: str, value: str, choices: Collection[str]) -> None:

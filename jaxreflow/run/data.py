@@ -11,14 +11,15 @@ import jax
 import numpy as np
 
 from jaxreflow.data.advice import TRAIN_OPTIONS, DatasetOptions
-from jaxreflow.data.feature_cache import FeatureCache
-from jaxreflow.data.feature_match import open_features
+from jaxreflow.data.feature_cache import NO_TOKENS, FeatureCache, ImageTokens
+from jaxreflow.data.feature_match import check_vision_frozen, open_features, sees_as
 from jaxreflow.data.frames import early_positions
 from jaxreflow.data.holdout import holdout_split
 from jaxreflow.data.lerobot import LeRobotDataset, load_dataset
 from jaxreflow.data.loader import Example, TrainingSource, iterate_once, make_loader, to_batch
 from jaxreflow.data.matching import check_features, dataset_key, match_cameras
-from jaxreflow.model.types import Batch
+from jaxreflow.errors import ConfigError
+from jaxreflow.model.types import Batch, Params
 from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.policy.names import ACTION, STATE
 from jaxreflow.policy.observation import Transforms
@@ -58,19 +59,46 @@ def open_dataset(config: DatasetConfig, options: DatasetOptions = TRAIN_OPTIONS)
 
 
 def open_run_features(
-    config: RunConfig, saved: SavedPolicy, dataset: LeRobotDataset, option: str = "--dataset.features"
+    config: RunConfig,
+    saved: SavedPolicy,
+    dataset: LeRobotDataset,
+    option: str = "--dataset.features",
+    folder: str | None = None,
 ) -> FeatureCache | None:
-    """The cached image tokens that the flags name, if any; DatasetError unless they are this policy's and dataset's."""
-    if not config.dataset.features:
+    """The cached image tokens that `option` names, if any; DatasetError unless they are this policy's and dataset's.
+
+    `folder` is the option's value, by default that of --dataset.features.
+    """
+    folder = folder or config.dataset.features
+    if not folder:
         return None
     return open_features(
-        config.dataset.features,
-        saved,
-        dataset,
-        rename_map=config.rename_map,
-        stats_from=config.stats_from,
-        option=option,
+        folder, saved, dataset, rename_map=config.rename_map, stats_from=config.stats_from, option=option
     )
+
+
+def open_image_tokens(config: RunConfig, saved: SavedPolicy, dataset: LeRobotDataset, trained: Params) -> ImageTokens:
+    """The caches that the run's flags name; `saved` is what it starts to train, and `trained` has the structure of what changes.
+
+    Raises:
+        ConfigError: a cache would not serve the policy whose tokens it is to hold, or soon be wrong.
+        DatasetError: it holds other tokens.
+    """
+    features = open_run_features(config, saved.original, dataset)
+    distillation = config.distillation
+    own = distillation.student.features if distillation is not None else None
+    if distillation is None or sees_as(saved, saved.original):
+        if own:
+            raise ConfigError(
+                "--student.features: the student sees as its teacher, whose tokens --dataset.features holds for both; leave it out"
+            )
+        if features is not None:
+            check_vision_frozen(trained, "--dataset.features")
+        return ImageTokens(features)
+    if not own:
+        return ImageTokens(features, student_sees_images=features is not None)
+    check_vision_frozen(trained, "--student.features")
+    return ImageTokens(features, open_run_features(config, saved, dataset, "--student.features", own))
 
 
 def split_data(
@@ -78,9 +106,9 @@ def split_data(
     policy: PolicyConfig,
     transforms: Transforms,
     config: RunConfig,
-    features: FeatureCache | None = None,
+    tokens_of_images: ImageTokens = NO_TOKENS,
 ) -> RunData:
-    """Examples of the training and the held-out episodes, with image tokens from `features` instead of images if given.
+    """Examples of the training and the held-out episodes, with cached image tokens instead of images if given.
 
     Raises:
         DatasetError: the dataset does not fit the policy.
@@ -106,7 +134,7 @@ def split_data(
             normalize_action=transforms.normalize_action,
             state_key=dataset_key(STATE, rename_map, dataset.features),
             action_key=dataset_key(ACTION, rename_map, dataset.features),
-            features=features,
+            tokens_of_images=tokens_of_images,
             skip_bad=config.dataset.skip_bad,
         )
 

@@ -226,7 +226,7 @@ def _batch_lines(batch: Batch) -> list[str]:
 
 def _memory_lines(config: RunConfig, saved: SavedPolicy, weights: Weights, batch: Batch, mesh: Mesh) -> list[str]:
     """Bytes on each device: of what the update is given, by shapes, and of what it needs beside that, by its compiler."""
-    programs = make_programs(config, saved, weights.start, mesh)
+    programs = make_programs(config, saved, mesh)
     whole, split = replicated(mesh), batch_sharding(mesh)
 
     def place(x: Any) -> NamedSharding:

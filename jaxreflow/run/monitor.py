@@ -22,9 +22,8 @@ from jaxreflow.model.types import Batch, Memory, Params
 from jaxreflow.policy.observation import Transforms
 from jaxreflow.policy.saved import SavedPolicy
 from jaxreflow.run.config import ReflowConfig, RunConfig
-from jaxreflow.run.programs import Weights
+from jaxreflow.run.programs import Weights, networks_of
 from jaxreflow.support.mesh import batch_sharding, make_replicated, replicated
-from jaxreflow.training.losses import shares_context
 
 STEPS = (1, 2)
 Sums = dict[str, tuple[Array, Array]]
@@ -71,18 +70,18 @@ def _student_errors(
     config: ReflowConfig, saved: SavedPolicy, weights: Weights, mesh: Mesh, units: ActionUnits
 ) -> ErrorStep:
     """Same-noise errors to the teacher's chunks, in one and two steps."""
-    network = saved.config
-    shared = shares_context(weights.teacher)
+    networks = networks_of(saved)
+    shared = networks.share_context(weights.start)
     reference_steps = config.reference_steps(saved.policy.num_steps)
-    integrate, draw = _sampler(saved), _draw(saved, mesh)
+    imitated, integrate, draw = _sampler(saved.original), _sampler(saved), _draw(saved, mesh)
 
     def errors(trainable: Params, frozen: Params, teacher: Params, batch: Batch, key: Array) -> Sums:
         noise, state = draw(batch, key), jnp.asarray(batch.observation.state)
-        first, second = merge_params(teacher, frozen), merge_params(trainable, frozen)
-        context = observe(first, batch.observation, config=network)
-        goal = integrate(first, memorise(first, context, state, config=network), noise, reference_steps)
-        own = context if shared else observe(second, batch.observation, config=network)
-        memory = memorise(second, own, state, config=network)
+        first, second = networks.params(trainable, frozen, teacher)
+        context = observe(first, batch.observation, config=networks.teacher)
+        goal = imitated(first, memorise(first, context, state, config=networks.teacher), noise, reference_steps)
+        own = context if shared else observe(second, batch.student_observation, config=networks.student)
+        memory = memorise(second, own, state, config=networks.student)
         valid = jnp.ones(goal.shape[:-1], bool)
         sums: Sums = {}
         for steps in STEPS:

@@ -16,9 +16,10 @@ from jaxreflow.errors import ConfigError
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.params import (
     ParamPath,
+    in_parts,
+    param_shapes,
     split_params,
     stored_in_compute_dtype,
-    trainable_in_reflow,
 )
 from jaxreflow.model.types import Batch, Params
 from jaxreflow.policy.config import PolicyConfig
@@ -29,7 +30,7 @@ from jaxreflow.support.mesh import gather, make_replicated, replicate, sharded_c
 from jaxreflow.training import experimental
 from jaxreflow.training.augmentation import augment, draw_changes
 from jaxreflow.training.lora import adapted_kernels, adapter_shapes, init_adapters, merge_adapters
-from jaxreflow.training.losses import Draws, LossFunction, finetune_loss, reflow_loss, shares_context
+from jaxreflow.training.losses import Draws, LossFunction, Networks, finetune_loss, reflow_loss
 from jaxreflow.training.optimizer import make_optimizer, make_schedule
 from jaxreflow.training.step import (
     Draw,
@@ -64,18 +65,33 @@ def trained_paths(config: RunConfig, saved: SavedPolicy) -> Callable[[ParamPath]
     """Which parameters the run changes, by their paths: it trains them, or adapters of them."""
     if config.lora.rank:
         return adapted_kernels(config.lora, saved.config).__contains__
-    if config.trains_expert_only:
-        return trainable_in_reflow
+    if config.trained_parts is not None:
+        return in_parts(config.trained_parts)
     return trainable_by_policy(saved.policy, saved.config)
 
 
+def _originals(config: RunConfig, saved: SavedPolicy) -> Callable[[ParamPath], bool]:
+    """Which parameters of the policy that `saved` is derived from the run starts to train, by the paths that they have there."""
+    trained = trained_paths(config, saved)
+    return {saved.layers.original(path) for path in param_shapes(saved.config) if trained(path)}.__contains__
+
+
+def networks_of(saved: SavedPolicy) -> Networks:
+    """The networks of a student's teacher and of the student, where `saved` is what the student starts as."""
+    return Networks(saved.original.config, saved.config, saved.layers)
+
+
 def split_weights(config: RunConfig, saved: SavedPolicy, mesh: Mesh) -> Weights:
-    """Reads the policy once; a student starts as its teacher and shares the frozen parameters with it."""
-    start, frozen = split_params(saved.load_params(), trained_paths(config, saved))
+    """Reads the policy once; a student starts as its teacher, or some layers of it, and shares the frozen parameters with it.
+
+    The frozen parameters and the teacher's have the teacher's paths, the start has the student's.
+    """
+    start, frozen = split_params(saved.original.load_params(), _originals(config, saved))
     frozen, teacher = replicate(stored_in_compute_dtype(frozen, saved.config), mesh), {}
     if config.distils:
         teacher = replicate(stored_in_compute_dtype(start, saved.config), mesh)
         start = jax.tree.map(lambda own, copy: copy if copy.dtype == own.dtype else own, start, teacher)
+    start = saved.layers.view(start, saved.config)
     if not config.lora.rank:
         return Weights(start, frozen, teacher)
     # Of the seed's keys the first two are for updates and evaluations.
@@ -86,12 +102,14 @@ def split_weights(config: RunConfig, saved: SavedPolicy, mesh: Mesh) -> Weights:
 
 def weight_shapes(config: RunConfig, saved: SavedPolicy) -> Weights:
     """What `split_weights` gives, as shapes and dtypes; no weight is read."""
-    whole = unflatten_dict({e.path: jax.ShapeDtypeStruct(e.shape, np.float32) for e in parameter_table(saved.config)})
-    start, frozen = split_params(whole, trained_paths(config, saved))
+    table = parameter_table(saved.original.config)
+    whole = unflatten_dict({entry.path: jax.ShapeDtypeStruct(entry.shape, np.float32) for entry in table})
+    start, frozen = split_params(whole, _originals(config, saved))
     stored = jax.eval_shape(
         lambda *trees: [stored_in_compute_dtype(tree, saved.config) for tree in trees], start, frozen
     )
     teacher = stored[0] if config.distils else {}
+    start = saved.layers.view(start, saved.config)
     if not config.lora.rank:
         return Weights(start, stored[1], teacher)
     shapes = adapter_shapes(config.lora, saved.config)
@@ -99,31 +117,27 @@ def weight_shapes(config: RunConfig, saved: SavedPolicy) -> Weights:
     return Weights(adapters, stored[1], teacher, start)
 
 
-def make_loss(config: RunConfig, saved: SavedPolicy, trainable: Params) -> LossFunction:
-    """The loss that the run minimises, `(trainable, frozen, teacher, batch, draws) -> (sum, count)`.
-
-    `saved` is the policy that the run starts from; of `trainable` only the structure counts: what is trained.
-    """
-    network, action_dim = saved.config, saved.policy.action_dim
+def make_loss(config: RunConfig, saved: SavedPolicy) -> LossFunction:
+    """The loss that the run minimises, `(trainable, frozen, teacher, batch, draws) -> (sum, count)`, from the policy `saved` on."""
+    networks, action_dim = networks_of(saved), saved.policy.action_dim
     if not isinstance(config, ReflowConfig):
         assert isinstance(config, FinetuneConfig)
-        return finetune_loss(network, action_dim=action_dim, reduction=config.loss_compat)
+        return finetune_loss(saved.config, action_dim=action_dim, reduction=config.loss_compat)
     options: dict[str, Any] = {
         "teacher_steps": config.teacher_steps,
-        "shared_context": shares_context(trainable),
         "solver": experimental.SOLVERS[config.teacher_solver],
         "objective": experimental.OBJECTIVES[config.objective],
         "dims": action_dim if config.loss_dims == "real" else None,
     }
     if not config.real_noises:
-        return reflow_loss(network, **options)
-    return experimental.mixed_reflow_loss(network, real_noises=config.real_noises, action_dim=action_dim, **options)
+        return reflow_loss(networks, **options)
+    return experimental.mixed_reflow_loss(networks, real_noises=config.real_noises, action_dim=action_dim, **options)
 
 
-def loss_and_draw(config: RunConfig, saved: SavedPolicy, trainable: Params) -> tuple[LossFunction, Draw]:
+def loss_and_draw(config: RunConfig, saved: SavedPolicy) -> tuple[LossFunction, Draw]:
     """The run's loss, and the noises and times that it is drawn with."""
     draw = make_draw(experimental.TIME_LAWS[config.time_law], config.noises, saved.config, times=config.times_per_noise)
-    return make_loss(config, saved, trainable), draw
+    return make_loss(config, saved), draw
 
 
 def _adapted(loss_fn: LossFunction, scale: float) -> LossFunction:
@@ -179,9 +193,9 @@ def unchanged_by(weights: Weights) -> Params:
     return weights.frozen if weights.base is None else {"base": weights.base, "rest": weights.frozen}
 
 
-def make_programs(config: RunConfig, saved: SavedPolicy, trainable: Params, mesh: Mesh) -> Programs:
-    """The run's functions; of `trainable` only the structure counts."""
-    loss_fn, draw = loss_and_draw(config, saved, trainable)
+def make_programs(config: RunConfig, saved: SavedPolicy, mesh: Mesh) -> Programs:
+    """The run's functions, from the policy `saved` on."""
+    loss_fn, draw = loss_and_draw(config, saved)
     train_loss, train_draw = augmented(loss_fn, draw, config, saved)
     if config.lora.rank:
         train_loss = _adapted(train_loss, config.lora.scale)
@@ -208,7 +222,7 @@ def make_update(
     config: RunConfig, saved: SavedPolicy, weights: Weights, mesh: Mesh
 ) -> tuple[TrainState, Update, MeasureLoss]:
     """The first state, and the jitted `update(state, batch)` and `measure(exported, batch, index)` of the loss."""
-    programs, unchanged = make_programs(config, saved, weights.start, mesh), unchanged_by(weights)
+    programs, unchanged = make_programs(config, saved, mesh), unchanged_by(weights)
     # Evaluations draw the same noise and time every time, and none that training draws.
     key, eval_key = make_replicated(lambda: tuple(jax.random.split(jax.random.key(config.seed))), mesh)
 

@@ -6,11 +6,10 @@ import dataclasses
 
 from jax.sharding import Mesh
 
-from jaxreflow.data.feature_match import check_vision_frozen
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.policy.saved import SavedPolicy
 from jaxreflow.run.config import RunConfig
-from jaxreflow.run.data import RunData, check_early_task, open_dataset, open_run_features, split_data
+from jaxreflow.run.data import RunData, check_early_task, open_dataset, open_image_tokens, split_data
 from jaxreflow.run.programs import weight_shapes
 from jaxreflow.run.record.trackers import check_tracker
 from jaxreflow.run.start import check_action_names, open_initial_policy
@@ -52,10 +51,8 @@ def set_up(config: RunConfig, mesh: Mesh, folder: AnyPath) -> Setup:
     """
     dataset = open_dataset(config.dataset)
     saved = open_initial_policy(config, dataset, folder)
-    features = open_run_features(config, saved, dataset)
-    if features is not None:
-        check_vision_frozen(weight_shapes(config, saved).start)
-    data = split_data(dataset, saved.policy, saved.load_transforms(), config, features)
+    tokens_of_images = open_image_tokens(config, saved, dataset, weight_shapes(config, saved).start)
+    data = split_data(dataset, saved.policy, saved.load_transforms(), config, tokens_of_images)
     check_action_names(saved, data.action_names, distils=config.distils)
     check_early_task(config, data.held_out)
     return Setup(mesh, saved, data)

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.matching import dataset_key
 from jaxreflow.errors import ConfigError, DatasetError
+from jaxreflow.policy.compact import compact_policy
 from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.policy.fitting import with_features
 from jaxreflow.policy.names import ACTION, STATE
 from jaxreflow.policy.saved import TRAIN_CONFIG, SavedPolicy, load_saved_policy, read_config_fields
 from jaxreflow.policy.statistics import chosen_stats
 from jaxreflow.run.config import RunConfig
-from jaxreflow.run.config_groups import FIXED_FIELDS, PolicySource
+from jaxreflow.run.config_groups import FIXED_FIELDS, PolicySource, StudentConfig
 from jaxreflow.run.new_policy import create_policy
 from jaxreflow.support import processes
 from jaxreflow.support.storage import AnyPath, is_taken, remove_folder
@@ -48,7 +49,14 @@ def open_initial_policy(config: RunConfig, dataset: LeRobotDataset, folder: AnyP
         adapt = functools.partial(_adapted, source=source, dataset=dataset, rename_map=config.rename_map)
     if not path:
         raise ConfigError(config.missing())
-    return _with_free_state(load_policy_for(config, path, dataset, source.revision, adapt), dataset)
+    saved = _with_free_state(load_policy_for(config, path, dataset, source.revision, adapt), dataset)
+    distillation = config.distillation
+    return saved if distillation is None else student_start(distillation.student, saved)
+
+
+def student_start(student: StudentConfig, teacher: SavedPolicy) -> SavedPolicy:
+    """What a student starts as: its teacher, or the part of it that the student's network has; ConfigError if there is none."""
+    return compact_policy(teacher, image_size=student.image_size, vlm_layers=student.vlm_layers, choice=student.layers)
 
 
 def load_policy_for(

@@ -75,10 +75,12 @@ def changed_settings(before: Any, after: Any, prefix: str = "") -> Iterator[str]
 
 
 def labelled(settings: Any) -> list[tuple[str, str]]:
-    """Label and value, in words, of every field that is to be listed."""
+    """Label and value, in words, of every field that is to be listed, those of groups of settings among them."""
     found = []
     for field in dataclasses.fields(settings):
         about, value = option_of(type(settings), field.name), getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            found += labelled(value)
         if about.label is not None and (about.unsaid is _UNSET or value != about.unsaid):
             found.append((about.label, f"{value:g}" if isinstance(value, float) else str(value)))
     return found

@@ -16,9 +16,8 @@ from jaxtyping import Array, Bool, Float
 from jaxreflow import flow
 from jaxreflow.errors import ConfigError
 from jaxreflow.flow import Objective, Solver, TimeLaw, Velocity
-from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.types import Batch, Params
-from jaxreflow.training.losses import Draws, LossFunction, velocity_fields
+from jaxreflow.training.losses import Draws, LossFunction, Networks, velocity_fields
 
 
 def heun(velocity: Velocity, noise: Float[Array, "*batch C A"], num_steps: int) -> Float[Array, "*batch C A"]:
@@ -131,10 +130,9 @@ def discrete_time(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def mixed_reflow_loss(
-    config: ModelConfig,
+    networks: Networks,
     *,
     teacher_steps: int,
-    shared_context: bool,
     real_noises: int,
     action_dim: int,
     solver: Solver = flow.euler,
@@ -147,7 +145,7 @@ def mixed_reflow_loss(
     """
 
     def loss(trainable: Params, frozen: Params, teacher: Params, batch: Batch, draws: Draws) -> tuple[Array, Array]:
-        own, student = velocity_fields(trainable, frozen, teacher, batch, config=config, shared_context=shared_context)
+        own, student = velocity_fields(trainable, frozen, teacher, batch, networks)
         x_0, noise, valid = mix_real_pairs(
             lambda x_0: invert(solver, own, x_0, teacher_steps),
             solver(own, draws.noise, teacher_steps),

@@ -6,6 +6,7 @@ global batch.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float
 from jaxreflow import flow
 from jaxreflow.model import memorise, observe, velocity
 from jaxreflow.model.config import ModelConfig
+from jaxreflow.model.layer_choice import ALL_LAYERS, LayerChoice
 from jaxreflow.model.params import merge_params
 from jaxreflow.model.types import Batch, Context, Params
 
@@ -36,6 +38,23 @@ LossFunction: TypeAlias = Callable[[Params, Params, Params, Batch, Draws], tuple
 CONTEXT_PARAMS = ("vision_model", "connector", "text_model")
 
 
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The networks of a teacher and its student, and which of the teacher's layers the student starts from."""
+
+    teacher: ModelConfig
+    student: ModelConfig
+    layers: LayerChoice = ALL_LAYERS
+
+    def params(self, trainable: Params, frozen: Params, teacher: Params) -> tuple[Params, Params]:
+        """Both whole trees; `frozen` and `teacher` have the teacher's paths, `trainable` the student's."""
+        return merge_params(teacher, frozen), merge_params(trainable, self.layers.view(frozen, self.student))
+
+    def share_context(self, trainable: Params) -> bool:
+        """Whether both see an observation alike: one network, and nothing that `observe` reads is trained."""
+        return self.teacher == self.student and not set(CONTEXT_PARAMS) & set(trainable)
+
+
 def finetune_loss(config: ModelConfig, *, action_dim: int, reduction: str) -> LossFunction:
     """Flow matching on recorded actions; `teacher` is not looked at."""
 
@@ -54,10 +73,9 @@ def finetune_loss(config: ModelConfig, *, action_dim: int, reduction: str) -> Lo
 
 
 def reflow_loss(
-    config: ModelConfig,
+    networks: Networks,
     *,
     teacher_steps: int,
-    shared_context: bool,
     solver: flow.Solver = flow.euler,
     objective: flow.Objective = flow.mean_square,
     dims: int | None = None,
@@ -69,7 +87,7 @@ def reflow_loss(
     """
 
     def loss(trainable: Params, frozen: Params, teacher: Params, batch: Batch, draws: Draws) -> tuple[Array, Array]:
-        own, student = velocity_fields(trainable, frozen, teacher, batch, config=config, shared_context=shared_context)
+        own, student = velocity_fields(trainable, frozen, teacher, batch, networks)
         endpoint = solver(own, draws.noise, teacher_steps)
         return flow.reflow_loss(student, endpoint, draws.noise, draws.t, objective=objective, dims=dims)
 
@@ -77,24 +95,19 @@ def reflow_loss(
 
 
 def velocity_fields(
-    trainable: Params, frozen: Params, teacher: Params, batch: Batch, *, config: ModelConfig, shared_context: bool
+    trainable: Params, frozen: Params, teacher: Params, batch: Batch, networks: Networks
 ) -> tuple[flow.Velocity, flow.Velocity]:
-    """The teacher's and the student's velocity fields in the batch's observations; with `shared_context` one look serves both."""
-    first, second = merge_params(teacher, frozen), merge_params(trainable, frozen)
-    seen = observe(first, batch.observation, config=config)
-    if shared_context:
-        seen = jax.lax.stop_gradient(seen)
-        return _field(first, seen, batch, config), _field(second, seen, batch, config)
-    own = observe(second, batch.observation, config=config)
-    return _field(first, seen, batch, config), _field(second, own, batch, config)
+    """The teacher's and the student's velocity fields in the batch's observations; one look serves both where they see alike."""
+    first, second = networks.params(trainable, frozen, teacher)
+    seen = observe(first, batch.observation, config=networks.teacher)
+    if networks.share_context(trainable):
+        own = seen = jax.lax.stop_gradient(seen)
+    else:
+        own = observe(second, batch.student_observation, config=networks.student)
+    return _field(first, seen, batch, networks.teacher), _field(second, own, batch, networks.student)
 
 
 def _field(params: Params, context: Context, batch: Batch, config: ModelConfig) -> flow.Velocity:
     """The velocity field that these weights see in the batch's observations."""
     memory = memorise(params, context, jnp.asarray(batch.observation.state), config=config)
     return lambda x_t, t: velocity(params, memory, x_t, t, config=config)
-
-
-def shares_context(trainable: Params) -> bool:
-    """Whether teacher and student see an observation alike: nothing that `observe` reads is trained."""
-    return not set(CONTEXT_PARAMS) & set(trainable)

@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 
 import train
-from jaxreflow.model.params import merge_params, split_params, trainable_in_reflow
+from jaxreflow.model.layer_choice import Choice
+from jaxreflow.model.params import in_parts, merge_params, split_params, trainable_in_reflow
+from jaxreflow.model.types import Params
+from jaxreflow.policy.compact import compact_policy
+from jaxreflow.policy.saved import load_saved_policy, save_pretrained
 from tests.parity.candidate import Candidate
 from tests.parity.case import Case
 from tests.parity.conftest import Measure
@@ -33,15 +37,17 @@ SHIPPED = Path("tests/assets/teacher")
 
 def export_student(teacher: Path, out: Path) -> Path:
     """A policy whose trainable weights have moved by a tenth of their size, as after training, saved by jaxreflow."""
-    candidate, rng = Candidate(teacher), np.random.default_rng(5)
-
-    def moved(leaf: np.ndarray) -> np.ndarray:
-        return np.asarray(leaf) * (1 + 0.1 * rng.normal(size=leaf.shape)).astype(np.float32)
-
+    candidate = Candidate(teacher)
     trainable, frozen = split_params(candidate.params, trainable_in_reflow)
-    candidate.policy.params = merge_params(jax.tree.map(moved, trainable), frozen)
+    candidate.policy.params = merge_params(moved(trainable), frozen)
     candidate.policy.save_pretrained(out)
     return out
+
+
+def moved(params: Params) -> Params:
+    """The parameters changed by a tenth of their size, as after training."""
+    rng = np.random.default_rng(5)
+    return jax.tree.map(lambda x: np.asarray(x) * (1 + 0.1 * rng.normal(size=x.shape)).astype(np.float32), params)
 
 
 @pytest.mark.parametrize("name", ["tiny", "mixed", "mixed_vlm", "special_tokens", "aloha", "no_resize"])
@@ -50,6 +56,22 @@ def test_lerobot_acts_as_the_exported_student(name: str, case: Cases, measuring:
     student = export_student(of.checkpoint, tmp_path / "student")
     for quantity, (found, expected) in student_chunks(student).items():
         measure(quantity, found, expected)
+
+
+@pytest.mark.parametrize("choice", ["first", "spaced"])
+@pytest.mark.parametrize("name", ["tiny", "mixed_vlm"])
+def test_lerobot_acts_as_a_compact_student(
+    name: str, choice: Choice, case: Cases, measuring: Measuring, tmp_path: Path
+) -> None:
+    """Half of the layers and a quarter of the image tokens, with everything but the vision tower trained."""
+    of, measure = case(name), measuring(name)
+    student = compact_policy(load_saved_policy(of.checkpoint), image_size=32, vlm_layers=2, choice=choice)
+    trainable, _ = split_params(student.load_params(), in_parts(["expert", "connector", "language"]))
+    save_pretrained(tmp_path / "start", student, {}, num_steps=1)
+    save_pretrained(tmp_path / "student", student, moved(trainable), num_steps=1)
+    for folder in (tmp_path / "start", tmp_path / "student"):
+        for quantity, (found, expected) in student_chunks(folder).items():
+            measure(quantity, found, expected)
 
 
 def test_untrained_tensors_reach_lerobot_bit_exact(case: Cases, tmp_path: Path) -> None:

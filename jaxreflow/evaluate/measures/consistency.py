@@ -10,11 +10,11 @@ import jax
 import numpy as np
 
 from jaxreflow.evaluate.sampling import Trial
-from jaxreflow.model.params import split_params
 from jaxreflow.policy.saved import SavedPolicy
 from jaxreflow.run.config import ReflowConfig
-from jaxreflow.run.programs import augmented, loss_and_draw, trained_paths
+from jaxreflow.run.programs import augmented, loss_and_draw
 from jaxreflow.run.record.metrics import METRICS_FILE, Record, read_metrics
+from jaxreflow.run.start import student_start
 from jaxreflow.support.storage import AnyPath
 
 
@@ -76,10 +76,9 @@ def measure_consistency(
 ) -> Consistency:
     """The loss by which `config`'s run was trained, on these frames with fresh noise, against that run's log."""
     teacher, student = trial.subjects
-    chosen = trained_paths(config, saved)
-    trainable, frozen = split_params(student.params, chosen)
-    teacher_params, _ = split_params(teacher.params, chosen)
-    loss_fn, draw = augmented(*loss_and_draw(config, saved, trainable), config, saved)
+    saved = student_start(config.student, saved)
+    # All of both policies, as they are: a weight that was exported wrongly shows, trained or not.
+    loss_fn, draw = augmented(*loss_and_draw(config, saved), config, saved)
     measure = jax.jit(loss_fn)
     key = jax.random.key(trial.settings.seed + 3)
     total, count = 0.0, 0.0
@@ -88,7 +87,7 @@ def measure_consistency(
     whole = positions[: len(positions) // size * size]
     for i, part in enumerate(trial.batches(whole, task="training loss")):
         draws = draw(jax.random.fold_in(key, i), size)
-        part_sum, part_count = measure(trainable, frozen, teacher_params, part.batch, draws)
+        part_sum, part_count = measure(student.params, {}, teacher.params, part.batch, draws)
         total, count = total + float(part_sum), count + float(part_count)
     loss = total / count
     found = final_train_loss(read_metrics(run), last) if run is not None and (run / METRICS_FILE).is_file() else None

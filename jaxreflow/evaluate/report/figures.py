@@ -185,13 +185,13 @@ def _summed(chunk: np.ndarray) -> np.ndarray:
 @mpl.rc_context(_STYLE)
 def plot_latency(measures: Measures) -> Figure:
     """Median milliseconds per chunk: the prefix, then the Euler steps."""
-    prefix = next(row.p50 for row in measures.latency if row.num_steps is None)
-    rows = [row for row in measures.latency if row.num_steps is not None]
+    rows = measures.calls
     figure, axes = _figure(1, 1, (8.8, 0.7 + 0.42 * len(rows)))
     axis = axes[0][0]
-    names = [f"{row.num_steps} step{'s' * ((row.num_steps or 0) > 1)}" for row in rows]
-    axis.barh(names, [prefix] * len(rows), color="#888888", label="prefix")
-    axis.barh(names, [row.p50 for row in rows], left=prefix, color=COLOURS["teacher"], label="denoise")
+    names, prefixes = [row.label for row in rows], [row.prefix for row in rows]
+    axis.barh(names, prefixes, color="#888888", label="prefix")
+    axis.barh(names, [row.loop for row in rows], left=prefixes, color=COLOURS["teacher"], label="Euler steps")
+    axis.invert_yaxis()
     axis.set_xlabel("ms per chunk, median")
     axis.legend()
     return figure

@@ -226,6 +226,7 @@ def _latency(report: Report) -> str:
     text += _picture(
         figures.plot_latency(report.measures), "Milliseconds per chunk by number of Euler steps", "Time for one chunk."
     )
+    text += _table(table.call_table(report.measures), "One call of each policy, medians")
     text += _table(table.latency_table(report.measures), "Milliseconds of each part")
     if not report.measures.rates:
         return text

@@ -161,9 +161,12 @@ def latency_table(measures: Measures) -> Table:
     columns = ("part", "p50 ms", "p95 ms", "p99 ms", "calls")
     rows = [
         (
-            "prefix, once per chunk"
-            if row.num_steps is None
-            else f"{row.num_steps} Euler step{'s' * (row.num_steps > 1)}",
+            (f"{row.name}: " if row.name else "")
+            + (
+                "prefix, once per chunk"
+                if row.num_steps is None
+                else f"{row.num_steps} Euler step{'s' * (row.num_steps > 1)}"
+            ),
             f"{row.p50:.2f}",
             f"{row.p95:.2f}",
             f"{row.p99:.2f}",
@@ -177,10 +180,23 @@ def latency_table(measures: Measures) -> Table:
 def rate_table(measures: Measures) -> Table:
     """Actions per second by step count and actions per chunk."""
     counts = sorted({rate.n_action_steps for rate in measures.rates})
-    steps = sorted({rate.num_steps for rate in measures.rates}, reverse=True)
-    found = {(rate.num_steps, rate.n_action_steps): rate.actions_per_second for rate in measures.rates}
+    found = {(r.name, r.num_steps, r.n_action_steps): r.actions_per_second for r in measures.rates}
     columns = ("Euler steps", *(f"{n} actions per chunk" for n in counts))
-    return Table(columns, tuple((str(s), *(f"{found[s, n]:,.0f}" for n in counts)) for s in steps))
+    rows = dict.fromkeys((rate.name, rate.num_steps) for rate in measures.rates)
+    return Table(
+        columns,
+        tuple((f"{name} {steps}".strip(), *(f"{found[name, steps, n]:,.0f}" for n in counts)) for name, steps in rows),
+    )
+
+
+def call_table(measures: Measures) -> Table:
+    """The whole call of every policy at every step count, beside the reference's."""
+    columns = ("policy", "whole call, ms", "prefix, ms", "Euler steps, ms", f"times as fast as {measures.reference}")
+    rows = [
+        (row.label, f"{row.call:.2f}", f"{row.prefix:.2f}", f"{row.loop:.2f}", _known(row.times_faster, ".2f"))
+        for row in measures.calls
+    ]
+    return Table(columns, tuple(rows))
 
 
 STATES = {True: "pass", False: "FAIL", None: "not checked"}

@@ -1,0 +1,289 @@
+"""A student with fewer layers or smaller images than its teacher: what it is made of, what it learns, and who can read it."""
+
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file
+
+import train
+from convert.__main__ import main as convert
+from jaxreflow import SmolVLAPolicy, flow
+from jaxreflow.data import features
+from jaxreflow.data.feature_cache import FeatureCache
+from jaxreflow.data.features import compute_features
+from jaxreflow.data.lerobot import load_dataset
+from jaxreflow.errors import ConfigError
+from jaxreflow.model import memorise, observe, velocity
+from jaxreflow.model.layer_choice import ALL_LAYERS, choose_layers
+from jaxreflow.model.params import PROJECTIONS
+from jaxreflow.model.types import Batch, Params
+from jaxreflow.policy.compact import compact_policy
+from jaxreflow.policy.saved import SavedPolicy, load_saved_policy, save_pretrained
+from jaxreflow.policy.weights import EXPERT, TEXT, expected_tensors
+from jaxreflow.run.config import ReflowConfig, StudentConfig
+from jaxreflow.run.data import held_out_batches, split_data
+from jaxreflow.run.programs import make_loss, split_weights, weight_shapes
+from jaxreflow.run.record.metrics import read_metrics
+from jaxreflow.run.start import student_start
+from jaxreflow.support.mesh import make_mesh
+from jaxreflow.training.lora import LoraConfig
+from jaxreflow.training.losses import Draws
+from tests.cached_policy import make_cached_policy
+from tests.short_run import assert_same_state
+from tests.tiny_policy import DATASET, perturb
+
+TEACHER = Path("tests/assets/teacher")
+SELF_CROSS = ("self", "cross")
+
+
+@pytest.fixture(scope="module")
+def teacher() -> SavedPolicy:
+    """4 VLM layers, self and cross in turn; images of 96 pixels make 4 x 4 tokens."""
+    return load_saved_policy(TEACHER)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "count", "choice", "kept"),
+    [
+        (SELF_CROSS * 8, 8, "first", tuple(range(8))),
+        (SELF_CROSS * 8, 8, "spaced", (0, 3, 4, 7, 8, 11, 12, 15)),
+        (SELF_CROSS * 8, 3, "spaced", (0, 7, 14)),
+        (SELF_CROSS * 8, 16, "spaced", tuple(range(16))),
+        (("self", "cross", "cross") * 3, 4, "spaced", (0, 2, 5, 6)),
+        (("cross",) * 6, 1, "spaced", (0,)),
+        (("cross",) * 7, 3, "spaced", (0, 3, 6)),
+    ],
+)
+def test_kept_layers_are_of_the_kinds_of_their_places(
+    kinds: Any, count: int, choice: Any, kept: tuple[int, ...]
+) -> None:
+    assert choose_layers(kinds, count, choice) == kept
+    assert [kinds[layer] for layer in kept] == list(kinds[:count])
+
+
+@pytest.mark.parametrize(("choice", "kept"), [("first", (0, 1)), ("spaced", (0, 3))])
+def test_a_compact_policy_is_a_smolvla_with_its_teachers_weights(
+    teacher: SavedPolicy, tmp_path: Path, choice: Any, kept: tuple[int, int]
+) -> None:
+    student = compact_policy(teacher, image_size=48, vlm_layers=2, choice=choice)
+    save_pretrained(tmp_path / "student", student, {}, num_steps=1)
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (TEACHER, tmp_path / "student"))
+    assert {name: after[name] for name in after if after[name] != before.get(name)} == {
+        "resize_imgs_with_padding": [48, 48],
+        "num_vlm_layers": 2,
+        "num_steps": 1,
+    }
+    whole, own = (load_file(folder / "model.safetensors") for folder in (TEACHER, tmp_path / "student"))
+    assert {key: x.shape for key, x in own.items()} == expected_tensors(student.config)
+    for key, tensor in own.items():
+        found = re.fullmatch(rf"({re.escape(TEXT)}|{re.escape(EXPERT)})layers\.(\d)\.(.+)", key)
+        source = f"{found[1]}layers.{kept[int(found[2])]}.{found[3]}" if found else key
+        assert tensor.tobytes() == whole[source].tobytes(), key
+    loaded = load_saved_policy(tmp_path / "student")
+    assert loaded.config == student.config
+    same = jax.tree.map(np.array_equal, loaded.load_params(), student.load_params())
+    assert jax.tree.all(same)
+
+
+def test_a_policy_that_is_not_to_differ_is_itself(teacher: SavedPolicy) -> None:
+    assert compact_policy(teacher) is teacher
+    assert compact_policy(teacher, image_size=96, vlm_layers=4) is teacher
+    smaller = compact_policy(teacher, image_size=48)
+    assert smaller.layers == ALL_LAYERS
+    assert smaller.tensors is teacher.tensors
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"image_size": 50}, r"--student.image-size 50: expected a multiple of 24 .* teacher's 96; the nearest is 48"),
+        ({"image_size": 7}, "the nearest is 24"),
+        ({"image_size": 512}, "at most the teacher's 96; the nearest is 96"),
+        ({"vlm_layers": 5}, "--student.vlm-layers 5: expected 1 to the teacher's 4; the nearest is 4"),
+    ],
+)
+def test_impossible_networks_are_refused_with_the_nearest(teacher: SavedPolicy, asked: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compact_policy(teacher, **asked)
+    nearest = int(re.findall(r"the nearest is (\d+)", message)[0])
+    compact_policy(teacher, **dict.fromkeys(asked, nearest))
+
+
+def test_an_expert_of_its_own_length_divides_the_layers(teacher: SavedPolicy) -> None:
+    policy = dataclasses.replace(teacher.policy, num_expert_layers=2, self_attn_every_n_layers=0)
+    half = dataclasses.replace(teacher, policy=policy)
+    with pytest.raises(ConfigError, match=r"vlm-layers 3: .* multiple of its 2 expert layers .*; the nearest is 4"):
+        compact_policy(half, vlm_layers=3)
+
+
+@pytest.fixture(scope="module")
+def batch(teacher: SavedPolicy) -> Batch:
+    data = split_data(load_dataset(DATASET), teacher.policy, teacher.load_transforms(), ReflowConfig())
+    return next(held_out_batches(data, ReflowConfig(batch_size=2, eval_batches=1)))
+
+
+def test_the_loss_is_that_of_two_policies(teacher: SavedPolicy, batch: Batch) -> None:
+    """The student's velocity, of its own network, against the straight line to where its teacher's network leads the noise."""
+    student = compact_policy(teacher, image_size=48, vlm_layers=2, choice="spaced")
+    config = ReflowConfig(teacher_steps=3, trainable="expert+connector")
+    weights = split_weights(config, student, make_mesh())
+    trained = perturb(weights.start)
+    noise = flow.sample_noise(jax.random.key(0), (2, 2, teacher.config.chunk_size, teacher.config.max_action_dim))
+    draws = Draws(noise, jnp.array([[0.3, 1.0], [0.7, 0.1]]))
+    total, count = jax.jit(make_loss(config, student))(trained, weights.frozen, weights.teacher, batch, draws)
+
+    def field(saved: SavedPolicy, params: Params) -> flow.Velocity:
+        context = observe(params, batch.observation, config=saved.config)
+        memory = memorise(params, context, jnp.asarray(batch.observation.state), config=saved.config)
+        return lambda x, t: velocity(params, memory, x, t, config=saved.config)
+
+    own = unflatten_dict({**flatten_dict(student.load_params()), **flatten_dict(trained)})
+    endpoint = flow.euler(field(teacher, teacher.load_params()), noise, 3)
+    t = draws.t[..., None, None]
+    errors = jnp.square(field(student, own)(t * noise + (1 - t) * endpoint, draws.t) - (noise - endpoint))
+    np.testing.assert_allclose(total / count, errors.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+@pytest.mark.parametrize("student", [StudentConfig(), StudentConfig(image_size=48, vlm_layers=2, layers="spaced")])
+def test_shapes_are_those_of_the_weights(teacher: SavedPolicy, student: StudentConfig, lora: int) -> None:
+    config = ReflowConfig(student=student, lora=LoraConfig(rank=lora))
+    saved = student_start(student, teacher)
+    found, expected = split_weights(config, saved, make_mesh()), weight_shapes(config, saved)
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), weights) for weights in (found, expected)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    ("trainable", "parts"),
+    [
+        (None, {"expert", "connector", "text_model"}),
+        ("expert", {"expert"}),
+        ("expert+vision", {"expert", "vision_model"}),
+    ],
+)
+def test_the_parts_that_are_named_are_trained(teacher: SavedPolicy, trainable: str | None, parts: set[str]) -> None:
+    student = StudentConfig(image_size=48)
+    weights = weight_shapes(ReflowConfig(student=student, trainable=trainable), student_start(student, teacher))
+    assert set(weights.start) == parts | set(PROJECTIONS)
+    assert "vision_model" in weights.frozen or "vision" in str(trainable)
+
+
+@pytest.mark.parametrize("trainable", ["connector", "expert+tower", "expert+expert", ""])
+def test_parts_that_are_none_are_refused(trainable: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"--trainable .*: expected as-policy, or expert and, joined by \+, any of connector"
+    ):
+        ReflowConfig(trainable=trainable)
+
+
+# ---- runs of a tiny policy on 18 frames: images of 32 pixels, two layers
+SMALLER = ("--student.image-size", "16", "--student.vlm-layers", "1")
+ONE_LAYER = ("--student.vlm-layers", "1")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A dataset, a policy for it, and the caches of its image tokens at 32 and 16 pixels."""
+    made = make_cached_policy(tmp_path_factory.mktemp("compact"), tmp_path_factory.mktemp("vlm"))
+    made.caches = {"--dataset.features": made.folder / "cache", "--student.features": made.folder / "small"}
+    compute_features(dataclasses.replace(made.config, out=str(made.folder / "small"), image_size=16))
+    return made
+
+
+def reflow(made: SimpleNamespace, run: Path, *options: str) -> int:
+    where = ("--teacher.path", str(made.folder / "policy"), "--dataset.root", str(made.root), "--dataset.holdout", "0")
+    size = ("--batch-size", "4", "--noises", "1", "--teacher-steps", "2", "--no-report", "--optimizer.lr", "1e-3")
+    often = ("--steps", "2", "--log-every", "1", "--save-every", "1")
+    return train.main(["reflow", *where, *size, *often, "--output-dir", str(run), *options])
+
+
+@pytest.fixture(scope="module")
+def run(made: SimpleNamespace) -> Path:
+    assert reflow(made, made.folder / "run", *SMALLER) == 0
+    return made.folder / "run"
+
+
+def test_a_run_resumes_exactly(run: Path, tmp_path: Path) -> None:
+    half = Path(shutil.copytree(run, tmp_path / "half", symlinks=True))
+    newest = max(path for path in (half / "checkpoints").iterdir() if path.name.isdigit())
+    shutil.rmtree(newest)
+    assert train.main(["reflow", "--output-dir", str(half), "--resume"]) == 0
+    assert_same_state(half, run)
+
+
+def test_another_network_is_no_resumption(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = ["reflow", "--output-dir", str(run), "--resume", "--steps", "6", "--student.image-size", "32"]
+    assert train.main(again) == 1
+    assert "--student.image-size 16 -> 32" in capsys.readouterr().err
+
+
+def test_the_exported_student_acts_and_is_read_by_every_command(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = run / "checkpoints" / "last" / "pretrained_model"
+    assert convert(["to-lerobot", str(run), str(tmp_path / "out"), "--ema"]) == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (student / "model.safetensors").read_bytes()
+    assert convert(["inspect", str(student)]) == 0
+    assert convert(["doctor", str(student)]) == 0
+    assert "16" in capsys.readouterr().out
+    policy = SmolVLAPolicy.from_pretrained(student)
+    assert policy.checkpoint.config.resize_imgs_with_padding == (16, 16)
+    assert policy.checkpoint.config.num_vlm_layers == 1
+
+
+@pytest.mark.slow
+def test_caches_of_both_stand_for_their_images(made: SimpleNamespace, tmp_path: Path) -> None:
+    """Teacher's and student's tokens from caches, each alone and both: the losses are those of the images, but for rounding."""
+    losses = []
+    for number, options in enumerate(((), (*made.caches,), (*made.caches,)[:1], (*made.caches,)[1:])):
+        given = [word for option in options for word in (option, str(made.caches[option]))]
+        run = tmp_path / str(number)
+        assert reflow(made, run, *SMALLER, "--trainable", "expert", *given) == 0
+        losses.append([record["loss"] for record in read_metrics(run)])
+    for found in losses[1:]:
+        np.testing.assert_allclose(found, losses[0], rtol=2e-3)
+        assert found != losses[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "cache", "message"),
+    [
+        ((*SMALLER, "--trainable", "expert+vision"), "small", "--student.features: expected a frozen vision tower"),
+        (ONE_LAYER, "small", "--student.features: the student sees as its teacher"),
+        ((*SMALLER, "--trainable", "expert"), "cache", "made for something else: resize_imgs_with_padding"),
+    ],
+)
+def test_a_cache_of_another_student_is_refused(
+    made: SimpleNamespace,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    cache: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert reflow(made, tmp_path / "run", *options, "--student.features", str(made.folder / cache)) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_advice_on_a_students_cache_makes_it(
+    made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing"
+    options = (*SMALLER, "--trainable", "expert", "--student.features", str(missing))
+    assert reflow(made, tmp_path / "run", *options) == 1
+    advice = re.search(r"run `python -m jaxreflow.data.features (.*)`", capsys.readouterr().err)
+    assert advice
+    assert features.main(shlex.split(advice[1])) == 0
+    assert FeatureCache.open(missing).manifest.cameras == {"observation.images.front": (1, 24)}
