@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 BENCHMARKS = {
     "reflow-step": "ReflowStepConfig",
     "sample": "SampleConfig",
+    "compact": "CompactConfig",
     "loader": "LoaderConfig",
     "convert": "ConvertConfig",
     "startup": "StartupConfig",

@@ -48,6 +48,11 @@ def load(settings: dict[str, Any]) -> Any:
     cast = "float32" if settings["dtype"] == "float32" else None
     policy = Oracle(Path(settings["checkpoint"]), cast=cast).policy.to(DEVICE)
     policy.config.num_steps = settings["steps"]
+    if settings.get("compiled"):  # As LeRobot does where `compile_model` is true.
+        torch.set_float32_matmul_precision("high")
+        model, mode = policy.model, policy.config.compile_mode
+        model.sample_actions = torch.compile(model.sample_actions, mode=mode)
+        model.forward = torch.compile(model.forward, mode=mode)
     return policy
 
 

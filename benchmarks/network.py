@@ -44,6 +44,20 @@ class NetworkConfig:
     """File to which the result is appended."""
 
 
+Rival = Literal["lerobot", "lerobot-compiled"]
+"""LeRobot's PyTorch as it comes, or with `torch.compile` as its `compile_model` asks for it."""
+
+
+def rival_side(rival: str) -> dict[str, tuple[str, dict[str, Any]]]:
+    """LeRobot as a side of `run_workers`."""
+    return {"LeRobot": (LEROBOT, {"compiled": rival == "lerobot-compiled"})}
+
+
+def tolerated(dtype: str, rival: str) -> float:
+    """How far the results of two sides may be apart. Compiled, LeRobot asks for products in less than float32."""
+    return 1e-4 if dtype == "float32" and rival == "lerobot" else 1e-1
+
+
 @dataclasses.dataclass
 class Side:
     """One implementation: its description of itself, and its measurements."""

@@ -17,6 +17,8 @@ import numpy as np
 
 PACKAGES = ("jax", "jaxlib", "numpy", "av", "grain", "libtpu", "torch", "lerobot")
 
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, least, largest and 99th percentile of several runs, and their number."""
@@ -40,16 +42,34 @@ def versions() -> dict[str, str]:
     return found
 
 
+def machine() -> dict[str, Any]:
+    """This machine: its cores, the CPU's model, and which instructions for matrix products it has (Linux says them)."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = fields.get("flags", "").split()
+    return {
+        "cpus": os.cpu_count(),
+        "cpu": fields.get("model name", platform.processor() or platform.machine()),
+        "instructions": [name for name in INSTRUCTIONS if name in flags],
+        "machine": platform.machine(),
+        "system": platform.system(),
+    }
+
+
 @contextmanager
 def result(name: str, config: Any) -> Iterator[dict[str, Any]]:
     """A record to fill in. Unless the block fails, it is printed and appended as one line to the file `config.json`."""
     settings = {key: str(v) if isinstance(v, Path) else v for key, v in dataclasses.asdict(config).items()}
     path = Path(settings.pop("json"))
     record: dict[str, Any] = {"benchmark": name, "settings": settings}
+    about = machine()
+    print(
+        f"machine: {about['cpus']} cores, {about['cpu']} with {', '.join(about['instructions']) or 'no wide instructions known'}"
+    )
     before = os.getloadavg()[0]
     yield record
     record["load"] = [round(before, 2), round(os.getloadavg()[0], 2)]
-    record["machine"] = {"cpus": os.cpu_count(), "machine": platform.machine(), "system": platform.system()}
+    record["machine"] = machine()
     record["versions"] = versions()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as lines:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from typing import Literal
 
 from benchmarks.network import (
     JAX,
-    LEROBOT,
     NetworkConfig,
+    Rival,
     deviation,
     print_floor,
     print_memory,
     print_runs,
+    rival_side,
     run_workers,
+    tolerated,
 )
 from benchmarks.result import result, spread
 
@@ -25,20 +26,20 @@ PARTS = ("sample", "prefix", "loop", "one step")
 class SampleConfig(NetworkConfig):
     """Seconds from a prepared observation to a chunk: the whole, the prefix alone, the Euler steps alone, and one step."""
 
-    against: Literal["lerobot"] | None = None
+    against: Rival | None = None
     """Run LeRobot's PyTorch in turn. Needs the environment of `make parity`."""
 
 
 def run(config: SampleConfig) -> None:
     """Prints seconds run by run, floor and peak memory, and appends one JSON line."""
     sides: dict[str, tuple[str, dict[str, str]]] = {"jaxreflow": (JAX, {})}
-    if config.against == "lerobot":
-        sides["LeRobot"] = (LEROBOT, {})
+    if config.against:
+        sides |= rival_side(config.against)
     with result("sample", config) as record:
         (ours, *others), rates = run_workers(config, "sample", sides)
         other = others[0] if others else None
-        if other:
-            limit = 1e-4 if config.dtype == "float32" else 1e-1
+        if other and config.against:
+            limit = tolerated(config.dtype, config.against)
             record["chunk_deviation"] = deviation(ours.first["check"], other.first["check"], limit)
             print(f"chunks differ by {record['chunk_deviation']:.1e} of their largest entry")
         ratios = print_runs(ours, other, PARTS)
