@@ -24,7 +24,7 @@ from jaxreflow.policy.real_time_chunking import fitting_rtc_config
 from jaxreflow.policy.saved import CONFIG, WEIGHTS, load_processors, policy_tensors, read_config_fields, vlm_home
 from jaxreflow.policy.statistics import BUFFER_PREFIXES
 from jaxreflow.policy.vlm import load_vlm
-from jaxreflow.policy.weights import check_tensors, expected_tensors
+from jaxreflow.policy.weights import check_tensors, expected_tensors, surplus_tensors, surplus_warning
 from jaxreflow.support.safetensors_file import TensorFile
 
 from .archive import PICKLES
@@ -58,9 +58,8 @@ def examine(directory: Path, *, vlm: Path | None = None, measure: bool | None = 
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such folder; expected a policy in LeRobot's layout")
-    findings = list(_pickles(directory))
     policy, found = _config(directory)
-    findings += found
+    findings = [*_pickles(directory), *found]
     file, found = _weights(directory)
     findings += found
     config: ModelConfig | None = None
@@ -69,7 +68,9 @@ def examine(directory: Path, *, vlm: Path | None = None, measure: bool | None = 
             files = load_vlm(policy, vlm_home(directory, file), vlm)
             config = network_of(policy, files.config)
             check_tensors(file, config)
-            findings += _module_dtypes(file, own_dtypes(config, policy, files))
+            findings += [Finding("warning", text) for text in surplus_warning(file, config)]
+            findings += _dtypes(file, set(file.keys) - set(surplus_tensors(file, config)))
+            findings += _module_dtypes(file, own_dtypes(file, config, policy, files))
         except JaxReflowError as error:
             config = None
             findings.append(_from_error(error))
@@ -165,10 +166,9 @@ def _guidance(policy: PolicyConfig) -> Iterator[Finding]:
 def _weights(directory: Path) -> tuple[TensorFile | None, list[Finding]]:
     try:
         file = policy_tensors(directory)
-        findings = [*_names(file), *_dtypes(file)]
     except CheckpointError as error:
         return None, [_from_error(error)]
-    return file, findings
+    return file, list(_names(file))
 
 
 def _names(file: TensorFile) -> Iterator[Finding]:
@@ -183,8 +183,8 @@ def _names(file: TensorFile) -> Iterator[Finding]:
         )
 
 
-def _dtypes(file: TensorFile) -> Iterator[Finding]:
-    kinds = {name: {str(file.dtype(key)) for key in keys} for name, keys in group_keys(file.keys).items()}
+def _dtypes(file: TensorFile, used: set[str]) -> Iterator[Finding]:
+    kinds = {name: {str(file.dtype(key)) for key in keys} for name, keys in group_keys(used).items()}
     text, vision = kinds.get("text model", set()), kinds.get("vision tower", set())
     if text == {"bfloat16"} and vision == {"float32"}:
         yield Finding(

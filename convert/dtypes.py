@@ -15,8 +15,10 @@ BFLOAT16, FLOAT32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
 USUAL = (BFLOAT16, FLOAT32)
 
 
-def own_dtypes(config: ModelConfig, policy: PolicyConfig, vlm: VLMFiles) -> dict[str, np.dtype]:
-    """The dtype in which LeRobot makes each tensor's module, and to which it rounds what a file holds.
+def own_dtypes(
+    file: TensorFile, config: ModelConfig, policy: PolicyConfig, vlm: VLMFiles
+) -> dict[str, np.dtype]:
+    """The dtype in which LeRobot makes the module of each tensor in `file`, and to which it rounds what that holds.
 
     With `load_vlm_weights` the whole VLM is bfloat16; without, only its text model has the dtype that its config names.
     """
@@ -28,7 +30,7 @@ def own_dtypes(config: ModelConfig, policy: PolicyConfig, vlm: VLMFiles) -> dict
             return text if key.startswith(TEXT) else FLOAT32
         return module_dtype(key, config, text)
 
-    return {key: own(key) for key in expected_tensors(config)}
+    return {key: own(key) for key in expected_tensors(config) if key in file.stored_keys}
 
 
 def rounded_by_lerobot(file: TensorFile, own: dict[str, np.dtype]) -> list[str]:

@@ -85,7 +85,7 @@ def inspect_checkpoint(source: str | Path, *, revision: str | None = None, vlm: 
     check_tensors(file, config)
     trainable = trainable_by_policy(policy, config)
     trained = {entry.key for entry in parameter_table(config) if trainable(entry.path)}
-    dead = dead_tensors(config)
+    dead = {key: shape for key, shape in dead_tensors(config).items() if key in file.stored_keys}
     components = [_component(name, keys, file, trained, dead) for name, keys in group_keys(file.keys).items()]
     statistics, problems = _statistics(directory, policy, file)
     network = [part for part in components if part.name != "statistics"]

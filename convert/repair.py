@@ -143,7 +143,7 @@ def _repair_dtypes(directory: Path, policy: PolicyConfig, vlm: Path | None) -> l
         files = load_vlm(policy, directory, vlm)
         config = network_of(policy, files.config)
         check_tensors(file, config)
-        own = own_dtypes(config, policy, files)
+        own = own_dtypes(file, config, policy, files)
         cast = {key: own[key] for key in repairable(file, own)}
     except JaxReflowError:  # `examine` says why
         return []

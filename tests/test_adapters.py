@@ -67,6 +67,7 @@ def merged(folder: Path, key: str) -> np.ndarray:
         ({"use_rslora": True}, 8 / math.sqrt(2)),
         ({"alpha_pattern": {r"layers\.0\.self_attn\.q_proj": 3}}, 3 / 2),
         ({"alpha_pattern": {"v_proj": 3}, "rank_pattern": {"v_proj": 7}}, 8 / 2),
+        ({"init_lora_weights": "gaussian", "use_dora": False, "arrow_config": None}, 8 / 2),
     ],
 )
 def test_a_linear_layer_is_merged_as_peft_does(base: Path, settings: dict[str, Any], scale: float) -> None:
@@ -151,8 +152,12 @@ def test_other_weights_are_another_identity(base: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"peft_type": "LOHA"}, "expected a LoRA adapter, found LOHA, which jaxreflow cannot merge; merge it where"),
-        ({"use_dora": True}, r"found DoRA.*merge_and_unload\(\)\.save_pretrained\(OUT\)"),
+        ({"peft_type": "LOHA"}, "expected a LoRA adapter, found LOHA, which jaxreflow cannot merge; merge it in LeRobot"),
+        ({"use_dora": True}, r"found DoRA.*merge_and_unload\(\)\.save_pretrained\(OUT\); then copy .* policy_\* files"),
+        ({"init_lora_weights": "pissa"}, "found LoRA that pissa began, which changes the base's weights, which jaxreflow"),
+        ({"init_lora_weights": "pissa_niter_16"}, "found LoRA that pissa_niter_16 began"),
+        ({"init_lora_weights": "olora"}, "found LoRA that olora began"),
+        ({"alora_invocation_tokens": [1, 2]}, "found activated LoRA"),
         ({"lora_bias": True}, "found LoRA with a bias of its own"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path is missing; put the base's folder"),
         ({"base_model_name_or_path": "/nowhere/at/all"}, "the adapter's base cannot be had .*no such folder"),
@@ -161,6 +166,19 @@ def test_other_weights_are_another_identity(base: Path) -> None:
 def test_what_cannot_be_merged_is_named(base: Path, settings: dict[str, Any], message: str) -> None:
     adapter = make_adapter(base, {}, **settings)
     with pytest.raises(CheckpointError, match=message):
+        load_saved_policy(adapter)
+
+
+def test_an_adapter_whose_base_is_itself_is_named(base: Path) -> None:
+    adapter = make_adapter(base, {}, base_model_name_or_path=str(base.with_name("adapter")))
+    with pytest.raises(CheckpointError, match="the adapter's base cannot be had .*is the adapter itself.*; put the base"):
+        load_saved_policy(adapter)
+
+
+def test_a_damaged_base_is_called_damaged(base: Path) -> None:
+    adapter = make_adapter(base, {})
+    (base / WEIGHTS).write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match=r"^[^(]*base/model\.safetensors: not a complete safetensors file"):
         load_saved_policy(adapter)
 
 

@@ -33,6 +33,21 @@ def test_nothing_is_wrong_with_a_sound_checkpoint(source):
     assert contents(source) == before
 
 
+def test_every_command_takes_weights_as_lerobot_does(source, tmp_path, capsys):
+    """Without the head, which nothing reads, and with a buffer of an older transformers."""
+    surplus = "model.vlm_with_expert.vlm.model.vision_model.embeddings.position_ids"
+    edit_tensors(source / WEIGHTS, lambda t: {k: v for k, v in t.items() if "lm_head" not in k} | {surplus: np.arange(4)})
+    (found,) = whats(source)
+    assert f"{WEIGHTS} holds {surplus}, for which the policy of config.json has no place: left out, as in LeRobot" in found
+    before = (source / WEIGHTS).read_bytes()
+    assert main(["doctor", str(source), "--fix"]) == 1
+    assert main(["inspect", str(source)]) == 0
+    assert main(["from-lerobot", str(source), str(tmp_path / "orbax")]) == 0
+    assert main(["to-lerobot", str(tmp_path / "orbax"), str(tmp_path / "back")]) == 0
+    assert (source / WEIGHTS).read_bytes() == (tmp_path / "back" / WEIGHTS).read_bytes() == before
+    assert "lm_head" not in capsys.readouterr().out
+
+
 def test_config_artefacts_are_found_and_repaired(source, capsys):
     edit_config(source, training_mode="reflow", use_reflow=True, teacher_model_path="/t", load_vlm_weights=False)
     original = (source / "config.json").read_bytes()

@@ -14,7 +14,16 @@ from jaxreflow.errors import CheckpointError, ConfigError
 from jaxreflow.model.config import ModelConfig, VLMConfig
 from jaxreflow.model.params import PROJECTIONS, count_parameters, merge_params, split_params, trainable_in_reflow
 from jaxreflow.policy.architecture import network_of
-from jaxreflow.policy.weights import Entry, dead_tensors, expected_tensors, parameter_table, read_params, write_params
+from jaxreflow.policy.weights import (
+    VISION,
+    Entry,
+    dead_tensors,
+    expected_tensors,
+    parameter_table,
+    read_params,
+    surplus_warning,
+    write_params,
+)
 from jaxreflow.run.programs import trainable_by_policy
 from jaxreflow.support.safetensors_file import TensorFile
 from tests.tiny import VLM, tiny_policy
@@ -114,6 +123,23 @@ def test_all_problems_are_listed_at_once(tmp_path):
     assert "missing: model.state_proj.bias" in message
     assert "unexpected: model.surplus" in message
     assert f"shape of {EXPERT_Q}: expected [24, 18], found [2, 2]" in message
+
+
+def test_what_nothing_reads_may_be_missing_or_too_much(tmp_path):
+    """As in LeRobot, which loads weights with strict=False: the same numbers, and a student with the same tensors."""
+    tensors = random_tensors(CONFIG)
+    dead = set(dead_tensors(CONFIG))
+    surplus = {VISION + "embeddings.position_ids": np.arange(9)[None]}
+    pruned = {key: tensor for key, tensor in tensors.items() if key not in dead} | surplus
+    file = write(tmp_path / "in.safetensors", pruned)
+    params = read_params(file, CONFIG)
+    whole = read_params(write(tmp_path / "whole.safetensors", tensors), CONFIG)
+    jax.tree.map(np.testing.assert_array_equal, params, whole)
+    (warning,) = surplus_warning(file, CONFIG)
+    assert "in.safetensors holds " in warning and "position_ids, for which the policy of config.json has no place" in warning
+    assert surplus_warning(write(tmp_path / "whole.safetensors", tensors), CONFIG) == []
+    write_params(tmp_path / "out.safetensors", file, params, CONFIG)
+    assert load_file(tmp_path / "out.safetensors").keys() == pruned.keys()
 
 
 def test_a_tensor_stored_twice_is_refused(tmp_path):

@@ -25,9 +25,24 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 # Names of one adapter's two factors, of linear layers and convolutions, and of embeddings.
 _FACTOR = re.compile(r"(.+)\.lora_(embedding_)?(A|B)(\.weight)?")
 _MERGE_IT = (
-    "merge it where it was trained: "
-    "PeftModel.from_pretrained(SmolVLAPolicy.from_pretrained(BASE), ADAPTER).merge_and_unload().save_pretrained(OUT)"
+    "merge it in LeRobot, where it was trained: "
+    "PeftModel.from_pretrained(SmolVLAPolicy.from_pretrained(BASE), ADAPTER).merge_and_unload().save_pretrained(OUT); then copy "
+    "the adapter's config.json and policy_* files into OUT, and run `python -m convert doctor OUT --fix`"
 )
+# Settings that make more of an adapter than `W + scale B A`.
+_OTHER_KINDS = {
+    "use_dora": "DoRA",
+    "lora_bias": "LoRA with a bias of its own",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "block-diagonal LoRA",
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow",
+    "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+    "layer_replication": "LoRA with replicated layers",
+}
+# Ways to begin an adapter that take something off the base first: PEFT does so again whenever it loads one.
+_CHANGES_BASE = ("pissa", "corda", "olora", "loftq")
 
 
 def is_adapter(directory: Path) -> bool:
@@ -36,8 +51,12 @@ def is_adapter(directory: Path) -> bool:
     return not full and (directory / ADAPTER_CONFIG).is_file()
 
 
-def open_weights(directory: Path, find_base: Callable[[str, str | None], Path]) -> TensorFile:
+def open_weights(
+    directory: Path, find_base: Callable[[str, str | None], Path], adapters: tuple[Path, ...] = ()
+) -> TensorFile:
     """The tensors of a policy's folder; `find_base` gives the local folder of an adapter's base by name and revision.
+
+    `adapters` are those whose base this folder is.
 
     Raises:
         CheckpointError: files are missing or damaged, or the adapter is of a kind that cannot be merged here.
@@ -47,33 +66,44 @@ def open_weights(directory: Path, find_base: Callable[[str, str | None], Path]) 
     settings = _read_settings(directory / ADAPTER_CONFIG)
     name = str(settings["base_model_name_or_path"])
     try:
-        base = open_weights(find_base(name, settings.get("revision")), find_base)
+        folder = find_base(name, settings.get("revision"))
+        if folder.resolve() in (*adapters, directory.resolve()):
+            raise CheckpointError(f"{name} is the adapter itself")
     except CheckpointError as error:
         raise CheckpointError(
             f"{directory / ADAPTER_CONFIG}: the adapter's base cannot be had ({error}); put the base's folder or hub name into "
             "base_model_name_or_path there"
         ) from error
+    base = open_weights(folder, find_base, (*adapters, directory.resolve()))
     return MergedFile(base, directory, settings)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = parse_json(path.read_text(encoding="utf-8"))
-        kind = settings["peft_type"]
+        settings["peft_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: no settings of an adapter ({type(error).__name__}: {error}); copy or download it again"
         ) from error
-    if kind != "LORA" or settings.get("use_dora") or settings.get("lora_bias"):
-        found = (
-            "DoRA" if settings.get("use_dora") else "LoRA with a bias of its own" if settings.get("lora_bias") else kind
-        )
+    other = _other_kind(settings)
+    if other:
         raise CheckpointError(
-            f"{path}: expected a LoRA adapter, found {found}, which jaxreflow cannot merge; {_MERGE_IT}"
+            f"{path}: expected a LoRA adapter, found {other}, which jaxreflow cannot merge; {_MERGE_IT}"
         )
     if not settings.get("base_model_name_or_path"):
         raise CheckpointError(f"{path}: base_model_name_or_path is missing; put the base's folder or hub name there")
     return dict(settings)
+
+
+def _other_kind(settings: Mapping[str, Any]) -> str | None:
+    """What an adapter is if it is more than `W + scale B A`; None where that is all."""
+    if settings["peft_type"] != "LORA":
+        return str(settings["peft_type"])
+    start = str(settings.get("init_lora_weights"))
+    if start.lower().startswith(_CHANGES_BASE):
+        return f"LoRA that {start} began, which changes the base's weights"
+    return next((kind for name, kind in _OTHER_KINDS.items() if settings.get(name)), None)
 
 
 class MergedFile(TensorFile):

@@ -24,7 +24,7 @@ from jaxreflow.policy.processors import Processors, create_processors, parse_pro
 from jaxreflow.policy.real_time_chunking import fitting_rtc_config
 from jaxreflow.policy.statistics import BUFFER_PREFIXES, chosen_stats, rename_stats, stats_in_weights, to_float32
 from jaxreflow.policy.vlm import VLM_FOLDER, VLMFiles, has_weights, load_tokenizer, load_vlm
-from jaxreflow.policy.weights import check_tensors, read_checked_params, write_params
+from jaxreflow.policy.weights import check_tensors, read_checked_params, surplus_warning, write_params
 from jaxreflow.support.new_folder import new_directory, write_json
 from jaxreflow.support.safetensors_file import TensorFile
 from jaxreflow.support.storage import AnyPath, as_path
@@ -108,7 +108,7 @@ def load_saved_policy(
         rename_map=rename_map,
         as_configured=adapt is not None,
     )
-    for text in surprises(policy, processors):
+    for text in (*surplus_warning(tensors, config), *surprises(policy, processors)):
         warnings.warn(f"{directory}: {text}", stacklevel=2)
     policy, processors = fit_state(policy, processors)
     return SavedPolicy(

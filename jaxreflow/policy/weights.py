@@ -90,7 +90,7 @@ def _module(path: ParamPath) -> str:
 
 @functools.cache
 def dead_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of the tensors that a checkpoint must hold although nothing reads them."""
+    """Keys and shapes of the tensors that LeRobot's checkpoints hold although nothing reads them."""
     text, width = config.text, config.text.hidden_size
     q, kv, mlp = (
         text.num_attention_heads * text.head_dim,
@@ -140,25 +140,43 @@ def module_dtype(key: str, config: ModelConfig, expert_dtype: np.dtype) -> np.dt
 
 
 def check_tensors(file: TensorFile, config: ModelConfig) -> None:
-    """Compares keys and shapes with what the config needs.
+    """Compares keys and shapes with what the config needs; as in LeRobot, what nothing reads may be missing or too much.
 
     Raises:
-        CheckpointError: lists every missing, unexpected and wrongly shaped tensor.
+        CheckpointError: lists every missing and wrongly shaped tensor, and with them those that have no place.
     """
     expected = expected_tensors(config)
-    known = [k for k in file.keys if not k.startswith(BUFFER_PREFIXES)]
-    problems = [f"missing: {key} {list(expected[key])}" for key in sorted(set(expected) - set(known))]
-    problems += [f"unexpected: {key} {list(file.shape(key))}" for key in sorted(set(known) - set(expected))]
+    needed = set(expected) - set(dead_tensors(config))
+    problems = [f"missing: {key} {list(expected[key])}" for key in sorted(needed - set(file.keys))]
     problems += [
         f"shape of {key}: expected {list(expected[key])}, found {list(file.shape(key))}"
-        for key in sorted(set(known) & set(expected))
+        for key in sorted(set(file.keys) & set(expected))
         if file.shape(key) != expected[key]
     ]
     if problems:
+        problems += [f"unexpected: {key} {list(file.shape(key))}" for key in surplus_tensors(file, config)]
         lines = "\n  ".join(problems)
         raise CheckpointError(
             f"{file.path} does not fit config.json and the VLM's config ({len(problems)} problems):\n  {lines}"
         )
+
+
+def surplus_tensors(file: TensorFile, config: ModelConfig) -> list[str]:
+    """Keys that LeRobot's policy has no place for, which it leaves out when it loads the file."""
+    known = {key for key in file.keys if not key.startswith(BUFFER_PREFIXES)}
+    return sorted(known - set(expected_tensors(config)))
+
+
+def surplus_warning(file: TensorFile, config: ModelConfig) -> list[str]:
+    """A warning of such tensors; none without any."""
+    surplus = surplus_tensors(file, config)
+    if not surplus:
+        return []
+    shown = ", ".join(surplus[:3]) + (f" and {len(surplus) - 3} more" if len(surplus) > 3 else "")
+    return [
+        f"{file.path.name} holds {shown}, for which the policy of config.json has no place: left out, as in LeRobot. If layers "
+        "are among them, compare `num_vlm_layers` and `num_expert_layers` with the policy's training"
+    ]
 
 
 def read_params(file: TensorFile, config: ModelConfig) -> Params:
