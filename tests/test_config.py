@@ -62,7 +62,7 @@ def test_artefacts_of_an_old_fork_are_dropped_with_a_warning():
         ({"num_steps": 0}, "num_steps"),
         ({"normalization_mapping": {"STATE": "LOG"}}, "LOG"),
         ({"pad_language_to": "shortest"}, "pad_language_to"),
-        ({"min_period": 5.0}, "min_period"),
+        ({"min_period": 0.0}, "min_period"),
         ({"max_action_dim": 3}, "`action` has 4 dimensions, more than the padded width 3"),
         ({"empty_cameras": 10**9}, "`empty_cameras` must be at least 0 and at most 65536"),
         ({"input_features": {"observation.state": {"shape": [5]}}}, "wrong form"),

@@ -89,6 +89,7 @@ def test_cameras_keep_the_configs_order_masks_and_names():
         ({"observation.state": np.zeros(33)}, r"`observation.state`: expected \[2\].*\[33\]"),
         ({"observation.images.top": np.full((3, 4, 6), 255.0)}, r"\[0, 1\]"),
         ({"observation.images.top": np.full((3, 4, 6), np.nan)}, r"\[0, 1\]"),
+        ({"observation.images.top": np.full((3, 4, 6), -1.0)}, r"\[0, 1\]"),
         ({"observation.images.top": np.zeros((4, 6, 3), np.int64)}, "uint8 or float"),
         ({"observation.images.top": np.zeros((4, 6), np.uint8)}, "found shape"),
         ({"observation.images.top": np.zeros((0, 6, 3), np.uint8)}, r"found shape \[0, 6, 3\]"),
@@ -108,6 +109,13 @@ def test_cameras_keep_the_configs_order_masks_and_names():
 def test_wrong_observations_are_named(entries, message):
     with pytest.raises(ProcessorError, match=message):
         small_transforms().prepare(small_observation(**entries))
+
+
+def test_a_scaled_image_may_overshoot():
+    """As a bicubic filter leaves it; LeRobot's policy takes it as it is."""
+    image = np.linspace(-0.125, 1.125, 72, dtype=np.float32).reshape(3, 4, 6)
+    found = small_transforms().prepare(small_observation(**{"observation.images.top": image})).images
+    np.testing.assert_array_equal(found["observation.images.top"][0], image.transpose(1, 2, 0))
 
 
 def test_a_foreign_camera_is_left_out_with_a_warning():

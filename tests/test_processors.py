@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load as load_tensors
@@ -24,7 +25,7 @@ from jaxreflow.policy.processors import (
     read_processor_files,
 )
 from jaxreflow.policy.saved import load_processors, read_policy_config
-from jaxreflow.policy.statistics import stats_in_weights, to_float32
+from jaxreflow.policy.statistics import parse_tensors, stats_in_weights, to_float32
 from jaxreflow.policy.vlm import load_tokenizer
 from jaxreflow.support.safetensors_file import TensorFile
 
@@ -307,6 +308,17 @@ def test_the_form_of_a_vectors_statistics_does_not_matter(shape):
         content for name, content in processors.files.items() if name.startswith("policy_pre") and "step" in name
     )
     assert load_tensors(state)["action.mean"].shape == (2,)
+
+
+def test_statistics_in_half_precision_are_no_damage():
+    """As LeRobot reads them after `policy.to(torch.bfloat16)` or a tool that makes files smaller."""
+    values = {"action.mean": np.float32([1.0, 2.5, -0.375]).astype(ml_dtypes.bfloat16), "action.count": np.int64([7])}
+    found = parse_tensors(save(values), "stats.safetensors")["action"]
+    np.testing.assert_array_equal(found["mean"], np.float32([1.0, 2.5, -0.375]))
+    assert found["mean"].dtype == found["count"].dtype == np.float32
+    small = save({"action.mean": np.zeros(3, ml_dtypes.float8_e4m3fn)})
+    with pytest.raises(ProcessorError, match=r"stats\.safetensors: action\.mean is stored as F8_E4M3; expected one of F64"):
+        parse_tensors(small, "stats.safetensors")
 
 
 def test_one_number_holds_for_all_dimensions_as_in_lerobot():

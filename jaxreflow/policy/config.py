@@ -216,10 +216,8 @@ def _rules(config: PolicyConfig) -> Iterator[tuple[bool, str]]:
         config.pad_language_to in ("longest", "max_length"),
         f'`pad_language_to` must be "longest" or "max_length", found {config.pad_language_to!r}',
     )
-    yield (
-        0 < config.min_period < config.max_period,
-        f"`min_period` ({config.min_period}) must be positive and below `max_period` ({config.max_period})",
-    )
+    for name in ("min_period", "max_period"):
+        yield getattr(config, name) > 0, f"`{name}` must be positive, found {getattr(config, name)}"
     for kind, mode in config.normalization_mapping.items():
         modes = ", ".join(NORMALIZATION_MODES)
         yield mode in NORMALIZATION_MODES, f"`normalization_mapping` of {kind} must be one of {modes}, found {mode!r}"

@@ -23,6 +23,8 @@ TASK = "task"
 CAMERA_PREFIX = "observation.image"
 # Entries about a camera: of an observation, and of an item of LeRobot's dataset.
 _BESIDE_IMAGES = ("_padding_mask", "_is_pad")
+# Scaling with a sharp filter, noise or rounding takes float images a little out of [0, 1]; LeRobot's policy takes them so.
+_OVERSHOOT = 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +199,7 @@ def _image(key: str, value: Any) -> np.ndarray:
     if whole:
         return np.ascontiguousarray(image)
     low, high = float(image.min()), float(image.max())
-    if not (low >= 0.0 and high <= 1.0):
+    if not (low >= -_OVERSHOOT and high <= 1.0 + _OVERSHOOT):
         raise ProcessorError(
             f"`{key}`: a float image must lie in [0, 1], found [{low:g}, {high:g}]; divide by 255, or give it as uint8"
         )

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from jaxreflow.errors import ProcessorError
 from jaxreflow.policy.normalization import Stats
-from jaxreflow.support.safetensors_file import header_length
+from jaxreflow.support.safetensors_file import DTYPES, header_length
 from jaxreflow.support.strict_json import parse_json
 
 # Modules that LeRobot kept inside the policy until 0.3, from the least to the most authoritative for the same feature.
@@ -43,13 +43,16 @@ def parse_tensors(data: bytes, where: str) -> Stats:
     """
     try:
         header_length(data[:8], len(data))
-        tensors = safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that numpy does not have
+        tensors = safetensors.deserialize(data)
+    except (safetensors.SafetensorError, ValueError) as error:
         raise ProcessorError(
             f"{where}: not a complete safetensors file ({error}); copy or download it again"
         ) from error
     stats: Stats = {}
-    for key, tensor in tensors.items():
+    for key, info in tensors:
+        if info["dtype"] not in DTYPES:
+            raise ProcessorError(f"{where}: {key} is stored as {info['dtype']}; expected one of {', '.join(DTYPES)}")
+        tensor = np.ndarray(info["shape"], DTYPES[info["dtype"]], bytes(info["data"]))
         feature, dot, name = key.rpartition(".")
         if not dot:
             raise ProcessorError(f"{where}: key {key!r} must be `feature.statistic`, like `action.mean`")
