@@ -70,6 +70,49 @@ def test_a_part_of_the_metadata_is_not_taken_for_the_whole(tmp_path, write):
     assert LeRobotDataset.open(root, episodes=(0, 2), options=TRAIN_OPTIONS).num_frames == 13
 
 
+@pytest.mark.parametrize("said", [{"length": 9}, {"length": 5}, {"length": None}])
+def test_an_old_episode_is_as_long_as_its_rows(v21, said, caplog):
+    """LeRobot's converter counts them, and reads no length."""
+    lines = [json.loads(line) for line in (v21 / "meta/episodes.jsonl").read_text().split("\n")]
+    (v21 / "meta/episodes.jsonl").write_text("\n".join(json.dumps(line | said) for line in lines))
+    is_right(v21)
+    assert caplog.messages == []
+
+
+def test_of_lines_about_one_episode_the_last_counts(v21):
+    """As for LeRobot's converter, after a recording that was interrupted and went on."""
+    whole = LeRobotDataset.open(v21).stats
+    for name in ("episodes", "episodes_stats"):
+        file = v21 / f"meta/{name}.jsonl"
+        first = json.loads(file.read_text().split("\n")[0])
+        stale = first | {"tasks": ["stale"], "stats": {"action": {n: [9.0] for n in ("min", "max", "mean", "std", "count")}}}
+        file.write_text(json.dumps(stale) + "\n" + file.read_text())
+    is_right(v21)
+    np.testing.assert_array_equal(LeRobotDataset.open(v21).stats["action"]["count"], whole["action"]["count"])
+
+
+def test_an_episode_that_is_listed_twice_is_one(v30):
+    edit_table(v30 / "meta/episodes/chunk-000/file-000.parquet", lambda table: pa.concat_tables([table, table.slice(1)]))
+    is_right(v30)
+
+
+def test_paths_from_before_v3_are_not_filled(v30):
+    edit_info(v30, lambda info: info.update(data_path="data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"))
+    is_right(v30)
+
+
+def test_what_nobody_asks_for_may_be_anything(v30):
+    """LeRobot makes arrays of whatever stats.json holds, and casts no feature of any length."""
+    file = v30 / "meta/stats.json"
+    stats = json.loads(file.read_text())
+    foreign = {"note": {"mean": "none", "max": [None, 1]}, "version": 2, "names": ["a"]}
+    file.write_text(json.dumps(stats | foreign))
+    edit_info(v30, lambda info: info["features"].update(sound={"dtype": "float32", "shape": [-1], "names": None}))
+    is_right(v30)
+    found = LeRobotDataset.open(v30).stats
+    assert list(found["note"]) == ["max"] and found.keys() - {"note"} == stats.keys()
+
+
 def test_fewer_counted_than_listed_is_warned_of(v30, caplog):
     edit_info(v30, lambda info: info.update(total_episodes=2, total_frames=12))
     is_right(v30)
@@ -147,6 +190,16 @@ def test_a_task_goes_by_its_row_as_in_lerobot(v30, caplog):
     pq.write_table(tasks_table({"task_index": [1, 0], "task": ["push", "pull"]}, "task"), v30 / "meta/tasks.parquet")
     is_right(v30)
     assert "task_index does not count the rows" in caplog.text
+
+
+@pytest.mark.parametrize(("numbers", "used"), [([0, 5], [0, 1]), ([0, 5], [0, 5]), ([1, 2], [1, 2])])
+def test_numbers_that_cannot_be_rows_stand_beside_the_rows(v30, numbers, used):
+    """LeRobot reads the row that the data name; where there is none it fails, and the numbers are believed."""
+    edit_table(v30 / "meta/tasks.parquet", lambda table: table.set_column(0, "task_index", pa.array(numbers)))
+    for file in FILES:
+        old = pq.read_table(v30 / file)["task_index"].to_pylist()
+        set_column(v30 / file, "task_index", [used[number] for number in old])
+    is_right(v30)
 
 
 def test_two_texts_without_a_name_are_refused(v30):

@@ -15,11 +15,21 @@ Stats = dict[str, dict[str, np.ndarray]]
 
 
 def stats_arrays(stats: dict[str, dict[str, Any]]) -> Stats:
-    """The statistics of a JSON document as float64 arrays of at least one axis."""
-    return {
-        key: {name: np.atleast_1d(np.asarray(value, np.float64)) for name, value in group.items()}
+    """The statistics of a JSON document as float64 arrays of at least one axis; what is no number is left out."""
+    arrays = {
+        key: {name: np.asarray(value) for name, value in group.items()}
         for key, group in stats.items()
+        if isinstance(group, dict)
     }
+    return {
+        key: {name: np.atleast_1d(array.astype(np.float64)) for name, array in group.items() if _is_numeric(array)}
+        for key, group in arrays.items()
+    }
+
+
+def _is_numeric(array: np.ndarray) -> bool:
+    # null, which is NaN, makes an array of objects.
+    return array.dtype.kind in "biuf" or all(value is None or isinstance(value, int | float) for value in array.flat)
 
 
 def read_stats(root: Path) -> Stats:

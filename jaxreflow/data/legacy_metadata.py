@@ -29,20 +29,16 @@ def legacy_tasks(root: Path) -> dict[int, str]:
     )
 
 
-def episode_lines(root: Path) -> list[tuple[int, int, str]]:
-    """Index, length and task of every episode, by index; DatasetError if the file is missing or damaged."""
-    lines = _lines(root, "episodes.jsonl")
-    return parse_file(
-        root / "meta" / "episodes.jsonl",
-        lambda: sorted(
-            (
-                whole_number(line["episode_index"], "episode_index"),
-                whole_number(line["length"], "length"),
-                first_task(line.get("tasks")),
-            )
-            for line in lines
-        ),
-    )
+def episode_lines(root: Path) -> list[tuple[int, int | None, str]]:
+    """Index, length where it is said, and task of every episode, by index; DatasetError if the file is missing or damaged."""
+    episodes = _by_episode(root, "episodes.jsonl")
+
+    def parse(index: int) -> tuple[int, int | None, str]:
+        line = episodes[index]
+        length = None if line.get("length") is None else whole_number(line["length"], "length")
+        return index, length, first_task(line.get("tasks"))
+
+    return [parse_file(root / "meta" / "episodes.jsonl", parse, index) for index in sorted(episodes)]
 
 
 def legacy_stats(root: Path) -> Stats:
@@ -50,8 +46,16 @@ def legacy_stats(root: Path) -> Stats:
     file = root / "meta" / "episodes_stats.jsonl"
     if not file.is_file():
         return read_stats(root)
-    lines = _lines(root, "episodes_stats.jsonl")
+    lines = _by_episode(root, file.name).values()
     return parse_file(file, lambda: aggregate_stats([stats_arrays(line["stats"]) for line in lines]))
+
+
+def _by_episode(root: Path, name: str) -> dict[int, dict[str, Any]]:
+    """Lines by episode; of several about the same one the last counts, as for LeRobot's converter."""
+    lines = _lines(root, name)
+    return parse_file(
+        root / "meta" / name, lambda: {whole_number(line["episode_index"], "episode_index"): line for line in lines}
+    )
 
 
 def _lines(root: Path, name: str) -> list[dict[str, Any]]:

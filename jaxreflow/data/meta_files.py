@@ -18,13 +18,13 @@ _Parsed = TypeVar("_Parsed")
 # More frames than any dataset has; sums of so many still fit int64.
 _COUNT_LIMIT = 1 << 40
 # More episodes than any dataset has.
-_MOST_ROWS = 1 << 20
+MOST_ROWS = 1 << 20
 _DIGITS = re.compile(r"[0-9]{1,15}")
 _LFS_POINTER = b"version https://git-lfs"
 
 
 def read_parquet(
-    file: Path, columns: list[str] | None = None, *, optional: Sequence[str] = (), most_rows: int = _MOST_ROWS
+    file: Path, columns: list[str] | None = None, *, optional: Sequence[str] = (), most_rows: int = MOST_ROWS
 ) -> pa.Table:
     """The named columns of a parquet file (all without names); DatasetError if it is missing, damaged or lacks one.
 
@@ -48,6 +48,15 @@ def read_parquet(
         return table
 
     return parse_file(file, read)
+
+
+def count_rows(file: Path, most_rows: int) -> int | None:
+    """The rows of a parquet file; None where it is not there, damaged or too large, which matters only if it is read."""
+    try:
+        rows = int(pq.read_metadata(file).num_rows)
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    return rows if rows <= most_rows else None
 
 
 def parse_file(file: Path, read: Callable[..., _Parsed], *args: Any, **kwargs: Any) -> _Parsed:

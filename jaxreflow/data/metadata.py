@@ -13,7 +13,7 @@ from typing import Any
 from jaxreflow.data.dataset_stats import Stats, read_stats
 from jaxreflow.data.file_layout import FileLayout
 from jaxreflow.data.legacy_metadata import episode_lines, first_task, legacy_stats, legacy_tasks
-from jaxreflow.data.meta_files import parse_file, read_json, read_parquet, text_value, whole_number
+from jaxreflow.data.meta_files import MOST_ROWS, count_rows, parse_file, read_json, read_parquet, text_value, whole_number
 from jaxreflow.data.task_names import read_task_table
 from jaxreflow.errors import DatasetError
 
@@ -144,7 +144,9 @@ def read_metadata(root: Path) -> Metadata:
     read_tasks, read_episodes, stats = (
         (legacy_tasks, _legacy_episodes, legacy_stats) if legacy else (read_task_table, _episodes, read_stats)
     )
-    episodes = tuple(sorted(read_episodes(layout), key=lambda episode: episode.index))
+    listed = sorted(read_episodes(layout), key=lambda episode: episode.index)
+    # An interrupted recording that went on may list an episode twice.
+    episodes = tuple(episode for i, episode in enumerate(listed) if i == 0 or episode != listed[i - 1])
     if not episodes:
         raise DatasetError(f"{root}/meta/episodes* list no episode; copy or download the dataset again")
     totals = (_total(info, "total_episodes"), _total(info, "total_frames"))
@@ -172,6 +174,8 @@ def _read_info(root: Path, info: dict[str, Any], legacy: bool) -> tuple[dict[str
     features = {key: _feature(key, spec) for key, spec in info["features"].items()}
     video_keys = tuple(key for key, feature in features.items() if feature.dtype == "video")
     data_path, video_path = info.get("data_path"), info.get("video_path")
+    if not legacy and "{episode_" in str(data_path):
+        data_path = None  # left from before v3.0; LeRobot takes all files in data/ and never fills it
     chunks_size = whole_number(info.get("chunks_size", _CHUNKS_SIZE), "chunks_size")
     if not chunks_size:
         raise ValueError("chunks_size: expected at least 1, found 0")
@@ -198,7 +202,9 @@ def _feature(key: str, spec: dict[str, Any]) -> FeatureSpec:
         if isinstance(about, dict)
         for name in ("is_depth_map", "video.is_depth_map")
     )
-    return FeatureSpec(dtype, tuple(whole_number(n, f"shape of {key}") for n in shape), spec.get("names"), depth)
+    # -1 stands for any length in LeRobot; no policy's input has such a shape.
+    sizes = tuple(n if n == -1 else whole_number(n, f"shape of {key}") for n in shape)
+    return FeatureSpec(dtype, sizes, spec.get("names"), depth)
 
 
 def _episodes(layout: FileLayout) -> Iterator[Episode]:
@@ -241,11 +247,20 @@ def _video(layout: FileLayout, row: dict[str, Any], key: str) -> tuple[str, floa
 
 
 def _legacy_episodes(layout: FileLayout) -> Iterator[Episode]:
-    first = 0
-    for index, length, task in episode_lines(layout.root):
+    first, lines = 0, episode_lines(layout.root)
+    most_rows = sum(said or 0 for _, said, _ in lines) or MOST_ROWS
+    for index, said, task in lines:
         chunk = index // layout.chunks_size
         # LeRobot's converter finds files by their names, so the chunk may be called as in v3.0.
         fields = {"episode_chunk": chunk, "chunk_index": chunk, "episode_index": index}
         videos = {key: (layout.path(layout.video_path, video_key=key, **fields), 0.0) for key in layout.video_keys}
-        yield Episode(index, length, first, task, layout.path(layout.data_path, **fields), videos)
+        data_file = layout.path(layout.data_path, **fields)
+        # LeRobot's converter counts rows, so `length` only stands in for a file that is not here.
+        length = count_rows(layout.root / data_file, most_rows) or said
+        if length is None:
+            raise DatasetError(
+                f"{layout.root}/meta/episodes.jsonl says no length of episode {index}, and {data_file} cannot be read; copy or "
+                "download them again"
+            )
+        yield Episode(index, length, first, task, data_file, videos)
         first += length

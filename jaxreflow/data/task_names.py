@@ -23,7 +23,7 @@ def read_task_table(root: Path) -> dict[int, str]:
     """The tasks of `meta/tasks.parquet`; DatasetError if it is missing, damaged or has no text.
 
     As in LeRobot, a task's number is its row, and a column `task_index` in another order is only warned of. Numbers that
-    cannot be rows are believed, because LeRobot cannot read such a dataset.
+    cannot be rows are believed, because LeRobot cannot read a dataset that uses them.
     """
     file = root / "meta" / "tasks.parquet"
     return parse_file(file, _tasks, file, read_parquet(file))
@@ -43,7 +43,7 @@ def _tasks(file: Path, table: pa.Table) -> dict[int, str]:
     if numbers != rows and sorted(numbers) == rows:
         _log.warning("%s: task_index does not count the rows; a task goes by its row all the same, as in LeRobot", file)
         numbers = rows
-    return task_names(numbers, names)
+    return task_names(rows, names) | task_names(numbers, names)
 
 
 def _text_column(file: Path, table: pa.Table) -> str:
