@@ -15,9 +15,7 @@ BFLOAT16, FLOAT32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
 USUAL = (BFLOAT16, FLOAT32)
 
 
-def own_dtypes(
-    file: TensorFile, config: ModelConfig, policy: PolicyConfig, vlm: VLMFiles
-) -> dict[str, np.dtype]:
+def own_dtypes(file: TensorFile, config: ModelConfig, policy: PolicyConfig, vlm: VLMFiles) -> dict[str, np.dtype]:
     """The dtype in which LeRobot makes the module of each tensor in `file`, and to which it rounds what that holds.
 
     With `load_vlm_weights` the whole VLM is bfloat16; without, only its text model has the dtype that its config names.

@@ -152,9 +152,15 @@ def test_other_weights_are_another_identity(base: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"peft_type": "LOHA"}, "expected a LoRA adapter, found LOHA, which jaxreflow cannot merge; merge it in LeRobot"),
+        (
+            {"peft_type": "LOHA"},
+            "expected a LoRA adapter, found LOHA, which jaxreflow cannot merge; merge it in LeRobot",
+        ),
         ({"use_dora": True}, r"found DoRA.*merge_and_unload\(\)\.save_pretrained\(OUT\); then copy .* policy_\* files"),
-        ({"init_lora_weights": "pissa"}, "found LoRA that pissa began, which changes the base's weights, which jaxreflow"),
+        (
+            {"init_lora_weights": "pissa"},
+            "found LoRA that pissa began, which changes the base's weights, which jaxreflow",
+        ),
         ({"init_lora_weights": "pissa_niter_16"}, "found LoRA that pissa_niter_16 began"),
         ({"init_lora_weights": "olora"}, "found LoRA that olora began"),
         ({"alora_invocation_tokens": [1, 2]}, "found activated LoRA"),
@@ -171,7 +177,9 @@ def test_what_cannot_be_merged_is_named(base: Path, settings: dict[str, Any], me
 
 def test_an_adapter_whose_base_is_itself_is_named(base: Path) -> None:
     adapter = make_adapter(base, {}, base_model_name_or_path=str(base.with_name("adapter")))
-    with pytest.raises(CheckpointError, match="the adapter's base cannot be had .*is the adapter itself.*; put the base"):
+    with pytest.raises(
+        CheckpointError, match=r"the adapter's base cannot be had .*is the adapter itself.*; put the base"
+    ):
         load_saved_policy(adapter)
 
 

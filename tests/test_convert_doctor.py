@@ -36,9 +36,13 @@ def test_nothing_is_wrong_with_a_sound_checkpoint(source):
 def test_every_command_takes_weights_as_lerobot_does(source, tmp_path, capsys):
     """Without the head, which nothing reads, and with a buffer of an older transformers."""
     surplus = "model.vlm_with_expert.vlm.model.vision_model.embeddings.position_ids"
-    edit_tensors(source / WEIGHTS, lambda t: {k: v for k, v in t.items() if "lm_head" not in k} | {surplus: np.arange(4)})
+    edit_tensors(
+        source / WEIGHTS, lambda t: {k: v for k, v in t.items() if "lm_head" not in k} | {surplus: np.arange(4)}
+    )
     (found,) = whats(source)
-    assert f"{WEIGHTS} holds {surplus}, for which the policy of config.json has no place: left out, as in LeRobot" in found
+    assert (
+        f"{WEIGHTS} holds {surplus}, for which the policy of config.json has no place: left out, as in LeRobot" in found
+    )
     before = (source / WEIGHTS).read_bytes()
     assert main(["doctor", str(source), "--fix"]) == 1
     assert main(["inspect", str(source)]) == 0

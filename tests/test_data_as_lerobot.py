@@ -85,19 +85,26 @@ def test_of_lines_about_one_episode_the_last_counts(v21):
     for name in ("episodes", "episodes_stats"):
         file = v21 / f"meta/{name}.jsonl"
         first = json.loads(file.read_text().split("\n")[0])
-        stale = first | {"tasks": ["stale"], "stats": {"action": {n: [9.0] for n in ("min", "max", "mean", "std", "count")}}}
+        stale = first | {
+            "tasks": ["stale"],
+            "stats": {"action": {n: [9.0] for n in ("min", "max", "mean", "std", "count")}},
+        }
         file.write_text(json.dumps(stale) + "\n" + file.read_text())
     is_right(v21)
     np.testing.assert_array_equal(LeRobotDataset.open(v21).stats["action"]["count"], whole["action"]["count"])
 
 
 def test_an_episode_that_is_listed_twice_is_one(v30):
-    edit_table(v30 / "meta/episodes/chunk-000/file-000.parquet", lambda table: pa.concat_tables([table, table.slice(1)]))
+    edit_table(
+        v30 / "meta/episodes/chunk-000/file-000.parquet", lambda table: pa.concat_tables([table, table.slice(1)])
+    )
     is_right(v30)
 
 
 def test_paths_from_before_v3_are_not_filled(v30):
-    edit_info(v30, lambda info: info.update(data_path="data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"))
+    edit_info(
+        v30, lambda info: info.update(data_path="data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet")
+    )
     is_right(v30)
 
 
@@ -110,7 +117,8 @@ def test_what_nobody_asks_for_may_be_anything(v30):
     edit_info(v30, lambda info: info["features"].update(sound={"dtype": "float32", "shape": [-1], "names": None}))
     is_right(v30)
     found = LeRobotDataset.open(v30).stats
-    assert list(found["note"]) == ["max"] and found.keys() - {"note"} == stats.keys()
+    assert list(found["note"]) == ["max"]
+    assert found.keys() - {"note"} == stats.keys()
 
 
 def test_fewer_counted_than_listed_is_warned_of(v30, caplog):

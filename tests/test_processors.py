@@ -317,7 +317,9 @@ def test_statistics_in_half_precision_are_no_damage():
     np.testing.assert_array_equal(found["mean"], np.float32([1.0, 2.5, -0.375]))
     assert found["mean"].dtype == found["count"].dtype == np.float32
     small = save({"action.mean": np.zeros(3, ml_dtypes.float8_e4m3fn)})
-    with pytest.raises(ProcessorError, match=r"stats\.safetensors: action\.mean is stored as F8_E4M3; expected one of F64"):
+    with pytest.raises(
+        ProcessorError, match=r"stats\.safetensors: action\.mean is stored as F8_E4M3; expected one of F64"
+    ):
         parse_tensors(small, "stats.safetensors")
 
 

@@ -13,7 +13,15 @@ from typing import Any
 from jaxreflow.data.dataset_stats import Stats, read_stats
 from jaxreflow.data.file_layout import FileLayout
 from jaxreflow.data.legacy_metadata import episode_lines, first_task, legacy_stats, legacy_tasks
-from jaxreflow.data.meta_files import MOST_ROWS, count_rows, parse_file, read_json, read_parquet, text_value, whole_number
+from jaxreflow.data.meta_files import (
+    MOST_ROWS,
+    count_rows,
+    parse_file,
+    read_json,
+    read_parquet,
+    text_value,
+    whole_number,
+)
 from jaxreflow.data.task_names import read_task_table
 from jaxreflow.errors import DatasetError
 
