@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from jaxreflow.errors import CheckpointError, JaxReflowError, ProcessorError
 from jaxreflow.model.config import ModelConfig
@@ -17,35 +14,26 @@ from jaxreflow.policy.adapters import ADAPTER_CONFIG, is_adapter
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.config import DEFAULT_VLM, PolicyConfig
 from jaxreflow.policy.fitting import surprises
+from jaxreflow.policy.folder import check_folder, policy_hint
 from jaxreflow.policy.names import ACTION
-from jaxreflow.policy.normalization import check_normalizer
+from jaxreflow.policy.normalization import check_normalizer, stats_advice
 from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, Processors, parse_processors, read_processor_files
 from jaxreflow.policy.real_time_chunking import fitting_rtc_config
-from jaxreflow.policy.saved import CONFIG, WEIGHTS, load_processors, policy_tensors, read_config_fields, vlm_home
+from jaxreflow.policy.saved import CONFIG, load_processors, policy_tensors, read_config_fields, vlm_home
 from jaxreflow.policy.statistics import BUFFER_PREFIXES
 from jaxreflow.policy.vlm import load_vlm
 from jaxreflow.policy.weights import check_tensors, expected_tensors, surplus_tensors, surplus_warning
 from jaxreflow.support.safetensors_file import TensorFile
 
 from .archive import PICKLES
-from .dtypes import own_dtypes, rounded_before, rounded_by_lerobot
-from .inspection import group_keys
+from .dtypes import own_dtypes
+from .finding import BY_FIX, Finding
 from .positions import change_in_actions, set_ups, sides
-from .repair import ARTEFACTS, lacks_vlm_weights, names_an_adapter, wrappers
+from .repair import ARTEFACTS, lacks_vlm_weights, names_an_adapter
+from .weight_findings import dtypes, module_dtypes, names
 
 # Policies up to this size are measured without being asked: some seconds.
 _SMALL = 20_000_000
-_BY_FIX = "`python -m convert doctor DIR --fix` does it"
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One observation: an error keeps the policy from acting rightly, a warning may, a note is worth knowing."""
-
-    severity: Literal["error", "warning", "note"]
-    what: str
-    means: str = ""
-    do: str = ""
 
 
 def examine(directory: Path, *, vlm: Path | None = None, measure: bool | None = None) -> list[Finding]:
@@ -56,8 +44,7 @@ def examine(directory: Path, *, vlm: Path | None = None, measure: bool | None = 
     Raises:
         CheckpointError: there is no such folder.
     """
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such folder; expected a policy in LeRobot's layout")
+    check_folder(directory)
     policy, found = _config(directory)
     findings = [*_pickles(directory), *found]
     file, found = _weights(directory)
@@ -69,8 +56,8 @@ def examine(directory: Path, *, vlm: Path | None = None, measure: bool | None = 
             config = network_of(policy, files.config)
             check_tensors(file, config)
             findings += [Finding("warning", text) for text in surplus_warning(file, config)]
-            findings += _dtypes(file, set(file.keys) - set(surplus_tensors(file, config)))
-            findings += _module_dtypes(file, own_dtypes(file, config, policy, files))
+            findings += dtypes(file, set(file.keys) - set(surplus_tensors(file, config)))
+            findings += module_dtypes(file, own_dtypes(file, config, policy, files))
         except JaxReflowError as error:
             config = None
             findings.append(_from_error(error))
@@ -99,6 +86,8 @@ def _pickles(directory: Path) -> Iterator[Finding]:
 def _config(directory: Path) -> tuple[PolicyConfig | None, list[Finding]]:
     findings = []
     try:
+        if not (directory / CONFIG).exists():
+            raise CheckpointError(f"{directory / CONFIG}: no such file; {policy_hint(directory)}")
         fields = read_config_fields(directory / CONFIG)
     except CheckpointError as error:
         return None, [_from_error(error)]
@@ -108,7 +97,7 @@ def _config(directory: Path) -> tuple[PolicyConfig | None, list[Finding]]:
                 "error",
                 f"{CONFIG}: training artefacts: {', '.join(f'{name} = {fields[name]!r}' for name in artefacts)}",
                 "training settings of an old fork: LeRobot refuses unknown fields, and the fork loads a second model",
-                f"remove them: {_BY_FIX}",
+                f"remove them: {BY_FIX}",
             )
         )
     if names_an_adapter(directory, fields):
@@ -117,7 +106,7 @@ def _config(directory: Path) -> tuple[PolicyConfig | None, list[Finding]]:
                 "error",
                 f"{CONFIG}: use_peft is true, although the weights are whole",
                 "LeRobot looks for an adapter and does not load the policy; a merged adapter leaves this behind",
-                f"set it to false: {_BY_FIX}",
+                f"set it to false: {BY_FIX}",
             )
         )
     if is_adapter(directory):
@@ -137,7 +126,7 @@ def _config(directory: Path) -> tuple[PolicyConfig | None, list[Finding]]:
                 f"{fields.get('vlm_model_name', DEFAULT_VLM)!r} has weights",
                 "LeRobot then keeps the vision tower in float32: slow inference, and under transformers 4.57 "
                 "other vision positions (see the note on them)",
-                f"set it to true (the checkpoint's own weights still count): {_BY_FIX}; a policy that LeRobot "
+                f"set it to true (the checkpoint's own weights still count): {BY_FIX}; a policy that LeRobot "
                 "trained under 4.57 as it stands has learned the shifted positions: compare actions before and after",
             )
         )
@@ -158,7 +147,7 @@ def _guidance(policy: PolicyConfig) -> Iterator[Finding]:
             f"{CONFIG}: rtc_config has max_guidance_weight {found.get('max_guidance_weight', 10.0):g}, but num_steps is {steps}",
             "with real-time chunking LeRobot's guidance then overshoots: with one step and weight 10, the actions that are on "
             "their way end up nine times as far off",
-            f"lower the weight to {steps}: {_BY_FIX}; `lerobot-rollout` takes the weight from its command line: "
+            f"lower the weight to {steps}: {BY_FIX}; `lerobot-rollout` takes the weight from its command line: "
             f"give it --inference.rtc.max_guidance_weight={steps}",
         )
 
@@ -168,62 +157,7 @@ def _weights(directory: Path) -> tuple[TensorFile | None, list[Finding]]:
         file = policy_tensors(directory)
     except CheckpointError as error:
         return None, [_from_error(error)]
-    return file, list(_names(file))
-
-
-def _names(file: TensorFile) -> Iterator[Finding]:
-    wrapped = sum(key != stored for key, stored in file.stored_keys.items())
-    if wrapped:
-        yield Finding(
-            "error",
-            f"{WEIGHTS}: {wrapped} names hold `{wrappers(file)}`",
-            "the policy was saved from inside torch.compile, DataParallel or PEFT: LeRobot finds these tensors under no name "
-            "it knows",
-            f"take it out of the names: {_BY_FIX}",
-        )
-
-
-def _dtypes(file: TensorFile, used: set[str]) -> Iterator[Finding]:
-    kinds = {name: {str(file.dtype(key)) for key in keys} for name, keys in group_keys(used).items()}
-    text, vision = kinds.get("text model", set()), kinds.get("vision tower", set())
-    if text == {"bfloat16"} and vision == {"float32"}:
-        yield Finding(
-            "note",
-            f"{WEIGHTS}: the vision tower is stored in float32, the text model in bfloat16",
-            "the policy was trained with load_vlm_weights false; LeRobot casts on loading, so only the file is larger",
-        )
-    odd = {f"{name}: {dtype}" for name, found in kinds.items() for dtype in found - {"float32", "bfloat16"}}
-    if len(vision) > 1:
-        odd.add(f"vision tower: {' and '.join(sorted(vision))}")
-    if odd:
-        yield Finding(
-            "warning",
-            f"{WEIGHTS}: unusual dtypes: {'; '.join(sorted(odd))}",
-            "LeRobot writes float32 and bfloat16, one of them per tower; another tool has changed this file",
-            f"compare its actions with those of the checkpoint it came from; to store what LeRobot makes of it: {_BY_FIX}",
-        )
-
-
-def _module_dtypes(file: TensorFile, own: dict[str, np.dtype]) -> Iterator[Finding]:
-    if wide := rounded_by_lerobot(file, own):
-        yield Finding(
-            "warning",
-            f"{WEIGHTS}: {_counts(wide)} stored in float32, where LeRobot's modules are bfloat16",
-            "LeRobot rounds them on loading, so the policy acts otherwise there than these values do here; and the file is "
-            "larger than it need be",
-            f"store them as LeRobot loads them: {_BY_FIX}",
-        )
-    if narrow := rounded_before(file, own):
-        yield Finding(
-            "warning",
-            f"{WEIGHTS}: {_counts(narrow)} stored in bfloat16, where LeRobot's modules are float32",
-            "another tool has rounded them; what it took away is not in this file",
-            "take the checkpoint that this one was made from, or compare their actions",
-        )
-
-
-def _counts(keys: list[str]) -> str:
-    return ", ".join(f"{name} ({len(found)} tensors)" for name, found in group_keys(keys).items())
+    return file, list(names(file))
 
 
 def _processors(directory: Path, policy: PolicyConfig, file: TensorFile) -> Iterator[Finding]:
@@ -247,7 +181,7 @@ def _old_statistics(directory: Path, policy: PolicyConfig, file: TensorFile) -> 
         "the checkpoint is from before LeRobot 0.4; newer versions do not normalise it"
         + ("" if buffers else ", and nothing says in which units it acts"),
         "save it anew with SmolVLAPolicy.from_pretrained(DIR).save_pretrained(NEW)"
-        + (f", or: {_BY_FIX}" if buffers and not policy.adapt_to_pi_aloha else "")
+        + (f", or: {BY_FIX}" if buffers and not policy.adapt_to_pi_aloha else "")
         + ("" if buffers else ", giving `stats_from` a stats.json of the dataset it was trained on"),
     )
     if buffers:
@@ -264,7 +198,7 @@ def _statistics(processors: Processors, policy: PolicyConfig) -> Iterator[Findin
     checks = [(processors.normalizer, key, PREPROCESSOR) for key in (*policy.used_inputs, ACTION)]
     for normalizer, key, where in [*checks, (processors.unnormalizer, ACTION, POSTPROCESSOR)]:
         try:
-            check_normalizer(normalizer, policy, [key], where)
+            check_normalizer(normalizer, policy, [key], where, stats_advice())
         except ProcessorError as error:
             seen[str(error)] = None
     yield from (Finding("error", message) for message in seen)

@@ -21,7 +21,7 @@ def check_sound(directory: Path, *, force: bool) -> None:
     if errors and not force:
         raise PublishError(
             f"{directory}: {len(errors)} error{'s' * (len(errors) > 1)}, so the policy would not act as it was trained; repair it "
-            f"(python -m convert doctor {directory} --fix), or push it all the same with --force"
+            f"(`python -m convert doctor {directory}` says how), or push it all the same with --force"
         )
 
 

@@ -238,6 +238,15 @@ def test_shards_are_one_policy(base: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_file(tmp_path / "back" / WEIGHTS)[f"{STATE}.weight"], before[f"{STATE}.weight"])
 
 
+def test_what_fix_leaves_alone_is_repaired_in_one_file(base: Path, tmp_path: Path) -> None:
+    edit_tensors(base / WEIGHTS, lambda t: {f"module.{key}": value for key, value in t.items()})
+    shard(base)
+    (found,) = [finding for finding in examine(base, measure=False) if finding.severity != "note"]
+    assert found.do.startswith("take it out of the names: save it in one file by SmolVLAPolicy.from_pretrained(DIR)")
+    SmolVLAPolicy.from_pretrained(base).save_pretrained(tmp_path / "new")
+    assert [finding for finding in examine(tmp_path / "new", measure=False) if finding.severity != "note"] == []
+
+
 def test_missing_and_hostile_shards_are_named(base: Path) -> None:
     shard(base)
     (base / "model-00002-of-00002.safetensors").rename(base / "elsewhere")

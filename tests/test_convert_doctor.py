@@ -33,6 +33,21 @@ def test_nothing_is_wrong_with_a_sound_checkpoint(source):
     assert contents(source) == before
 
 
+def test_what_is_no_policys_folder_leads_to_one(source, tmp_path, capsys):
+    run = tmp_path / "run"
+    source.rename(tmp_path / "moved")
+    (run / "checkpoints/000010").mkdir(parents=True)
+    (tmp_path / "moved").rename(run / "checkpoints/000010/pretrained_model")
+    policy = run / "checkpoints/000010/pretrained_model"
+    for wrong in (policy / "config.json", policy / WEIGHTS):
+        assert main(["doctor", str(wrong)]) == 1
+        assert f"{wrong} is a file; did you mean {policy}?" in capsys.readouterr().err
+    assert main(["doctor", str(run)]) == 1
+    assert f"config.json: no such file; did you mean {policy}?" in capsys.readouterr().out
+    assert main(["doctor", "me/policy"]) == 1
+    assert "fetch a policy of the hub by `hf download me/policy --local-dir DIR`" in capsys.readouterr().err
+
+
 def test_every_command_takes_weights_as_lerobot_does(source, tmp_path, capsys):
     """Without the head, which nothing reads, and with a buffer of an older transformers."""
     surplus = "model.vlm_with_expert.vlm.model.vision_model.embeddings.position_ids"

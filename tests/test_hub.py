@@ -195,6 +195,36 @@ def test_the_clients_best_known_errors_are_explained(kind: str, expected: str, m
     assert f"{kind}: " in str(raised.value)
 
 
+def test_what_an_error_follows_from_is_explained_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `snapshot_download` fails where HF_HUB_OFFLINE is set and nothing is cached: no network would help."""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError(
+            "no snapshot"
+        ) from huggingface_hub.errors.OfflineModeIsEnabled("off")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(
+        HubError, match="^o/n: HF_HUB_OFFLINE forbids the network: unset it, or .*; the client says: LocalEntry"
+    ):
+        download("o/n")
+
+
+def test_a_file_and_a_folder_that_is_nearly_there_are_no_hub_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    policy = shutil.copytree(TEACHER, tmp_path / "runs/mine/pretrained_model")
+    monkeypatch.setattr("jaxreflow.policy.folder.download", lambda *_, **__: pytest.fail("asked the hub"))
+    for name in ("runs/mine/pretrained_model/model.safetensors", str(policy / "config.json")):
+        with pytest.raises(CheckpointError, match=r"is a file; did you mean .*runs/mine/pretrained_model\?"):
+            find_saved_policy(name)
+    with pytest.raises(
+        CheckpointError, match="pretrained_mode: no such folder, though runs/mine is one; check the path"
+    ):
+        find_saved_policy("runs/mine/pretrained_mode")
+
+
 def test_a_tilde_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "teacher").symlink_to(TEACHER)

@@ -210,10 +210,15 @@ def rewrite_stats(source: Path, change) -> None:
 
 def test_statistics_that_match_no_feature_are_refused(source, tmp_path):
     rewrite_stats(source, lambda stats: {f"so100.{key}": group for key, group in stats.items()})
-    with pytest.raises(
-        ProcessorError, match=r"no feature.*`observation.state`, `action`.*so100.action.*--stats-from dataset"
-    ):
+    match = r"no feature.*`observation.state`, `action`.*so100.action.*: choose "
+    with pytest.raises(ProcessorError, match=match + r"`--stats-from FILE` \(a stats"):
         load(source)
+    with pytest.raises(ProcessorError, match=match + r"`--stats-from dataset` .* or `--stats-from FILE` \(a stats"):
+        load(source, dataset_stats={"qpos": {"mean": [1.0]}})
+    with pytest.raises(
+        ProcessorError, match=r"found `qpos`.*: choose `--stats-from policy` .* or `--stats-from FILE` \("
+    ):
+        load(source, stats_from="dataset", dataset_stats={"qpos": {"mean": [1.0]}})
     stats = {key: {"mean": [1.0] * 6, "std": [2.0] * 6} for key in ("observation.state", "action")}
     (tmp_path / "stats.json").write_text(json.dumps(stats))
     (tmp_path / "stats.safetensors").write_bytes(

@@ -37,9 +37,24 @@ def find_saved_policy(path: str | Path, revision: str | None = None) -> Path:
                 f"{path} is a folder, which has no revision, found {revision!r}: leave it out, or give a hub name"
             )
         if not (directory / CONFIG).is_file():
-            raise CheckpointError(f"{directory / CONFIG}: no such file; {_hint(directory)}")
+            raise CheckpointError(f"{directory / CONFIG}: no such file; {policy_hint(directory)}")
         return directory.resolve()
+    if directory.is_file():
+        raise CheckpointError(f"{path} is a file; {policy_hint(directory.parent)}")
     return _from_hub(str(path), revision)
+
+
+def check_folder(path: Path) -> None:
+    """CheckpointError unless there is such a folder, for commands that take no hub name."""
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file; {policy_hint(path.parent)}")
+    if not path.is_dir():
+        fetch = (
+            f"; fetch a policy of the hub by `hf download {path} --local-dir DIR`"
+            if HUB_NAME.fullmatch(str(path))
+            else ""
+        )
+        raise CheckpointError(f"{path}: no such folder; expected a policy in LeRobot's layout{fetch}")
 
 
 def _found_last(path: AnyPath) -> AnyPath:
@@ -60,8 +75,14 @@ def _newest(checkpoints: AnyPath) -> AnyPath | None:
     return next((policy for policy in reversed(policies) if (policy / CONFIG).is_file()), None)
 
 
-def _hint(directory: AnyPath) -> str:
-    inner = [directory / _POLICY, directory / "checkpoints" / POINTER / _POLICY, directory / POINTER / _POLICY]
+def policy_hint(directory: AnyPath) -> str:
+    """The policy in or under a folder that was perhaps meant, or what a policy is."""
+    inner = [
+        directory,
+        directory / _POLICY,
+        directory / "checkpoints" / POINTER / _POLICY,
+        directory / POINTER / _POLICY,
+    ]
     found = next((policy for policy in inner if (policy / CONFIG).is_file()), None)
     found = found or _newest(directory / "checkpoints") or _newest(directory)
     return f"did you mean {found}?" if found else "expected a policy in LeRobot's layout"
@@ -71,6 +92,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
     owner, _, rest = name.partition("/")
     repository, _, inner = rest.partition("/")
     repository = f"{owner}/{repository}"
+    if inner and Path(repository).is_dir():
+        raise CheckpointError(f"{name}: no such folder, though {repository} is one; check the path")
     if not HUB_NAME.fullmatch(repository) or ".." in inner.split("/") or name.startswith(("/", ".", "~")):
         raise CheckpointError(
             f"{name}: no such folder, and no hub name (OWNER/NAME, or OWNER/NAME/SUBFOLDER) either; check the path"

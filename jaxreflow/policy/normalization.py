@@ -31,11 +31,19 @@ STATISTICS: Mapping[str, tuple[str, ...]] = {
 _WIDTHS = ("mean", "std", "min", "max")
 _COLOURS = 3
 
-STATS_FROM_HINT = (
-    "choose `--stats-from dataset` (the dataset's own statistics), `--stats-from policy` (the policy's) or `--stats-from FILE` "
-    "(a stats.json, or a safetensors file with keys like `action.mean`) where a command has this option; or write them into a "
-    "policy of your own by SmolVLAPolicy.from_pretrained(DIR, stats_from=FILE).save_pretrained(NEW)"
-)
+
+def stats_advice(*, dataset: bool = False, policy: bool = False) -> str:
+    """What to do about statistics that do not serve; `dataset` and `policy`: whether theirs are there and might."""
+    others = {
+        "`--stats-from dataset` (the dataset's own statistics)": dataset,
+        "`--stats-from policy` (the policy's)": policy,
+    }
+    ways = ", ".join([way for way, there in others.items() if there] + ["`--stats-from FILE`"])
+    return (
+        f"choose {' or '.join(ways.rsplit(', ', 1))} (a stats.json, or a safetensors file with keys like `action.mean`) where a "
+        "command has this option; or write a FILE's into a policy of your own by "
+        "SmolVLAPolicy.from_pretrained(DIR, stats_from=FILE).save_pretrained(NEW)"
+    )
 
 
 def normalize(
@@ -110,8 +118,10 @@ def state_width(normalizer: Normalizer) -> int | None:
     )
 
 
-def check_normalizer(normalizer: Normalizer, policy: PolicyConfig, keys: Sequence[str], where: str) -> None:
-    """Checks that each feature in `keys` that is to be normalised has sound statistics.
+def check_normalizer(
+    normalizer: Normalizer, policy: PolicyConfig, keys: Sequence[str], where: str, advice: str
+) -> None:
+    """Checks that each feature in `keys` that is to be normalised has sound statistics; `advice` says where others may be.
 
     LeRobot passes on what has none as it is, which for a state or an action is the wrong unit, so here that is an error.
     Images without statistics are passed on as they are, as in LeRobot.
@@ -140,13 +150,13 @@ def check_normalizer(normalizer: Normalizer, policy: PolicyConfig, keys: Sequenc
         share = "no feature that needs them" if len(missing) == len(needed) else "not every feature that needs them"
         raise ProcessorError(
             f"{where}: the statistics match {share}: expected {_names(missing)}, found {_names(normalizer.stats)}; "
-            f"without them the robot would move in the wrong units: {STATS_FROM_HINT}"
+            f"without them the robot would move in the wrong units: {advice}"
         )
     for key in needed:
-        _check_feature(normalizer, key, features[key], where)
+        _check_feature(normalizer, key, features[key], where, advice)
 
 
-def _check_feature(normalizer: Normalizer, key: str, feature: Feature, where: str) -> None:
+def _check_feature(normalizer: Normalizer, key: str, feature: Feature, where: str, advice: str) -> None:
     mode, stats = normalizer.mode(key), normalizer.stats[key]
     absent = [name for name in STATISTICS[mode] if name not in stats]
     if absent:
@@ -157,7 +167,7 @@ def _check_feature(normalizer: Normalizer, key: str, feature: Feature, where: st
         )
         raise ProcessorError(
             f"{where}: `{key}` is normalised by {mode}, which needs {_names(absent)}; "
-            f"found {_names(stats)}: {source}{STATS_FROM_HINT}"
+            f"found {_names(stats)}: {source}{advice}"
         )
     size, source = _expected_size(normalizer, key, feature)
     for name in STATISTICS[mode]:
@@ -165,18 +175,18 @@ def _check_feature(normalizer: Normalizer, key: str, feature: Feature, where: st
         if stats[name].shape not in ((size,), (1,)):
             raise ProcessorError(
                 f"{where}: `{key}.{name}` must have shape [{size}], as {source}, "
-                f"found {list(stats[name].shape)}: {STATS_FROM_HINT}"
+                f"found {list(stats[name].shape)}: {advice}"
             )
         if not np.all(np.isfinite(stats[name])):
             raise ProcessorError(
                 f"{where}: `{key}.{name}` is not finite in dimension(s) {_dimensions(~np.isfinite(stats[name]))} "
-                f"(statistics that were never filled in): {STATS_FROM_HINT}"
+                f"(statistics that were never filled in): {advice}"
             )
     width, what = _spread(stats, mode)
     if np.any(width < 0):
         raise ProcessorError(
             f"{where}: `{key}`: {what} must not be negative, found so in dimension(s) {_dimensions(width < 0)}; "
-            f"no data have such statistics, so the file is damaged: {STATS_FROM_HINT}"
+            f"no data have such statistics, so the file is damaged: {advice}"
         )
     if np.any(width == 0) and normalizer.eps <= 0:
         raise ProcessorError(

@@ -18,7 +18,7 @@ import numpy as np
 from jaxreflow.errors import ProcessorError
 from jaxreflow.policy.config import LARGEST, Feature, PolicyConfig, features_to_json
 from jaxreflow.policy.names import ACTION, STATE
-from jaxreflow.policy.normalization import Normalizer, check_mode, check_normalizer, state_width
+from jaxreflow.policy.normalization import Normalizer, check_mode, check_normalizer, state_width, stats_advice
 from jaxreflow.policy.statistics import as_vector, format_tensors, parse_tensors
 from jaxreflow.support.strict_json import parse_json
 from jaxreflow.support.typed_json import from_json
@@ -82,14 +82,15 @@ class Processors:
         next(s for s in pipeline["steps"] if s["registry_name"] == RENAME)["config"] = {"rename_map": dict(rename_map)}
         return parse_processors({**self.files, PREPROCESSOR: dump_pipeline(pipeline)})
 
-    def check(self, policy: PolicyConfig) -> None:
-        """Checks the statistics of every feature that is normalised on the way in or out.
+    def check(self, policy: PolicyConfig, advice: str | None = None) -> None:
+        """Checks the statistics of every feature that is normalised on the way in or out; `advice` is `stats_advice`'s.
 
         Raises:
             ProcessorError: statistics are missing, of the wrong shape, not finite or negative, or too wide for the policy.
         """
-        check_normalizer(self.normalizer, policy, [*policy.used_inputs, ACTION], PREPROCESSOR)
-        check_normalizer(self.unnormalizer, policy, [ACTION], POSTPROCESSOR)
+        advice = advice or stats_advice()
+        check_normalizer(self.normalizer, policy, [*policy.used_inputs, ACTION], PREPROCESSOR, advice)
+        check_normalizer(self.unnormalizer, policy, [ACTION], POSTPROCESSOR, advice)
         width = state_width(self.normalizer) or 0
         if width > policy.max_state_dim:
             raise ProcessorError(

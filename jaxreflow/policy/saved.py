@@ -18,7 +18,7 @@ from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.policy.fitting import fit_state, surprises, with_features
 from jaxreflow.policy.folder import CONFIG, find_saved_policy
-from jaxreflow.policy.normalization import STATS_FROM_HINT, Stats
+from jaxreflow.policy.normalization import Stats, stats_advice
 from jaxreflow.policy.observation import Transforms
 from jaxreflow.policy.processors import Processors, create_processors, parse_processors, read_processor_files
 from jaxreflow.policy.real_time_chunking import fitting_rtc_config
@@ -174,7 +174,13 @@ def load_processors(
     if rename_map:
         processors = processors.with_rename_map(rename_map)
     try:
-        processors.check(policy)
+        processors.check(
+            policy,
+            stats_advice(
+                dataset=bool(dataset_stats) and stats_from != "dataset",
+                policy=bool(files) and stats_from not in (None, "policy"),
+            ),
+        )
     except ProcessorError as error:
         if stats_from in (None, "policy"):
             raise
@@ -211,7 +217,7 @@ def _fallback_stats(
         return {}
     raise ProcessorError(
         f"{directory}: neither processor files (policy_preprocessor.json) nor normalize_* buffers in {WEIGHTS} "
-        f"hold statistics: {STATS_FROM_HINT}"
+        f"hold statistics: {stats_advice()}"
     )
 
 

@@ -15,7 +15,8 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _TOKEN = re.compile(r"hf_\w+|(?<=://)[^/@\s]+(?=@)|(?<=Bearer )\S+")
 
 
-# The client's best-known errors by class: what they mean, and what to do. The first of an error's classes counts.
+# The client's best-known errors by class: what they mean, and what to do. The first of an error's classes counts, and what
+# an error follows from before the error itself.
 _MEANINGS = {
     "GatedRepoError": "the repository is gated: ask for access on its page, then log in with `hf auth login`",
     "RepositoryNotFoundError": "there is no such repository, or it is private: check the name, or log in with `hf auth login`",
@@ -151,7 +152,11 @@ def _hub_errors(what: str) -> Iterator[None]:
 
 def _meaning(error: Exception) -> str:
     """What one of the client's best-known errors means; nothing for the others."""
-    known = [_MEANINGS[cls.__name__] for cls in type(error).__mro__ if cls.__name__ in _MEANINGS]
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    classes = [cls.__name__ for link in reversed(chain) for cls in type(link).__mro__]
+    known = [_MEANINGS[name] for name in classes if name in _MEANINGS]
     return f"{known[0]}; the client says: " if known else ""
 
 
