@@ -205,7 +205,7 @@ def test_what_an_error_follows_from_is_explained_first(monkeypatch: pytest.Monke
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(
-        HubError, match="^o/n: HF_HUB_OFFLINE forbids the network: unset it, or .*; the client says: LocalEntry"
+        HubError, match=r"^o/n: HF_HUB_OFFLINE forbids the network: unset it, or .*; the client says: LocalEntry"
     ):
         download("o/n")
 
