@@ -3,8 +3,6 @@
 import dataclasses
 import itertools
 import json
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from jaxreflow.model.config import VLMConfig
 from jaxreflow.model.params import split_params, trainable_in_reflow
 from jaxreflow.model.types import Context, Observation, Params
 from jaxreflow.policy.architecture import network_of
+from jaxreflow.run.arithmetic import products
 from jaxreflow.training import experimental
 from jaxreflow.training.losses import Networks, reflow_loss
 from jaxreflow.training.step import make_draw
@@ -33,23 +32,9 @@ TEACHER = Path(__file__).parent / "assets" / "teacher"
 MODEL = network_of(full_policy(cameras=2), VLMConfig())
 
 
-def products(jaxpr: Any, times: int = 1) -> Iterator[float]:
-    """Operations of every matrix product in a program, those in a loop as often as it runs."""
-    for equation in jaxpr.eqns:
-        name, parameters, out = equation.primitive.name, equation.params, equation.outvars[0].aval
-        if name == "dot_general":
-            ((contracted, _), _), left = parameters["dimension_numbers"], equation.invars[0].aval
-            yield 2.0 * times * out.size * math.prod(left.shape[axis] for axis in contracted)
-        if name == "conv_general_dilated":
-            yield 2.0 * times * out.size * equation.invars[1].aval.size / out.shape[-1]
-        inside = [*parameters.get("branches", ())[:1]]  # of a choice by platform
-        inside += [parameters[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in parameters]
-        for part in inside:
-            yield from products(getattr(part, "jaxpr", part), times * parameters.get("length", 1))
-
-
 def counted(function: Any, *arguments: Any) -> float:
-    return sum(products(jax.make_jaxpr(function)(*arguments).jaxpr))
+    """Operations of every matrix product in a program."""
+    return sum(count for _, count in products(jax.make_jaxpr(function)(*arguments).jaxpr))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import train
 from jaxreflow.data.lerobot import load_dataset
 from jaxreflow.policy.config import Feature
 from jaxreflow.policy.saved import load_saved_policy
-from jaxreflow.run import dry_run, setup, start
+from jaxreflow.run import dry_run, setup, start, update_shapes
 from jaxreflow.run.config import DatasetConfig, FinetuneConfig, PolicySource, ReflowConfig
 from jaxreflow.run.dry_run import describe, statistics_source
 from tests.tiny_policy import DATASET, make_vlm
@@ -35,14 +35,14 @@ SIZE = ["--batch-size", "4", "--steps", "100", "--noises", "2", "--teacher-steps
 @pytest.fixture(autouse=True)
 def _nothing_is_kept_or_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compilation cache; and the update can be lowered, but not called. Shapes stand where signatures name arrays."""
-    original = dry_run.make_programs
+    original = update_shapes.make_programs
 
     def make_programs(*args: Any) -> Any:
         programs = original(*args)
-        return programs._replace(update=SimpleNamespace(lower=programs.update.lower), measure=None)
+        return programs._replace(update=SimpleNamespace(trace=programs.update.trace), measure=None)
 
     monkeypatch.setattr(setup, "use_compilation_cache", lambda: None)
-    monkeypatch.setattr(dry_run, "make_programs", make_programs)
+    monkeypatch.setattr(update_shapes, "make_programs", make_programs)
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
@@ -73,11 +73,12 @@ def test_a_reflow_run_is_described_and_nothing_is_written(
     before = sorted(TEACHER.rglob("*"))
     run = tmp_path / "run"
     flags = ["--teacher.path", str(TEACHER), "--output-dir", str(run), *EPISODES, *SIZE]
-    assert train.main(["reflow", *flags, "--dry-run"]) == 0
+    assert train.main(["reflow", *flags, "--dry-run", "--for-memory", "0.1"]) == 0
     facts = said(capsys.readouterr().out)
     frames = sum(episode.length for episode in load_dataset(DATASET, episodes=[0, 1, 2, 3]).episodes)
     assert list(facts) == [
-        *("run", "devices", "policy", "statistics", "dataset", "cameras", "schedule", "first batch", "memory")
+        *("run", "devices", "policy", "statistics", "dataset", "cameras", "schedule", "first batch", "arithmetic"),
+        *("memory", "batch size"),
     ]
     assert f"pseudo-huber over padded action dims, t half-at-one-exponential; into {run}" in facts["run"]
     assert facts["devices"] == "1 x cpu, mesh data 1, fsdp 1; 1 process(es)"
@@ -106,11 +107,26 @@ def test_a_reflow_run_is_described_and_nothing_is_written(
     found = sizes[0].temp_size_in_bytes + sizes[0].output_size_in_bytes - sizes[0].alias_size_in_bytes
     assert needed == pytest.approx(found / 2**20, rel=0.02)
     assert together == pytest.approx(sum(parts.values()) + needed, rel=0.02)
+    # The answer was compiled, too, and lies near the limit.
+    answer = int(facts["batch size"].split()[1])
+    assert f"--batch-size {answer} is about the largest that fits room: 76.80 MiB" in facts["batch size"]
+    (used,) = re.findall(rf" {answer}: ([\d.]+) MiB", facts["batch size"])
+    assert 0.9 * 76.8 < float(used) < 76.8
+    rows = {
+        name.strip(): float(count) for name, count in re.findall(r"([a-z0-9, ]+) ([\d.]+) TFLOP ", facts["arithmetic"])
+    }
+    assert rows.pop("together") == pytest.approx(sum(rows.values()), abs=3e-4)
+    assert {"vision tower", "language model", "teacher, 2 steps", "student, forward"} <= set(rows)
     assert train.main(["reflow", *flags, "--dry-run", "--early-task", "nonsense"]) == 1
     assert "--early-task 'nonsense': no held-out episode has this task" in capsys.readouterr().err
     assert not run.exists()
     assert not list(temporary.iterdir())
     assert sorted(TEACHER.rglob("*")) == before
+
+
+def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("memory_lines", "batch_size_lines", "arithmetic_lines"):
+        monkeypatch.setattr(dry_run, name, lambda *_: ["not asked for"])
 
 
 def finetune(**changes: Any) -> FinetuneConfig:
@@ -128,8 +144,8 @@ def test_a_new_policy_is_made_for_the_moment_only(
         new=True, vlm=str(make_vlm(tmp_path)), vlm_model_name="tiny/vlm", num_vlm_layers=2, chunk_size=3,
         n_action_steps=3, resize_imgs_with_padding=(32, 32), train_expert_only=False,
     )  # fmt: skip
-    monkeypatch.setattr(dry_run, "_memory_lines", lambda *_: ["not asked for"])
-    facts = describe(finetune(policy=source, output_dir=str(tmp_path / "run")))
+    not_compiled(monkeypatch)
+    facts = dict(describe(finetune(policy=source, output_dir=str(tmp_path / "run"))))
     assert [path.name for path in made] == ["initial_policy"]
     assert not made[0].exists()
     assert not list(temporary.iterdir())
@@ -139,7 +155,7 @@ def test_a_new_policy_is_made_for_the_moment_only(
 
 
 def test_the_demo_is_described(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dry_run, "_memory_lines", lambda *_: ["not asked for"])
+    not_compiled(monkeypatch)
     assert train.main(["demo", "--dry-run"]) == 0
     facts = said(capsys.readouterr().out)
     assert facts["run"].startswith("reflow: mse")

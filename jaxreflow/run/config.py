@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxreflow.errors import ConfigError
 from jaxreflow.flow import REDUCTIONS
@@ -15,7 +15,9 @@ from jaxreflow.run.config_groups import (
     StudentConfig,
     TeacherSource,
     check_choice,
+    check_numbers,
     check_parts,
+    flag_of,
     parse_window,
 )
 from jaxreflow.support.option import option
@@ -40,12 +42,15 @@ __all__ = [
 class RunConfig:
     """What every run has."""
 
+    source_flag: ClassVar[str] = "--policy.path (or --policy.new)"
     output_dir: str | None = option(None, may_change=True)
     """Directory of this run, which may be gs://; must not hold another."""
     resume: bool = option(False, may_change=True)
     """Continue the run in --output-dir exactly; settings come from there."""
     dry_run: bool = option(False, may_change=True)
     """Say what the run would do, on what and in how much memory; train and write nothing."""
+    for_memory: float | None = option(None, may_change=True)
+    """With --dry-run: GiB of each device for which the largest batch size is sought (default: the devices at hand)."""
     steps: int = option(20_000, may_change=True)
     """Updates."""
     batch_size: int = option(32, label="observations per update")
@@ -115,18 +120,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_path("--output-dir", self.output_dir, schemes=("gs",), reason="where Orbax cannot write checkpoints")
         for name in ("stats_from", "vlm"):
-            check_path(f"--{name.replace('_', '-')}", getattr(self, name), schemes=())
+            check_path(flag_of(name), getattr(self, name), schemes=())
         every = ("save_every", "log_every", "eval_every")
-        for name in ("steps", "batch_size", "accumulate", "noises", "eval_batches", *every):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
-        for name in ("keep", "keep_every", "num_workers", "seed", "step_timeout", "skip_nonfinite"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name.replace('_', '-')} must not be negative, found {getattr(self, name)}")
-        if self.num_steps is not None and self.num_steps < 1:
-            raise ConfigError(f"--num-steps must be at least 1, found {self.num_steps}")
-        if self.private and not self.push_to_hub:
-            raise ConfigError("--private is about --push-to-hub, which is missing: give both or neither")
+        counts = ("steps", "batch_size", "accumulate", "noises", "eval_batches", "num_steps", *every)
+        check_numbers(self, counts, at_least=1)
+        check_numbers(self, ("keep", "keep_every", "num_workers", "seed", "step_timeout", "skip_nonfinite"), at_least=0)
+        if self.for_memory is not None and not 0 < self.for_memory < float("inf"):
+            raise ConfigError(f"--for-memory must be a positive number of GiB, found {self.for_memory:g}")
+        for name, subject in (("private", "push_to_hub"), ("for_memory", "dry_run")):
+            if getattr(self, name) and not getattr(self, subject):
+                raise ConfigError(
+                    f"{flag_of(name)} is about {flag_of(subject)}, which is missing: give both or neither"
+                )
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"--ema-decay must lie in [0, 1), found {self.ema_decay}")
         if self.num_workers and self.dataset.cache_frames:
@@ -141,11 +146,6 @@ class RunConfig:
     def source(self) -> TeacherSource | PolicySource:
         """The policy that the run starts from."""
         raise NotImplementedError
-
-    @property
-    def source_flag(self) -> str:
-        """The option that names it."""
-        return "--policy.path (or --policy.new)"
 
     @property
     def starts_new(self) -> bool:
@@ -224,6 +224,7 @@ class FinetuneConfig(RunConfig):
 class ReflowConfig(RunConfig):
     """Distils a teacher into a student of one or two steps: flow matching on its (noise, endpoint) pairs."""
 
+    source_flag: ClassVar[str] = "--teacher.path"
     teacher: TeacherSource = dataclasses.field(default_factory=TeacherSource)
     student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
     teacher_steps: int = option(10, section="update")
@@ -258,11 +259,7 @@ class ReflowConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.eval_frames < 1:
-            raise ConfigError(f"--eval-frames must be at least 1, found {self.eval_frames}")
-        for name in ("teacher_steps", "times"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
+        check_numbers(self, ("eval_frames", "teacher_steps", "times"), at_least=1)
         check_choice("--teacher-solver", self.teacher_solver, SOLVERS)
         check_choice("--objective", self.objective, OBJECTIVES)
         check_parts(self.trainable)
@@ -276,10 +273,6 @@ class ReflowConfig(RunConfig):
     @property
     def source(self) -> TeacherSource:
         return self.teacher
-
-    @property
-    def source_flag(self) -> str:
-        return "--teacher.path"
 
     @property
     def distillation(self) -> ReflowConfig:

@@ -259,6 +259,20 @@ def check_parts(trainable: str | None) -> None:
         )
 
 
+def flag_of(name: str) -> str:
+    """The option of a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_numbers(settings: Any, names: Collection[str], *, at_least: Literal[0, 1]) -> None:
+    """ConfigError for a smaller number in one of these fields; an unset one is none."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < at_least:
+            expected = "be at least 1" if at_least else "not be negative"
+            raise ConfigError(f"{flag_of(name)} must {expected}, found {value}")
+
+
 def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
     """ConfigError for a value that is no choice of its option."""
     if value not in choices:

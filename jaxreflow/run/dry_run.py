@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import math
 import shutil
 import tempfile
@@ -15,12 +14,11 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from jaxreflow.data.feature_match import camera_map
 from jaxreflow.data.lerobot import LeRobotDataset
@@ -36,24 +34,23 @@ from jaxreflow.run.checkpoints import last_step
 from jaxreflow.run.config import RunConfig
 from jaxreflow.run.data import training_batches
 from jaxreflow.run.directory import check_directory
-from jaxreflow.run.programs import Weights, make_programs, unchanged_by, weight_shapes
+from jaxreflow.run.programs import Weights, weight_shapes
 from jaxreflow.run.setup import Setup, set_up, set_up_devices
+from jaxreflow.run.update_costs import arithmetic_lines, batch_size_lines, call_lines, memory_lines
+from jaxreflow.run.update_shapes import UpdateShapes
 from jaxreflow.support import processes
-from jaxreflow.support.mesh import batch_sharding, parameter_spec, replicated
 from jaxreflow.support.option import labelled
 from jaxreflow.support.storage import AnyPath
 from jaxreflow.training.optimizer import fitted_lengths
 
-_COLUMN, _TABLES = 13, ("first batch", "memory")
-Facts = dict[str, list[str]]
-"""Lines by title."""
+_COLUMN, _TABLES = 13, ("first batch", "memory", "arithmetic", "call")
 
 
 def dry_run(config: RunConfig) -> None:
-    """Prints what `describe` finds, in the first process."""
-    facts = describe(config)
-    if processes.is_first():
-        print("\n".join(_paragraph(title, lines) for title, lines in facts.items()))
+    """Prints what `describe` finds, in the first process, as soon as it is found."""
+    for title, lines in describe(config):
+        if processes.is_first():
+            print(_paragraph(title, lines), flush=True)
 
 
 def _paragraph(title: str, lines: list[str]) -> str:
@@ -65,8 +62,8 @@ def _paragraph(title: str, lines: list[str]) -> str:
     return f"{title:{_COLUMN}}" + textwrap.indent("\n".join(lines), " " * _COLUMN).lstrip()
 
 
-def describe(config: RunConfig) -> Facts:
-    """What there is to know before a run, by title; the errors of a wrong setting are those of the run."""
+def describe(config: RunConfig) -> Iterator[tuple[str, list[str]]]:
+    """What there is to know before a run: titles and their lines; the errors of a wrong setting are those of the run."""
     mesh = set_up_devices(config)
     run_dir = check_directory(config) if config.output_dir else None
     # Nothing is decoded but the first batch, by this process.
@@ -76,17 +73,19 @@ def describe(config: RunConfig) -> Facts:
         saved, data, weights = setup.saved, setup.data, weight_shapes(config, setup.saved)
         with contextlib.closing(training_batches(data, light, 0)) as batches:
             batch = next(batches)
-        return {
-            "run": _run_lines(config, run_dir),
-            "devices": _device_lines(mesh),
-            "policy": _policy_lines(config, saved, weights),
-            "statistics": [statistics_source(config, saved)],
-            "dataset": _dataset_lines(config, setup),
-            "cameras": _camera_lines(config, saved, setup.dataset),
-            "schedule": _schedule_lines(config, saved, len(data.train)),
-            "first batch": _batch_lines(batch),
-            "memory": _memory_lines(config, saved, weights, batch, mesh),
-        }
+        yield "run", _run_lines(config, run_dir)
+        yield "devices", _device_lines(mesh)
+        yield "policy", _policy_lines(config, saved, weights)
+        yield "statistics", [statistics_source(config, saved)]
+        yield "dataset", _dataset_lines(config, setup)
+        yield "cameras", _camera_lines(config, saved, setup.dataset)
+        yield "schedule", _schedule_lines(config, saved, len(data.train))
+        yield "first batch", _batch_lines(batch)
+        update = UpdateShapes(config, saved, weights, batch, mesh)
+        yield "arithmetic", arithmetic_lines(config, update)
+        yield "call", call_lines(config, saved)
+        yield "memory", memory_lines(config, update, weights, mesh.local_devices[0])
+        yield "batch size", batch_size_lines(config, update, mesh, len(data.train))
 
 
 @contextlib.contextmanager
@@ -222,55 +221,3 @@ def _batch_lines(batch: Batch) -> list[str]:
     ]
     width = max(len(name) for name, _ in leaves)
     return [f"{name:{width}} {x.dtype} {list(x.shape)}" for name, x in leaves]
-
-
-def _memory_lines(config: RunConfig, saved: SavedPolicy, weights: Weights, batch: Batch, mesh: Mesh) -> list[str]:
-    """Bytes on each device: of what the update is given, by shapes, and of what it needs beside that, by its compiler."""
-    programs = make_programs(config, saved, mesh)
-    whole, split = replicated(mesh), batch_sharding(mesh)
-
-    def place(x: Any) -> NamedSharding:
-        return NamedSharding(mesh, parameter_spec(x.shape, mesh.shape["fsdp"]))
-
-    state = _placed(jax.eval_shape(programs.init, weights.start), place)
-    frozen, teacher = (_placed(tree, lambda _: whole) for tree in (unchanged_by(weights), weights.teacher))
-    key = _placed(jax.eval_shape(lambda: jax.random.key(0)), lambda _: whole)
-    examples = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((len(x) * jax.process_count(), *x.shape[1:]), x.dtype, sharding=split), batch
-    )
-    logging.getLogger(__name__).info("compiling the update, which is not run")
-    analysis = programs.update.lower(state, frozen, teacher, examples, key).compile().memory_analysis()
-    rows = {
-        "trained parameters": _bytes(state.trainable),
-        "optimizer state": _bytes(state.opt_state),
-        "moving average": _bytes(state.ema),
-        "frozen parameters": _bytes(frozen),
-        "teacher's trained parameters": _bytes(teacher),
-        "batch": _bytes(examples),
-    }
-    lines = [f"{name:30}{_size(size)}" for name, size in rows.items() if size]
-    if analysis is None:
-        return [*lines, "the compiler of this device does not say what the update needs beside that"]
-    needed = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    gradients = sum(4 * math.prod(x.shape) for x in jax.tree.leaves(weights.start))
-    limit = (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit")
-    return [
-        "each device holds, by shapes and dtypes:",
-        *lines,
-        "and during an update, as its compiler says:",
-        f"{'activations, gradients':30}{_size(needed)}  (gradients alone, in float32: {_size(gradients).strip()})",
-        f"{'together':30}{_size(sum(rows.values()) + needed)}" + (f"  of {_size(limit).strip()}" if limit else ""),
-    ]
-
-
-def _placed(tree: Any, place: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree)
-
-
-def _bytes(tree: Any) -> int:
-    """Of a tree of placed shapes, what one device holds."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**30:8.2f} GiB" if size >= 2**30 else f"{size / 2**20:8.2f} MiB"

@@ -30,7 +30,7 @@ def explained(out_of_memory: str) -> Iterator[None]:
     except (RuntimeError, MemoryError, AssertionError) as error:
         text, jax = str(error), sys.modules.get("jax")
         of_device = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
-        if isinstance(error, MemoryError) or (of_device and _is_memory(text)):
+        if isinstance(error, MemoryError) or (of_device and is_out_of_memory(error)):
             raise DeviceError(f"out of memory{_asked(text)}; {out_of_memory}") from error
         absent = None if jax is None or of_device else _absent_platform(jax)
         if absent:
@@ -38,8 +38,9 @@ def explained(out_of_memory: str) -> Iterator[None]:
         raise
 
 
-def _is_memory(text: str) -> bool:
-    return "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error of JAX's runtime or compiler says that memory is not enough."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
 def _asked(text: str) -> str:

@@ -36,6 +36,8 @@ LossFunction: TypeAlias = Callable[[Params, Params, Params, Batch, Draws], tuple
 
 # What `observe` reads: where none of it is trained, teacher and student share the context.
 CONTEXT_PARAMS = ("vision_model", "connector", "text_model")
+# Named scope of what only the teacher computes, in profiles and in `run.arithmetic`.
+TEACHER = "teacher"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +101,15 @@ def velocity_fields(
 ) -> tuple[flow.Velocity, flow.Velocity]:
     """The teacher's and the student's velocity fields in the batch's observations; one look serves both where they see alike."""
     first, second = networks.params(trainable, frozen, teacher)
-    seen = observe(first, batch.observation, config=networks.teacher)
     if networks.share_context(trainable):
-        own = seen = jax.lax.stop_gradient(seen)
+        own = seen = jax.lax.stop_gradient(observe(first, batch.observation, config=networks.teacher))
     else:
+        with jax.named_scope(TEACHER):
+            seen = observe(first, batch.observation, config=networks.teacher)
         own = observe(second, batch.student_observation, config=networks.student)
-    return _field(first, seen, batch, networks.teacher), _field(second, own, batch, networks.student)
+    with jax.named_scope(TEACHER):
+        teachers = _field(first, seen, batch, networks.teacher)
+    return jax.named_scope(TEACHER)(teachers), _field(second, own, batch, networks.student)
 
 
 def _field(params: Params, context: Context, batch: Batch, config: ModelConfig) -> flow.Velocity:
