@@ -73,7 +73,7 @@ def _side(name: str, checkpoint: Path, steps: int, config: CompactConfig, stack:
     model = load_saved_policy(checkpoint).config
     _save_inputs(Path(folder) / INPUTS, model, config.cameras)
     common: dict[str, Any] = {"task": "sample", "checkpoint": str(checkpoint), "folder": folder, "steps": steps}
-    common |= {"batch": 1, "noises": 1, "cameras": config.cameras, "dtype": config.dtype}
+    common |= {"whole_only": True, "batch": 1, "noises": 1, "cameras": config.cameras, "dtype": config.dtype}
     module = JAX if config.code == "jaxreflow" else LEROBOT
     side = Side(name, stack.enter_context(worker(module, common | {"compiled": config.code == "lerobot-compiled"})))
     side.about = side.ask("prepare") | {"operations": sum(sample(model, Size(1, 1, config.cameras, steps)).values())}

@@ -96,11 +96,14 @@ def make_sample(settings: dict[str, Any]) -> tuple[Work, dict[str, float]]:
     def work() -> dict[str, Any]:
         sampler = functools.partial(sample_chunks, config=model)
         whole, chunks = seconds(functools.partial(sampler, num_steps=settings["steps"]), params, seen, noise)
+        check = np.asarray(chunks).ravel()[:256].tolist()
+        if settings.get("whole_only"):
+            return {"seconds": {"sample": whole}, "check": check}
         once, _ = seconds(functools.partial(sampler, num_steps=1), params, seen, noise)
         before, memory = seconds(prefix, params, seen)
         steps, _ = seconds(loop, params, memory, noise)
         times = {"sample": whole, "one step": once, "prefix": before, "loop": steps}
-        return {"seconds": times, "check": np.asarray(chunks).ravel()[:256].tolist()}
+        return {"seconds": times, "check": check}
 
     size = Size(settings["batch"], settings["noises"], settings["cameras"], settings["steps"])
     return work, sample(model, size)
