@@ -1,10 +1,14 @@
-"""Options of LeRobot's that `train.py` translates or answers: each is one of the installed LeRobot's."""
+"""LeRobot's own options: those that `train.py` translates or answers, and those of `lerobot-rollout` on docs/so101.md."""
 
 import dataclasses
 import typing
 from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from jaxreflow.run.lerobot_flags import INSTEAD, RENAMED
+from tests.so101_page import commands
 
 from .lerobot_shim import IS_0_6, upstream_warnings_ignored
 
@@ -52,3 +56,23 @@ def test_translated_options_are_lerobots() -> None:
     groups = {name.split(".")[0] + "." for name in known} | {f"{name}." for name in known} | {"--rabc-", "--env."}
     for name in [*RENAMED, *INSTEAD]:
         assert name in known or (name.endswith((".", "-")) and name in groups), name
+
+
+@pytest.mark.skipif(not IS_0_6, reason="lerobot-rollout is newer than LeRobot 0.4")
+def test_rollouts_on_the_so101_page_are_lerobots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsed as the command does, with a policy of this repository and no robot."""
+    import draccus
+    from lerobot.configs import parser
+    from lerobot.scripts.lerobot_rollout import RolloutConfig  # registers robots and cameras, too
+
+    teacher = str(Path(__file__).parents[1] / "assets" / "teacher")
+    weights = []
+    for words in commands("lerobot-rollout"):
+        words = [f"--policy.path={teacher}" if word == "--policy.path=STUDENT" else word for word in words]
+        monkeypatch.setattr("sys.argv", words)
+        config = draccus.parse(RolloutConfig, args=parser.filter_path_args(["policy"], words[1:]))
+        assert config.robot.port == "/dev/ttyACM0"
+        assert list(config.robot.cameras) == ["front", "wrist"]
+        assert config.policy.num_steps == 1
+        weights.append(config.inference.rtc.max_guidance_weight if config.inference.type == "rtc" else None)
+    assert weights == [None, 1.0]
