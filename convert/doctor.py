@@ -134,9 +134,19 @@ def _config(directory: Path) -> tuple[PolicyConfig | None, list[Finding]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the artefacts are reported above
             policy = PolicyConfig.from_json(fields)
-            return policy, [*findings, *_guidance(policy)]
+            return policy, [*findings, *_cameras(policy), *_guidance(policy)]
     except JaxReflowError as error:
         return None, [*findings, _from_error(error)]
+
+
+def _cameras(policy: PolicyConfig) -> Iterator[Finding]:
+    if not policy.camera_keys:
+        yield Finding(
+            "error",
+            f"{CONFIG}: input_features has no camera",
+            "SmolVLA acts by pictures, and finds them by the names there",
+            "list the cameras that the policy was trained with, each of type VISUAL with a shape such as [3, 480, 640]",
+        )
 
 
 def _guidance(policy: PolicyConfig) -> Iterator[Finding]:
@@ -219,7 +229,9 @@ def _positions(file: TensorFile, config: ModelConfig, policy: PolicyConfig, meas
     yield Finding(
         "note",
         "vision positions of a patch row, by LeRobot set-up:\n" + "\n".join(lines),
-        _measured(file, config, policy) if measure else "their effect on the actions was not measured (--measure does)",
+        _measured(file, config, policy)
+        if measure and policy.camera_keys
+        else "their effect on the actions was not measured (--measure does)",
         "act in the set-up the policy was trained in; `vision_positions` (exact or shifted) follows it here",
     )
 

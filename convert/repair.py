@@ -188,7 +188,8 @@ def _repair_state(directory: Path, policy: PolicyConfig) -> list[str]:
     if changed is None or fitted is policy:
         return []
     fields = read_config_fields(directory / CONFIG)
-    fields["input_features"][STATE] = {"type": "STATE", "shape": [fitted.state_dim]}
+    declared = {"type": "STATE", "shape": [fitted.state_dim]}
+    fields["input_features"] = {**(fields.get("input_features") or {}), STATE: declared}
     done = [f"{CONFIG}: the shape of {STATE} set to [{fitted.state_dim}], as in the statistics"]
     for name, content in ((CONFIG, json.dumps(fields, indent=4).encode()), (PREPROCESSOR, changed.files[PREPROCESSOR])):
         if content != (directory / name).read_bytes():

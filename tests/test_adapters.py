@@ -164,6 +164,8 @@ def test_other_weights_are_another_identity(base: Path) -> None:
         ({"init_lora_weights": "pissa_niter_16"}, "found LoRA that pissa_niter_16 began"),
         ({"init_lora_weights": "olora"}, "found LoRA that olora began"),
         ({"alora_invocation_tokens": [1, 2]}, "found activated LoRA"),
+        ({"lora_alpha": "much"}, "no settings of an adapter .*; copy or download it again"),
+        ({"alpha_pattern": {"(": 3}}, "no settings of an adapter .*; copy or download it again"),
         ({"lora_bias": True}, "found LoRA with a bias of its own"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path is missing; put the base's folder"),
         ({"base_model_name_or_path": "/nowhere/at/all"}, "the adapter's base cannot be had .*no such folder"),

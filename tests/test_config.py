@@ -73,6 +73,13 @@ def test_what_cannot_be_honoured_is_refused_by_name(changes, message):
         PolicyConfig.from_json({**tiny_policy().to_json(), **changes})
 
 
+@pytest.mark.parametrize("shape", [[3, -1, -1], [3, 100_000, 100_000], [3, 0, 4], [], [3, 5]])
+def test_a_declared_size_that_no_picture_has_is_not_believed(shape):
+    """LeRobot never reads it."""
+    config = PolicyConfig.from_json({"type": "smolvla", "input_features": {"cam": {"type": "VISUAL", "shape": shape}}})
+    assert config.declared_size("cam") == (480, 640)
+
+
 def test_a_policy_without_an_action_is_refused():
     with pytest.raises(ConfigError, match="output_features"):
         _ = tiny_policy(output_features={}).action_dim

@@ -33,6 +33,25 @@ def test_nothing_is_wrong_with_a_sound_checkpoint(source):
     assert contents(source) == before
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, PRE_STATS])
+def test_pointers_of_git_lfs_are_called_so(source, name):
+    (source / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n")
+    assert any(f"{name} is a pointer of Git LFS" in what and "run `git lfs pull`" in what for what in whats(source))
+
+
+@pytest.mark.parametrize("inputs", [{"input_features": None}, {}])
+def test_a_config_without_inputs_is_repaired_as_any_other(source, inputs, capsys):
+    fields = json.loads((source / "config.json").read_text())
+    del fields["input_features"]
+    (source / "config.json").write_text(json.dumps(fields | inputs))
+    assert main(["doctor", str(source), "--fix"]) == 1
+    told = capsys.readouterr().out
+    assert "set to [6], as in the statistics" in told
+    assert "error: config.json: input_features has no camera" in told
+    fixed = json.loads((source / "config.json").read_text())
+    assert fixed["input_features"] == {"observation.state": {"type": "STATE", "shape": [6]}}
+
+
 def test_what_is_no_policys_folder_leads_to_one(source, tmp_path, capsys):
     run = tmp_path / "run"
     source.rename(tmp_path / "moved")

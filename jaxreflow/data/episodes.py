@@ -8,9 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from jaxreflow.data.advice import DatasetOptions
-from jaxreflow.data.meta_files import is_lfs_pointer, lfs_advice
 from jaxreflow.data.metadata import Episode, Metadata
 from jaxreflow.errors import DatasetError
+from jaxreflow.support.lfs import is_lfs_pointer, lfs_advice
 
 # What every dataset has, and what LeRobot reads only where there are videos, or never.
 INDEX_COLUMNS = ("episode_index", "task_index")

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from jaxreflow.data.episodes import check_videos
-from jaxreflow.data.meta_files import is_lfs_pointer, lfs_advice
 from jaxreflow.data.packed_frames import FOLDER
 from jaxreflow.data.video import FarFrameError, FrameReaders
 from jaxreflow.errors import DatasetError
+from jaxreflow.support.lfs import is_lfs_pointer, lfs_advice
 
 if TYPE_CHECKING:
     from jaxreflow.data.advice import DatasetOptions

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxreflow.errors import DatasetError
+from jaxreflow.support.lfs import is_lfs_pointer, lfs_advice
 from jaxreflow.support.strict_json import parse_json
 
 _Parsed = TypeVar("_Parsed")
@@ -20,7 +21,6 @@ _COUNT_LIMIT = 1 << 40
 # More episodes than any dataset has.
 MOST_ROWS = 1 << 20
 _DIGITS = re.compile(r"[0-9]{1,15}")
-_LFS_POINTER = b"version https://git-lfs"
 
 
 def read_parquet(
@@ -74,23 +74,6 @@ def parse_file(file: Path, read: Callable[..., _Parsed], *args: Any, **kwargs: A
 def read_json(file: Path) -> Any:
     """A JSON document; for `parse_file`, which names the file."""
     return parse_json(file.read_text(encoding="utf-8-sig"))
-
-
-def is_lfs_pointer(file: Path) -> bool:
-    """Whether the file only names the content that Git LFS would put in its place."""
-    try:
-        with file.open("rb") as content:
-            return content.read(len(_LFS_POINTER)) == _LFS_POINTER
-    except (OSError, ValueError):
-        return False
-
-
-def lfs_advice(file: Path) -> str:
-    """What to do about a pointer of Git LFS."""
-    return (
-        f"{file} is a pointer of Git LFS, not the file itself: the dataset was cloned without git-lfs; "
-        "install git-lfs and run `git lfs pull` in the clone, or download the dataset again"
-    )
 
 
 def whole_number(value: Any, name: str) -> int:

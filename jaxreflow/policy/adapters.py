@@ -82,7 +82,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings = parse_json(path.read_text(encoding="utf-8"))
         settings["peft_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for pattern, alpha in {"": settings.get("lora_alpha", 8), **(settings.get("alpha_pattern") or {})}.items():
+            re.compile(pattern), float(alpha)
+    except (OSError, ValueError, KeyError, TypeError, re.error) as error:
         raise CheckpointError(
             f"{path}: no settings of an adapter ({type(error).__name__}: {error}); copy or download it again"
         ) from error

@@ -20,6 +20,8 @@ NORMALIZATION_MODES = ("IDENTITY", "MEAN_STD", "MIN_MAX", "QUANTILES", "QUANTILE
 # Far above every policy's chunk, widths and steps; a stranger's config.json must not fill the memory.
 LARGEST = 1 << 16
 _CHANNELS = (1, 3, 4)
+# Of a camera's pictures. LeRobot never reads the declared size, so that it may be anything.
+_LARGEST_SIDE = 1 << 13
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +118,9 @@ class PolicyConfig:
         return tuple(key for key in (STATE, *self.camera_keys) if key in self.input_features)
 
     def declared_size(self, camera: str) -> tuple[int, int]:
-        """Height and width of a camera's images as `input_features` has them, or 480 x 640 where it has no image's shape."""
-        return image_size(self.input_features[camera].shape) or (480, 640)
+        """Height and width of a camera's images as `input_features` has them, or 480 x 640 where no image is of that shape."""
+        height, width = image_size(self.input_features[camera].shape) or (0, 0)
+        return (height, width) if 0 < height <= _LARGEST_SIDE and 0 < width <= _LARGEST_SIDE else (480, 640)
 
     @property
     def state_dim(self) -> int:

@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from jaxreflow.errors import ProcessorError
 from jaxreflow.policy.normalization import Stats
+from jaxreflow.support.lfs import START, lfs_advice
 from jaxreflow.support.safetensors_file import DTYPES, header_length
 from jaxreflow.support.strict_json import parse_json
 
@@ -45,6 +46,8 @@ def parse_tensors(data: bytes, where: str) -> Stats:
         header_length(data[:8], len(data))
         tensors = safetensors.deserialize(data)
     except (safetensors.SafetensorError, ValueError) as error:
+        if data.startswith(START):
+            raise ProcessorError(lfs_advice(where)) from error
         raise ProcessorError(
             f"{where}: not a complete safetensors file ({error}); copy or download it again"
         ) from error

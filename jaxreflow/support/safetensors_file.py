@@ -17,6 +17,7 @@ import numpy as np
 import safetensors
 
 from jaxreflow.errors import CheckpointError
+from jaxreflow.support.lfs import is_lfs_pointer, lfs_advice
 from jaxreflow.support.strict_json import parse_json
 
 DTYPES = {
@@ -165,6 +166,8 @@ def _read_header(path: Path) -> tuple[bytes, dict[str, dict[str, Any]], dict[str
         with safetensors.safe_open(path, framework="np") as file:  # checks dtypes, shapes and offsets
             metadata: dict[str, str] | None = file.metadata()
     except (safetensors.SafetensorError, OSError, ValueError) as error:
+        if is_lfs_pointer(path):
+            raise CheckpointError(lfs_advice(path)) from error
         raise CheckpointError(
             f"{path}: not a complete safetensors file ({error}); copy or download it again"
         ) from error
