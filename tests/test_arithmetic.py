@@ -10,8 +10,8 @@ from benchmarks import floor
 from jaxreflow.model import init_params
 from jaxreflow.model.params import split_params, trainable_in_reflow
 from jaxreflow.policy.architecture import network_of
-from jaxreflow.run.arithmetic import BACKWARD, FORWARD, LANGUAGE, OPTIMIZER, VISION, operations
-from jaxreflow.training.losses import TEACHER, Draws, LossFunction, finetune_loss, reflow_loss
+from jaxreflow.run.arithmetic import ACTING, BACKWARD, FORWARD, LANGUAGE, OPTIMIZER, VISION, call_operations, operations
+from jaxreflow.training.losses import TEACHER, Draws, LossFunction, Networks, finetune_loss, reflow_loss
 from tests.tiny import VLM, tiny_policy
 from tests.tiny_policy import make_batch
 
@@ -34,7 +34,7 @@ def test_parts_of_a_reflow_update(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = 2 * (32 // 8) ** 2 // 4 + language
     memory = floor.extend(CONFIG, rows) + floor.remember(CONFIG, rows + 1)
     once = floor.velocity(CONFIG, NOISES, rows + 1)
-    found = counted(reflow_loss(CONFIG, teacher_steps=STEPS, shared_context=True))
+    found = counted(reflow_loss(Networks(CONFIG, CONFIG), teacher_steps=STEPS))
     size = floor.Size(BATCH, NOISES, cameras=2, steps=STEPS)
     expected = floor.reflow_step(CONFIG, size)
     assert list(found) == [VISION, LANGUAGE, TEACHER, FORWARD, BACKWARD]
@@ -44,6 +44,15 @@ def test_parts_of_a_reflow_update(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[FORWARD] == BATCH * (memory + once)
     # Twice the forward pass, but for what needs no gradient; of these small layers that is more than of large ones.
     assert found[BACKWARD] == pytest.approx(expected["student"] - found[FORWARD], rel=0.05)
+
+
+def test_parts_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floor, "LANGUAGE_TOKENS", 5)
+    found = call_operations(CONFIG, 5, STEPS)
+    expected = floor.sample(CONFIG, floor.Size(1, 1, cameras=2, steps=STEPS))
+    assert list(found) == [VISION, LANGUAGE, ACTING]
+    assert sum(found.values()) == sum(expected.values())
+    assert found[ACTING] > expected["loop"]
 
 
 def test_fine_tuning_has_no_teacher() -> None:

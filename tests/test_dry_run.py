@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import train
+from jaxreflow.data.feature_cache import NO_TOKENS, ImageTokens
 from jaxreflow.data.lerobot import load_dataset
 from jaxreflow.policy.config import Feature
 from jaxreflow.policy.saved import load_saved_policy
@@ -78,7 +79,7 @@ def test_a_reflow_run_is_described_and_nothing_is_written(
     frames = sum(episode.length for episode in load_dataset(DATASET, episodes=[0, 1, 2, 3]).episodes)
     assert list(facts) == [
         *("run", "devices", "policy", "statistics", "dataset", "cameras", "schedule", "first batch", "arithmetic"),
-        *("memory", "batch size"),
+        *("call", "memory", "batch size"),
     ]
     assert f"pseudo-huber over padded action dims, t half-at-one-exponential; into {run}" in facts["run"]
     assert facts["devices"] == "1 x cpu, mesh data 1, fsdp 1; 1 process(es)"
@@ -125,8 +126,21 @@ def test_a_reflow_run_is_described_and_nothing_is_written(
 
 
 def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("memory_lines", "batch_size_lines", "arithmetic_lines", "call_lines"):
+        monkeypatch.setattr(dry_run, name, lambda *_: ["not asked for"])
+
+
+def test_a_compact_student_is_described_beside_its_teacher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("memory_lines", "batch_size_lines", "arithmetic_lines"):
         monkeypatch.setattr(dry_run, name, lambda *_: ["not asked for"])
+    student = ["--student.image-size", "48", "--student.vlm-layers", "2"]
+    assert train.main(["reflow", "--teacher.path", str(TEACHER), *EPISODES, *SIZE, *student, "--dry-run"]) == 0
+    facts = said(capsys.readouterr().out)
+    assert "resized and padded to 48 x 48; by the teacher, resized and padded to 96 x 96" in facts["cameras"]
+    assert "the student's image size 48, the student's VLM layers 2" in facts["run"]
+    assert re.search(r"teacher@2 [\d.]+ GFLOP .* student@1 [\d.]+ GFLOP .*, [\d.]+ times fewer", facts["call"])
 
 
 def finetune(**changes: Any) -> FinetuneConfig:
@@ -225,12 +239,35 @@ def test_source_of_statistics(tmp_path: Path) -> None:
         ({}, 0, "video files, decoded when needed by a thread"),
         ({}, 3, "video files, decoded when needed by 3 process(es)"),
         ({"cache_frames": 2.0}, 0, "memory, decoded from video files before the first update (at most 2.0 GiB)"),
-        ({"features": "CACHE"}, 0, "image tokens in CACHE: no image is decoded, no vision tower runs"),
     ],
 )
 def test_where_frames_come_from(changes, workers, expected) -> None:
     config = ReflowConfig(num_workers=workers, dataset=DatasetConfig(root=str(DATASET), **changes))
-    assert dry_run._frame_source(config, load_dataset(DATASET, episodes=[0])) == expected
+    assert dry_run._frame_lines(config, load_dataset(DATASET, episodes=[0]), NO_TOKENS) == [f"frames from {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        ({"teacher": "T"}, ["frames from image tokens in T: no image is decoded, no vision tower runs"]),
+        (
+            {"teacher": "T", "student": "S"},
+            ["frames from image tokens in T and S: no image is decoded, no vision tower runs"],
+        ),
+        (
+            {"teacher": "T", "student_sees_images": True},
+            ["frames from video files, decoded when needed by a thread", "image tokens of the teacher from T"],
+        ),
+        (
+            {"student": "S"},
+            ["frames from video files, decoded when needed by a thread", "image tokens of the student from S"],
+        ),
+    ],
+)
+def test_where_image_tokens_come_from(tokens: dict[str, Any], expected: list[str]) -> None:
+    caches = {name: SimpleNamespace(root=x) if isinstance(x, str) else x for name, x in tokens.items()}
+    config = ReflowConfig(dataset=DatasetConfig(root=str(DATASET)))
+    assert dry_run._frame_lines(config, load_dataset(DATASET, episodes=[0]), ImageTokens(**caches)) == expected
 
 
 def test_absent_cameras_are_named() -> None:

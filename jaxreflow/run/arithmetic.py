@@ -6,15 +6,15 @@ elementwise work are not counted.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from jaxreflow import flow
 from jaxreflow.model import init_params
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.types import Observation
@@ -50,12 +50,11 @@ def call_operations(config: ModelConfig, language_tokens: int, steps: int) -> di
         state=np.zeros((1, config.max_state_dim), np.float32),
     )
 
-    def call(key: Array) -> Array:
-        noise = flow.sample_noise(key, (1, 1, config.chunk_size, config.max_action_dim))
-        return sample_chunks(init_params(key, config), observation, noise, config=config, num_steps=steps)
-
+    params = jax.eval_shape(lambda: init_params(jax.random.key(0), config))
+    noise = jnp.zeros((1, 1, config.chunk_size, config.max_action_dim))
+    call = functools.partial(sample_chunks, config=config, num_steps=steps)
     found = {VISION: 0.0, LANGUAGE: 0.0, ACTING: 0.0}
-    for scope, count in products(jax.make_jaxpr(call)(jax.random.key(0)).jaxpr):
+    for scope, count in products(jax.make_jaxpr(call)(params, observation, noise).jaxpr):
         found[next((part for name, part in _OBSERVED.items() if name in scope), ACTING)] += count
     return found
 

@@ -20,12 +20,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from jaxreflow.data.feature_match import camera_map
+from jaxreflow.data.feature_cache import ImageTokens
+from jaxreflow.data.feature_match import camera_map, sees_as
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.data.packed_frames import FOLDER
 from jaxreflow.errors import ConfigError
 from jaxreflow.model.params import count_parameters
 from jaxreflow.model.types import Batch
+from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.policy.processors import read_processor_files
 from jaxreflow.policy.saved import SavedPolicy
 from jaxreflow.policy.statistics import BUFFER_PREFIXES
@@ -162,13 +164,20 @@ def _dataset_lines(config: RunConfig, setup: Setup) -> list[str]:
         f"{dataset.root}: {dataset.num_frames:,} frames in {len(dataset.episodes)} episodes",
         f"trained on {len(data.train):,} frames",
         f"held out: {held_out:,} frames of the episodes {episodes}" if held_out else "held out: none",
-        f"frames from {_frame_source(config, dataset)}",
+        *_frame_lines(config, dataset, data.train.tokens_of_images),
     ]
 
 
+def _frame_lines(config: RunConfig, dataset: LeRobotDataset, tokens: ImageTokens) -> list[str]:
+    """Where frames come from, or the image tokens in their place."""
+    caches = [str(cache.root) for cache in (tokens.teacher, tokens.student) if cache is not None]
+    if not tokens.leave_images:
+        return [f"frames from image tokens in {' and '.join(caches)}: no image is decoded, no vision tower runs"]
+    own = ["image tokens of the " + ("teacher" if tokens.teacher else "student") + f" from {cache}" for cache in caches]
+    return [f"frames from {_frame_source(config, dataset)}", *own]
+
+
 def _frame_source(config: RunConfig, dataset: LeRobotDataset) -> str:
-    if config.dataset.features:
-        return f"image tokens in {config.dataset.features}: no image is decoded, no vision tower runs"
     if (dataset.root / FOLDER).is_dir():
         source = f"packed frames in {dataset.root / FOLDER}"
     else:
@@ -183,8 +192,9 @@ def _frame_source(config: RunConfig, dataset: LeRobotDataset) -> str:
 
 def _camera_lines(config: RunConfig, saved: SavedPolicy, dataset: LeRobotDataset) -> list[str]:
     policy, matched = saved.policy, camera_map(saved, dataset)
-    size = policy.resize_imgs_with_padding
-    seen = f"resized and padded to {size[1]} x {size[0]}" if size else "in its own size"
+    seen = _seen(policy)
+    if not sees_as(saved, saved.original):
+        seen += f"; by the teacher, {_seen(saved.original.policy)}"
     absent = [name for name in policy.camera_keys if name not in matched]
     unused = [name for name in dataset.camera_keys if name not in matched.values()]
     transforms = config.dataset.image_transforms
@@ -195,6 +205,11 @@ def _camera_lines(config: RunConfig, saved: SavedPolicy, dataset: LeRobotDataset
         *([f"empty cameras stand in for at most {policy.empty_cameras}"] if absent else []),
         *([f"each training image changed by {transforms.num_transforms} transform(s)"] if transforms.enable else []),
     ]
+
+
+def _seen(policy: PolicyConfig) -> str:
+    size = policy.resize_imgs_with_padding
+    return f"resized and padded to {size[1]} x {size[0]}" if size else "in its own size"
 
 
 def _schedule_lines(config: RunConfig, saved: SavedPolicy, frames: int) -> list[str]:
