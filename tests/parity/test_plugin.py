@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 from convert.plugin import to_plugin
 from jaxreflow.data.lerobot import load_dataset
+from jaxreflow.errors import CheckpointError
 from tests.parity.lerobot_shim import (
     PreTrainedConfig,
     RTCConfig,
@@ -78,6 +80,15 @@ def frames(indices: range) -> list[dict[str, Any]]:
 def test_lerobot_finds_the_plugin_by_its_name(sides: tuple[SimpleNamespace, SimpleNamespace]) -> None:
     assert type(sides[1].policy).__name__ == "SmolVLAJaxPolicy"
     assert not list(sides[1].policy.parameters())
+
+
+def test_a_folder_without_its_weights_is_named(folder: Path, tmp_path: Path) -> None:
+    """As when only the JSON files were copied."""
+    bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("model.safetensors"))
+    with pytest.raises(
+        CheckpointError, match=r"bare/model\.safetensors: no such file; .*again: python -m convert to-plugin"
+    ):
+        opened(bare)
 
 
 def test_actions_equal_pytorchs_one_by_one(sides: tuple[SimpleNamespace, SimpleNamespace]) -> None:

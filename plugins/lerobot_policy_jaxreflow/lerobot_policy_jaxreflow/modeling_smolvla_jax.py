@@ -14,6 +14,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from jaxreflow import flow
+from jaxreflow.errors import CheckpointError
 from jaxreflow.model.params import stored_in_compute_dtype
 from jaxreflow.model.types import Observation
 from jaxreflow.policy import aloha
@@ -51,11 +52,20 @@ class SmolVLAJaxPolicy(PreTrainedPolicy):
         revision: str | None = None,
         **_: Any,
     ) -> "SmolVLAJaxPolicy":
-        """Reads a folder of `convert to-plugin`, or a hub repository that holds one."""
+        """Reads a folder of `convert to-plugin`, or a hub repository that holds one.
+
+        Raises:
+            CheckpointError: files are missing or damaged, such as weights that were not copied along.
+        """
         if config is None:
             config = PreTrainedConfig.from_pretrained(pretrained_name_or_path, revision=revision)
         assert isinstance(config, SmolVLAJaxConfig)
-        saved = load_saved_policy(pretrained_name_or_path, revision=revision, dtype=config.jax_dtype)
+        try:
+            saved = load_saved_policy(pretrained_name_or_path, revision=revision, dtype=config.jax_dtype)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; or make the folder again: python -m convert to-plugin POLICY OUT"
+            ) from error
         return cls(config, saved).eval()
 
     def reset(self) -> None:
