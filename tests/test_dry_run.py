@@ -125,6 +125,26 @@ def test_a_reflow_run_is_described_and_nothing_is_written(
     assert sorted(TEACHER.rglob("*")) == before
 
 
+def test_a_compiler_that_refuses_the_size_of_the_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a TPU's does; smaller sizes are tried then."""
+    original = jax.stages.Compiled.memory_analysis
+    asked: list[Any] = []
+
+    def refused_at_first(self: Any) -> Any:
+        asked.append(self)
+        if len(asked) == 1:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
+        return original(self)
+
+    monkeypatch.setattr(jax.stages.Compiled, "memory_analysis", refused_at_first)
+    assert train.main(["reflow", "--teacher.path", str(TEACHER), *EPISODES, *SIZE, "--dry-run"]) == 0
+    facts = said(capsys.readouterr().out)
+    assert facts["memory"].endswith("and its compiler finds that an update does not fit beside that")
+    assert re.match(r"--batch-size [123] is about the largest that fits ", facts["batch size"])
+
+
 def not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("memory_lines", "batch_size_lines", "arithmetic_lines", "call_lines"):
         monkeypatch.setattr(dry_run, name, lambda *_: ["not asked for"])

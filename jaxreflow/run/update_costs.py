@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxreflow.policy.saved import SavedPolicy
@@ -23,8 +25,10 @@ def memory_lines(config: RunConfig, update: UpdateShapes, weights: Weights, devi
     """What each device holds by shapes, and what its compiler says that an update needs beside that."""
     memory = update.memory(config.batch_size)
     lines = [f"{name:30}{_size(size)}" for name, size in memory.held.items() if size]
-    if memory.needed is None or memory.total is None:
+    if memory.needed is None:
         return [*lines, "the compiler of this device does not say what the update needs beside that"]
+    if math.isinf(memory.needed):
+        return [*lines, "and its compiler finds that an update does not fit beside that"]
     gradients = sum(4 * math.prod(x.shape) for x in jax.tree.leaves(weights.start))
     limit = _pool(device)
     return [
@@ -39,12 +43,14 @@ def memory_lines(config: RunConfig, update: UpdateShapes, weights: Weights, devi
 def batch_size_lines(config: RunConfig, update: UpdateShapes, mesh: Mesh, frames: int) -> list[str]:
     """The largest batch size that fits, and where that comes from; `frames` is the largest of any use."""
     limit, where = room(config.for_memory, _pool(mesh.local_devices[0]), len(mesh.local_devices))
+    if update.memory(config.batch_size).needed is None:
+        return ["not known: the compiler of this device does not say what an update needs"]
+    if jax.process_count() > 1:  # All processes compile the same programs; MiB, as JAX's integers have 32 bits.
+        limit = float(multihost_utils.broadcast_one_to_all(np.int32(limit / 2**20))) * 2**20
     step = mesh.size * config.accumulate
     first = config.batch_size // step
-    known = largest_fit(lambda size: update.total(size * step), first, max(frames // step, first), limit)
+    known = largest_fit(lambda size: update.memory(size * step).total, first, max(frames // step, first), limit)
     fits = max((size for size, needed in known.items() if needed <= limit), default=0)
-    if not math.isfinite(known[first]) and not fits:
-        return ["not known: the compiler says nothing of this device's memory"]
     counted = ", ".join(
         f"{size * step:,}: {_size(known[size]).strip()}" for size in sorted(known) if math.isfinite(known[size])
     )
@@ -56,7 +62,7 @@ def batch_size_lines(config: RunConfig, update: UpdateShapes, mesh: Mesh, frames
     return [
         answer,
         f"room: {_size(limit).strip()}, {where}",
-        f"compiled for {mesh.local_devices[0].platform.upper()} with {counted}",
+        f"compiled for {mesh.local_devices[0].platform.upper()} with {counted or 'no size that it takes'}",
         "Another platform's compiler counts differently, and its allocator loses some room between arrays: begin a fifth lower.",
     ]
 

@@ -25,13 +25,13 @@ class Memory(NamedTuple):
 
     held: dict[str, int]
     """What the update is given, by name: by shapes, dtypes and how they are split."""
-    needed: int | None
-    """What it needs beside that, as the device's compiler says; None where it does not say."""
+    needed: float | None
+    """What it needs beside that, as the device's compiler says; None where it does not say, infinite where it gives up."""
 
     @property
-    def total(self) -> int | None:
-        """Both together."""
-        return None if self.needed is None else sum(self.held.values()) + self.needed
+    def total(self) -> float:
+        """Both together; infinite where the compiler does not say."""
+        return math.inf if self.needed is None else sum(self.held.values()) + self.needed
 
 
 class UpdateShapes:
@@ -57,18 +57,13 @@ class UpdateShapes:
         return operations(self._traced(batch_size).jaxpr.jaxpr)
 
     def memory(self, batch_size: int) -> Memory:
-        """What the compiler says of the update for this many observations over all devices.
-
-        Raises:
-            jax.errors.JaxRuntimeError: the compiler finds that it does not fit the device at all, as a TPU's does.
-        """
+        """What the compiler says of the update for this many observations over all devices."""
         if batch_size not in self._known:
             self._known[batch_size] = self._compiled(batch_size)
         return self._known[batch_size]
 
     def _compiled(self, batch_size: int) -> Memory:
         _log.info("compiling the update for %d observations, which is not run", batch_size)
-        analysis = self._traced(batch_size).lower().compile().memory_analysis()
         held = {
             "trained parameters": _bytes(self._state.trainable),
             "optimizer state": _bytes(self._state.opt_state),
@@ -77,20 +72,16 @@ class UpdateShapes:
             "teacher's trained parameters": _bytes(self._teacher),
             "batch": _bytes(self._examples(batch_size)),
         }
+        try:
+            analysis = self._traced(batch_size).lower().compile().memory_analysis()
+        except jax.errors.JaxRuntimeError as error:  # a TPU's compiler refuses what does not fit
+            if not is_out_of_memory(error):
+                raise
+            return Memory(held, math.inf)
         if analysis is None:
             return Memory(held, None)
         needed = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-        return Memory(held, needed)
-
-    def total(self, batch_size: int) -> float:
-        """Bytes on one device; infinite where the compiler says that they cannot be had, or says nothing."""
-        try:
-            total = self.memory(batch_size).total
-        except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return math.inf
-        return math.inf if total is None else total
+        return Memory(held, float(needed))
 
     def _traced(self, batch_size: int) -> Any:
         return self._update.trace(self._state, self._frozen, self._teacher, self._examples(batch_size), self._key)
