@@ -223,6 +223,7 @@ def shard(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
+@pytest.mark.slow
 def test_shards_are_one_policy(base: Path, tmp_path: Path) -> None:
     before = load_file(base / WEIGHTS)
     shard(base)

@@ -155,6 +155,7 @@ def parts(monkeypatch: pytest.MonkeyPatch, enable: bool) -> dict[str, Any]:
     return {"loss": loss, "draw": draw, "eval_loss": eval_loss, "eval_draw": eval_draw}
 
 
+@pytest.mark.slow
 def test_teacher_and_student_see_the_same_changed_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is that on images which were changed beforehand, and is not where only one of the two sees them so."""
     found, batch = parts(monkeypatch, enable=True), make_batch(2, CONFIG)

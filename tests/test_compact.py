@@ -22,26 +22,27 @@ from jaxreflow import SmolVLAPolicy, flow
 from jaxreflow.data import features
 from jaxreflow.data.feature_cache import FeatureCache
 from jaxreflow.data.features import compute_features
-from jaxreflow.data.lerobot import load_dataset
 from jaxreflow.errors import ConfigError
 from jaxreflow.model import memorise, observe, velocity
-from jaxreflow.model.layer_choice import ALL_LAYERS, choose_layers
-from jaxreflow.model.params import PROJECTIONS
-from jaxreflow.model.types import Batch, Params
+from jaxreflow.model.config import ModelConfig
+from jaxreflow.model.layer_choice import ALL_LAYERS, LayerChoice, choose_layers
+from jaxreflow.model.params import PROJECTIONS, in_parts, split_params
+from jaxreflow.model.types import Params
+from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.compact import compact_policy
 from jaxreflow.policy.saved import SavedPolicy, load_saved_policy, save_pretrained
 from jaxreflow.policy.weights import EXPERT, TEXT, expected_tensors
 from jaxreflow.run.config import ReflowConfig, StudentConfig
-from jaxreflow.run.data import held_out_batches, split_data
-from jaxreflow.run.programs import make_loss, split_weights, weight_shapes
+from jaxreflow.run.programs import split_weights, weight_shapes
 from jaxreflow.run.record.metrics import read_metrics
 from jaxreflow.run.start import student_start
 from jaxreflow.support.mesh import make_mesh
 from jaxreflow.training.lora import LoraConfig
-from jaxreflow.training.losses import Draws
+from jaxreflow.training.losses import Draws, Networks, reflow_loss
 from tests.cached_policy import make_cached_policy
 from tests.short_run import assert_same_state
-from tests.tiny_policy import DATASET, perturb
+from tests.tiny import VLM, tiny_model, tiny_policy
+from tests.tiny_policy import make_batch, perturb
 
 TEACHER = Path("tests/assets/teacher")
 SELF_CROSS = ("self", "cross")
@@ -127,31 +128,30 @@ def test_an_expert_of_its_own_length_divides_the_layers(teacher: SavedPolicy) ->
         compact_policy(half, vlm_layers=3)
 
 
-@pytest.fixture(scope="module")
-def batch(teacher: SavedPolicy) -> Batch:
-    data = split_data(load_dataset(DATASET), teacher.policy, teacher.load_transforms(), ReflowConfig())
-    return next(held_out_batches(data, ReflowConfig(batch_size=2, eval_batches=1)))
-
-
-def test_the_loss_is_that_of_two_policies(teacher: SavedPolicy, batch: Batch) -> None:
+def test_the_loss_is_that_of_two_policies() -> None:
     """The student's velocity, of its own network, against the straight line to where its teacher's network leads the noise."""
-    student = compact_policy(teacher, image_size=48, vlm_layers=2, choice="spaced")
-    config = ReflowConfig(teacher_steps=3, trainable="expert+connector")
-    weights = split_weights(config, student, make_mesh())
-    trained = perturb(weights.start)
-    noise = flow.sample_noise(jax.random.key(0), (2, 2, teacher.config.chunk_size, teacher.config.max_action_dim))
+    policy = tiny_policy()
+    whole, params = tiny_model(policy)
+    small = network_of(dataclasses.replace(policy, resize_imgs_with_padding=(16, 16), num_vlm_layers=2), VLM)
+    layers = LayerChoice((0, 3), (0, 3))
+    teacher, frozen = split_params(params, in_parts(["expert", "connector"]))
+    trained = perturb(layers.view(teacher, small))
+    batch, noise = make_batch(2, whole), flow.sample_noise(jax.random.key(0), (2, 2, 6, 7))
     draws = Draws(noise, jnp.array([[0.3, 1.0], [0.7, 0.1]]))
-    total, count = jax.jit(make_loss(config, student))(trained, weights.frozen, weights.teacher, batch, draws)
+    loss = reflow_loss(Networks(whole, small, layers), teacher_steps=3)
+    total, count = jax.jit(loss)(trained, frozen, teacher, batch, draws)
 
-    def field(saved: SavedPolicy, params: Params) -> flow.Velocity:
-        context = observe(params, batch.observation, config=saved.config)
-        memory = memorise(params, context, jnp.asarray(batch.observation.state), config=saved.config)
-        return lambda x, t: velocity(params, memory, x, t, config=saved.config)
+    def field(config: ModelConfig, params: Params) -> flow.Velocity:
+        context = observe(params, batch.observation, config=config)
+        memory = memorise(params, context, jnp.asarray(batch.observation.state), config=config)
+        return lambda x, t: velocity(params, memory, x, t, config=config)
 
-    own = unflatten_dict({**flatten_dict(student.load_params()), **flatten_dict(trained)})
-    endpoint = flow.euler(field(teacher, teacher.load_params()), noise, 3)
+    own = unflatten_dict({**flatten_dict(layers.view(params, small)), **flatten_dict(trained)})
+    mine, theirs = (tree["text_model"]["layers"] for tree in (own, params))
+    assert mine["1"]["self_attn"]["k_proj"]["kernel"] is theirs["3"]["self_attn"]["k_proj"]["kernel"]
+    endpoint = flow.euler(field(whole, params), noise, 3)
     t = draws.t[..., None, None]
-    errors = jnp.square(field(student, own)(t * noise + (1 - t) * endpoint, draws.t) - (noise - endpoint))
+    errors = jnp.square(field(small, own)(t * noise + (1 - t) * endpoint, draws.t) - (noise - endpoint))
     np.testing.assert_allclose(total / count, errors.mean(), rtol=1e-5)
 
 
@@ -215,6 +215,7 @@ def run(made: SimpleNamespace) -> Path:
     return made.folder / "run"
 
 
+@pytest.mark.slow
 def test_a_run_resumes_exactly(run: Path, tmp_path: Path) -> None:
     half = Path(shutil.copytree(run, tmp_path / "half", symlinks=True))
     newest = max(path for path in (half / "checkpoints").iterdir() if path.name.isdigit())

@@ -179,6 +179,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_order(dataset, source):
     def constant(tasks):
         return tokenize(tasks)

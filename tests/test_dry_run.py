@@ -65,6 +65,7 @@ def said(text: str) -> dict[str, str]:
     return {title: " ".join(content.split()) for title, content in facts.items()}
 
 
+@pytest.mark.slow
 def test_a_reflow_run_is_described_and_nothing_is_written(
     tmp_path: Path, temporary: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

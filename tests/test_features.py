@@ -61,6 +61,7 @@ def finetune(made: SimpleNamespace, run: Path, *flags: str) -> int:
     return train.main(["finetune", *policy, *data, *size, "--output-dir", str(run), *flags])
 
 
+@pytest.mark.slow
 def test_observed_tokens_stand_for_images() -> None:
     config, params = tiny_model(tiny_policy(num_vlm_layers=2))
     seen = tiny_observation()
@@ -234,7 +235,7 @@ def test_damaged_manifest_is_named(made: SimpleNamespace, tmp_path: Path) -> Non
         FeatureCache.open(root)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_examples_come_in_the_same_order(
     made: SimpleNamespace, checkpoint: SavedPolicy, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,7 @@ def run_hub(hub_url: str, cache: Path, name: str) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_of_a_repository_only_the_policys_files_are_fetched_from_where_it_lies(tmp_path: Path) -> None:
     with fake_hub() as hub:
         hub.create("me/finished", files=POLICY | BESIDE)

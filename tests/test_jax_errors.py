@@ -49,6 +49,7 @@ def test_other_errors_stay_what_they_are() -> None:
         assert found.value is error
 
 
+@pytest.mark.slow
 def test_an_update_without_memory_names_options_of_train_and_leaves_the_folder_usable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,7 +86,10 @@ def test_an_update_without_memory_names_options_of_train_and_leaves_the_folder_u
     assert (tmp_path / "run" / "checkpoints" / "last").exists()
 
 
-@pytest.mark.parametrize("command", ["train.py", "jaxreflow.serve", "jaxreflow.evaluate"])
+@pytest.mark.parametrize(
+    "command",
+    ["train.py", *(pytest.param(name, marks=pytest.mark.slow) for name in ("jaxreflow.serve", "jaxreflow.evaluate"))],
+)
 def test_a_platform_that_is_not_there(command: str, tmp_path: Path) -> None:
     arguments = {
         "train.py": ["train.py", *REFLOW, "--dry-run"],

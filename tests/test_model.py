@@ -237,7 +237,7 @@ def test_special_tokens_stand_for_absent_cameras_too():
     "changes",
     [
         {"attention_mode": "self_attn"},
-        {"self_attn_every_n_layers": -1, "num_expert_layers": 2},
+        pytest.param({"self_attn_every_n_layers": -1, "num_expert_layers": 2}, marks=pytest.mark.slow),
         pytest.param({"self_attn_every_n_layers": 3}, marks=pytest.mark.slow),
         pytest.param({"num_vlm_layers": 0, "expert_width_multiplier": 0.5}, marks=pytest.mark.slow),
         pytest.param({"num_vlm_layers": 1}, marks=pytest.mark.slow),

@@ -107,6 +107,7 @@ def test_unfinished_pack_is_no_dataset_and_goes_on(
         LeRobotDataset.open(out)
 
 
+@pytest.mark.slow
 def test_workers_write_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_v30(tmp_path / "data")
     assert command.main([str(root), str(tmp_path / "one")]) == 0

@@ -82,6 +82,7 @@ def test_short_runs_learn_from_short_runs() -> None:
         assert short.flags[-4:] == ("--steps", "7", "--optimizer.decay-steps", "7")
 
 
+@pytest.mark.slow
 def test_every_flag_of_a_variant_is_one_of_the_training() -> None:
     for variant in EVERY:
         flags = tyro.cli(ReflowConfig, args=[*variant.flags], default=metaworld.config)

@@ -156,6 +156,7 @@ def test_export_is_complete_or_not_there(folder: str) -> None:
         export(Path("gs://x"))
 
 
+@pytest.mark.slow
 def test_checkpoints(google: str) -> None:
     store = CheckpointStore(as_path(f"{google}/checkpoints"), keep=2)
     assert store.newest_intact() is None

@@ -177,6 +177,7 @@ def test_resumed_run_is_bit_identical(student_run: Path, tmp_path: Path) -> None
     assert (run / weights).read_bytes() == (student_run / weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_cycle(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

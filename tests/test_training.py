@@ -68,6 +68,7 @@ def update(batch: Batch, name: str = "reflow", accumulation: int = 1) -> tuple[T
     return make_step(name, accumulation)(state, frozen, teacher, shard_batch(batch, mesh), jax.random.key(3))
 
 
+@pytest.mark.slow
 def test_accumulation_changes_neither_loss_nor_update() -> None:
     batch = make_batch(8, CONFIG)  # with padding spread unevenly, so that the mean of means would be wrong
     whole, metrics = update(batch, "finetune")
@@ -90,6 +91,7 @@ def test_loss_is_the_mean_over_noises() -> None:
     assert count == sum(n for _, n in single)
 
 
+@pytest.mark.slow
 def test_the_teacher_integrates_once_for_all_times_of_a_noise() -> None:
     batch = make_batch(2, CONFIG)
     noise, t, _ = make_draw(experimental.TIME_LAWS["uniform"], 3, CONFIG, times=2)(jax.random.key(1), 2)
@@ -135,6 +137,7 @@ def test_reflow_learns_the_whole_endpoint_of_the_deployed_sampler() -> None:
     np.testing.assert_allclose(total, jnp.sum(errors), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_real_pairs_are_learned_as_by_hand() -> None:
     """One of three noises: recorded actions, inverted through the teacher, masked; the others as without real pairs.
 
@@ -175,6 +178,7 @@ def test_real_pairs_are_learned_as_by_hand() -> None:
     np.testing.assert_allclose([total, count], np.sum(alone, axis=0), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_sampling_from_inverted_noise_gives_recorded_actions_back() -> None:
     """Through the network, with Heun's method: the error falls faster than the step."""
     params = merge_params(weights().teacher, weights().frozen)
