@@ -128,6 +128,7 @@ def test_an_expert_of_its_own_length_divides_the_layers(teacher: SavedPolicy) ->
         compact_policy(half, vlm_layers=3)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_two_policies() -> None:
     """The student's velocity, of its own network, against the straight line to where its teacher's network leads the noise."""
     policy = tiny_policy()
@@ -224,12 +225,14 @@ def test_a_run_resumes_exactly(run: Path, tmp_path: Path) -> None:
     assert_same_state(half, run)
 
 
+@pytest.mark.slow
 def test_another_network_is_no_resumption(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = ["reflow", "--output-dir", str(run), "--resume", "--steps", "6", "--student.image-size", "32"]
     assert train.main(again) == 1
     assert "--student.image-size 16 -> 32" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_exported_student_acts_and_is_read_by_every_command(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

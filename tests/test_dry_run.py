@@ -126,6 +126,7 @@ def test_a_reflow_run_is_described_and_nothing_is_written(
     assert sorted(TEACHER.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_compiler_that_refuses_the_size_of_the_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,6 +190,7 @@ def test_a_student_is_compared_and_the_page_needs_nothing_else(
     assert not [text for text in read_all(tmp_path / "a") if str(TEACHER.parent) in text or str(student.parent) in text]
 
 
+@pytest.mark.slow
 def test_a_teacher_alone_says_whether_to_distil(tmp_path: Path) -> None:
     flags = ["--teacher", str(TEACHER), "--out", str(tmp_path), *DATA, *SIZE, "--draws", "0", "--repeats", "0"]
     assert command.main(flags) == 0

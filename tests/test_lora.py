@@ -146,6 +146,7 @@ def random_params() -> Params:
     return perturb(jax.jit(init_params, static_argnums=1)(jax.random.key(0), small.CONFIG))
 
 
+@pytest.mark.slow
 def test_merged_weights_act_as_the_layers_with_their_adapters_beside_them() -> None:
     """Every linear layer that runs adds `scale (x A) B` to its output, or is left alone; in float32 to rounding."""
     config, batch, added = small.CONFIG, make_batch(2, small.CONFIG), []
@@ -276,6 +277,7 @@ def last(run: Path) -> Path:
     return run / "checkpoints" / "last" / "pretrained_model"
 
 
+@pytest.mark.slow
 def test_a_student_is_a_plain_checkpoint(teacher: Path, run: Path) -> None:
     """Keys, shapes, dtypes and fields are the teacher's; kernels of the targets moved, all else has the teacher's bits."""
     before, after = (TensorFile(path / "model.safetensors") for path in (teacher, last(run)))
@@ -291,6 +293,7 @@ def test_a_student_is_a_plain_checkpoint(teacher: Path, run: Path) -> None:
     assert fields[1]["use_peft"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trainable", "ema"])
 def test_convert_merges_as_the_run_does(name: str, teacher: Path, run: Path, tmp_path: Path) -> None:
     assert convert(["to-lerobot", str(run), str(tmp_path / "out"), *(["--ema"] if name == "ema" else [])]) == 0
@@ -308,6 +311,7 @@ def test_convert_merges_as_the_run_does(name: str, teacher: Path, run: Path, tmp
     assert (exported == (tmp_path / "out" / "model.safetensors").read_bytes()) is (name == "ema")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

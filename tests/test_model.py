@@ -236,11 +236,11 @@ def test_special_tokens_stand_for_absent_cameras_too():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"attention_mode": "self_attn"},
+        pytest.param({"attention_mode": "self_attn"}, marks=pytest.mark.slow),
         pytest.param({"self_attn_every_n_layers": -1, "num_expert_layers": 2}, marks=pytest.mark.slow),
         pytest.param({"self_attn_every_n_layers": 3}, marks=pytest.mark.slow),
         pytest.param({"num_vlm_layers": 0, "expert_width_multiplier": 0.5}, marks=pytest.mark.slow),
-        pytest.param({"num_vlm_layers": 1}, marks=pytest.mark.slow),
+        {"num_vlm_layers": 1},
     ],
 )
 def test_every_arrangement_of_layers_runs(changes):

@@ -81,6 +81,7 @@ def test_accumulation_changes_neither_loss_nor_update() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6 * float(metrics["grad_norm"]))
 
 
+@pytest.mark.slow
 def test_loss_is_the_mean_over_noises() -> None:
     batch = make_batch(2, CONFIG)
     noise, t, _ = make_draw(experimental.TIME_LAWS["uniform"], 3, CONFIG)(jax.random.key(1), 2)
