@@ -28,6 +28,7 @@ def test_figures() -> None:
     assert (found["megabytes_per_second"], found["peak_bytes"]) == (2.0, 7)
 
 
+@pytest.mark.slow
 def test_a_failed_command_is_shown() -> None:
     with pytest.raises(SystemExit, match=r"(?s)inspect nowhere` ended with 1:.*nowhere: no such folder"):
         run_module("convert", ["inspect", "nowhere"])

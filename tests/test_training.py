@@ -217,6 +217,7 @@ def test_training_and_acting_are_one_path() -> None:
     assert elsewhere / count > 1e-4
 
 
+@pytest.mark.slow
 def test_a_trained_vlm_gets_contexts_of_its_own() -> None:
     params = merge_params(weights().teacher, weights().frozen)
     teacher, frozen = split_params(params, lambda path: path[0] != "vision_model")
