@@ -19,6 +19,7 @@ BENCHMARKS = {
     "reflow-step": "ReflowStepConfig",
     "sample": "SampleConfig",
     "compact": "CompactConfig",
+    "plugin": "PluginConfig",
     "loader": "LoaderConfig",
     "convert": "ConvertConfig",
     "startup": "StartupConfig",
