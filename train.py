@@ -33,6 +33,7 @@ from jaxreflow.policy.weights import expected_tensors
 from jaxreflow.publish.publication import check_push, push_run
 from jaxreflow.run.checkpoints import CheckpointStore, newest_policy
 from jaxreflow.run.config import RunConfig, TeacherSource
+from jaxreflow.run.config_groups import parse_window
 from jaxreflow.run.data import held_out_batches, training_batches
 from jaxreflow.run.directory import CONFIG_FILE, check_directory, claim_directory, restore, run_identity
 from jaxreflow.run.dry_run import dry_run
@@ -132,7 +133,7 @@ def run(config: RunConfig) -> None:
         contextlib.closing(batches),
         open_tracker(config.tracker, run_dir, start=first, logged=last_logged(run_dir)) as tracking,
         MetricsLog(run_dir, start=first, steps=config.steps, tracking=tracking) as metrics,
-        ProfileWindow(run_dir, config.profile_window, start=first) as profile,
+        ProfileWindow(run_dir, parse_window(config.profile, config.steps), start=first) as profile,
         StopRequest() as stop,
         Watchdog(config.step_timeout) as watchdog,
     ):

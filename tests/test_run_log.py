@@ -17,6 +17,7 @@ from jaxreflow.errors import ConfigError, TrainingError
 from jaxreflow.model.types import Batch
 from jaxreflow.policy.architecture import network_of
 from jaxreflow.run.config import DatasetConfig, FinetuneConfig, RunConfig
+from jaxreflow.run.config_groups import parse_window
 from jaxreflow.run.record import profiling
 from jaxreflow.run.record.cameras import EXAMPLES, camera_views, to_png, write_views
 from jaxreflow.run.record.metrics import memory
@@ -167,7 +168,7 @@ def test_a_trace_that_fails_is_not_worth_a_run(
 def test_a_window_outside_of_the_run_is_refused(profile: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         RunConfig(steps=10, profile=profile)
-    assert RunConfig(steps=10, profile="9,2").profile_window == (9, 2)
+    assert parse_window("9,2", 10) == (9, 2)
 
 
 def test_memory_is_that_of_the_device_and_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,11 +187,6 @@ class RunConfig:
             )
         return None
 
-    @property
-    def profile_window(self) -> tuple[int, int] | None:
-        """First and number of the updates that are traced, if any."""
-        return parse_window(self.profile, self.steps)
-
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig(RunConfig):
