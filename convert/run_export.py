@@ -30,6 +30,7 @@ from jaxreflow.policy.saved import (
 )
 from jaxreflow.policy.weights import parameter_table
 from jaxreflow.run.checkpoints import POLICY_DIR, STATE_DIR, CheckpointStore, last_step
+from jaxreflow.run.trainable import adapters_of
 from jaxreflow.support.safetensors_file import TensorFile
 from jaxreflow.support.strict_json import parse_json
 from jaxreflow.training.lora import LoraConfig, adapted_kernels, adapter_shapes, merge_adapters
@@ -122,6 +123,7 @@ def _read_lora(folder: Path, settings: dict[str, Any], saved: SavedPolicy) -> Lo
     try:
         fields = settings.get("lora", {})
         lora = LoraConfig(**{**fields, "targets": tuple(fields["targets"])} if fields else {})
+        lora = adapters_of(settings.get("trainable"), lora)
         adapted_kernels(lora, saved.config)
         return lora
     except (ConfigError, KeyError, TypeError) as error:
@@ -144,12 +146,16 @@ def _open_state(path: Path, name: str, saved: SavedPolicy, lora: LoraConfig) -> 
         hint = "; a run with --ema-decay 0 keeps no moving average: leave --ema out" if name == "ema" else ""
         raise CheckpointError(f"{error}{hint}") from error
     shapes = {entry.path: entry.shape for entry in parameter_table(saved.config)}
-    shapes = adapter_shapes(lora, saved.config) if lora.rank else shapes
+    adapters = adapter_shapes(lora, saved.config) if lora.rank else {}
+    if lora.rank:
+        kernels = adapted_kernels(lora, saved.config)
+        shapes = {path: shape for path, shape in shapes.items() if path not in kernels} | adapters
     foreign = [leaf for leaf, shape in reader.shapes.items() if shapes.get(leaf) != shape]
-    if lora.rank and not foreign and len(reader.shapes) < len(shapes):
+    found = len(adapters.keys() & reader.shapes.keys())
+    if not foreign and found < len(adapters):
         raise CheckpointError(
-            f"{path}: expected {len(shapes)} adapters, as the run's `lora` settings name, "
-            f"found {len(reader.shapes)}; copy the run again"
+            f"{path}: expected {len(adapters)} adapters, as the run's `lora` settings name, "
+            f"found {found}; copy the run again"
         )
     if foreign:
         lines = "\n  ".join(

@@ -156,10 +156,12 @@ def test_the_loss_is_that_of_two_policies() -> None:
     np.testing.assert_allclose(total / count, errors.mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("lora", [0, 2])
+@pytest.mark.parametrize(("lora", "trainable"), [(0, None), (2, None), (2, "expert+connector+language:lora")])
 @pytest.mark.parametrize("student", [StudentConfig(), StudentConfig(image_size=48, vlm_layers=2, layers="spaced")])
-def test_shapes_are_those_of_the_weights(teacher: SavedPolicy, student: StudentConfig, lora: int) -> None:
-    config = ReflowConfig(student=student, lora=LoraConfig(rank=lora))
+def test_shapes_are_those_of_the_weights(
+    teacher: SavedPolicy, student: StudentConfig, lora: int, trainable: str | None
+) -> None:
+    config = ReflowConfig(student=student, lora=LoraConfig(rank=lora), trainable=trainable)
     saved = student_start(student, teacher)
     found, expected = split_weights(config, saved, make_mesh()), weight_shapes(config, saved)
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), weights) for weights in (found, expected)]
@@ -181,7 +183,35 @@ def test_the_parts_that_are_named_are_trained(teacher: SavedPolicy, trainable: s
     assert "vision_model" in weights.frozen or "vision" in str(trainable)
 
 
-@pytest.mark.parametrize("trainable", ["connector", "expert+tower", "expert+expert", ""])
+def test_parts_are_trained_by_adapters_beside_others(teacher: SavedPolicy) -> None:
+    config = ReflowConfig(trainable="expert+language:lora", lora=LoraConfig(rank=2))
+    weights = weight_shapes(config, teacher)
+    language = {path[-1] for path in flatten_dict(weights.start["text_model"])}
+    assert language == {"lora_A", "lora_B"}
+    assert "kernel" in {path[-1] for path in flatten_dict(weights.start["expert"])}
+    assert weights.base is not None
+    assert set(weights.base) == {"text_model"}
+    one = ReflowConfig(trainable="expert:lora+connector", lora=LoraConfig(rank=2))
+    assert "lora_A" not in {path[-1] for path in flatten_dict(weight_shapes(one, teacher).start["connector"])}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"trainable": "expert+language:lora"}, "trains adapters, whose --lora.rank is missing: give it, such as 16"),
+        (
+            {"trainable": "as-policy", "lora": LoraConfig(rank=2)},
+            "exclude each other: .*, such as expert\\+language:lora",
+        ),
+        ({"trainable": "expert+language", "lora": LoraConfig(rank=2)}, "exclude each other"),
+    ],
+)
+def test_parts_and_adapters_that_do_not_go_together_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ReflowConfig(**fields)
+
+
+@pytest.mark.parametrize("trainable", ["connector", "expert+tower", "expert+expert", "expert:full", ""])
 def test_parts_that_are_none_are_refused(trainable: str) -> None:
     with pytest.raises(
         ConfigError, match=r"--trainable .*: expected as-policy, or expert and, joined by \+, any of connector"
@@ -245,6 +275,22 @@ def test_the_exported_student_acts_and_is_read_by_every_command(
     policy = SmolVLAPolicy.from_pretrained(student)
     assert policy.checkpoint.config.resize_imgs_with_padding == (16, 16)
     assert policy.checkpoint.config.num_vlm_layers == 1
+
+
+@pytest.mark.slow
+def test_adapters_beside_whole_parts_are_exported_and_converted_merged(made: SimpleNamespace, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert reflow(made, run, *SMALLER, "--trainable", "expert+language:lora", "--lora.rank", "2") == 0
+    assert convert(["to-lerobot", str(run), str(tmp_path / "out"), "--ema"]) == 0
+    exported, found = (
+        folder / "model.safetensors" for folder in (run / "checkpoints/last/pretrained_model", tmp_path / "out")
+    )
+    assert exported.read_bytes() == found.read_bytes()
+    start, moved = (load_file(path) for path in (made.folder / "policy" / "model.safetensors", exported))
+    changed = {key for key in moved if not np.array_equal(moved[key], start[key])}
+    assert any(".text_model.layers.0.self_attn.k_proj" in key for key in changed)
+    assert any(".lm_expert.layers.0." in key for key in changed)
+    assert not any("layernorm" in key and ".text_model." in key for key in changed)
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 from jaxreflow.errors import ConfigError
 from jaxreflow.flow import REDUCTIONS
 from jaxreflow.run.config_groups import (
-    AS_POLICY,
     DatasetConfig,
     OptimizerFlags,
     PolicySource,
@@ -16,10 +15,10 @@ from jaxreflow.run.config_groups import (
     TeacherSource,
     check_choice,
     check_numbers,
-    check_parts,
     flag_of,
     parse_window,
 )
+from jaxreflow.run.trainable import adapters_of, check_trainable, whole_parts
 from jaxreflow.support.option import option
 from jaxreflow.support.storage import check_path
 from jaxreflow.support.tyro_rules import RenameMap
@@ -164,8 +163,13 @@ class RunConfig:
 
     @property
     def trained_parts(self) -> tuple[str, ...] | None:
-        """Parts of the network that are trained, of `model.params.PARTS`; None: what the policy's config says."""
+        """Parts of the network that are trained themselves, of `model.params.PARTS`; None: what the policy's config says."""
         return None
+
+    @property
+    def adapters(self) -> LoraConfig:
+        """`lora`, with the layers that are adapted."""
+        return self.lora
 
     @property
     def times_per_noise(self) -> int:
@@ -235,8 +239,8 @@ class ReflowConfig(RunConfig):
     real_share: float = option(0.0, section="experimental", label="share of recorded actions", unsaid=0.0)
     """Share of pairs that are recorded actions with the noise that the teacher's flow leads to them; a multiple of 1/--noises."""
     trainable: str | None = option(None, section="update")
-    """What is trained: expert (with the projections) and, joined by +, connector, language and vision; or as-policy: what the
-    policy's config says (default: expert; of a student with a network of its own expert+connector+language)."""
+    """What is trained: expert (with the projections) and, joined by +, connector, language and vision, each with :lora if by
+    adapters; or as-policy, what the policy's config says (default: expert; with a network of its own expert+connector+language)."""
     stats_from: str | None = "policy"
     noises: int = 4
     time_law: str = "half-at-one"
@@ -257,12 +261,7 @@ class ReflowConfig(RunConfig):
         check_numbers(self, ("eval_frames", "teacher_steps", "times"), at_least=1)
         check_choice("--teacher-solver", self.teacher_solver, SOLVERS)
         check_choice("--objective", self.objective, OBJECTIVES)
-        check_parts(self.trainable)
-        if self.lora.rank and self.trainable not in (None, "expert"):
-            raise ConfigError(
-                f"--trainable {self.trainable} and --lora.rank {self.lora.rank} exclude each other: with adapters, "
-                "--lora.targets says what is trained"
-            )
+        check_trainable(self.trainable, self.lora)
         real_noises(self.real_share, self.noises)
 
     @property
@@ -275,10 +274,11 @@ class ReflowConfig(RunConfig):
 
     @property
     def trained_parts(self) -> tuple[str, ...] | None:
-        if self.trainable == AS_POLICY:
-            return None
-        default = "expert+connector+language" if self.student.is_compact else "expert"
-        return tuple((self.trainable or default).split("+"))
+        return whole_parts(self.trainable, self.lora, compact=self.student.is_compact)
+
+    @property
+    def adapters(self) -> LoraConfig:
+        return adapters_of(self.trainable, self.lora)
 
     @property
     def times_per_noise(self) -> int:

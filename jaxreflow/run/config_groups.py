@@ -10,15 +10,12 @@ from typing import Any, Literal
 
 from jaxreflow.errors import ConfigError
 from jaxreflow.model.layer_choice import Choice
-from jaxreflow.model.params import PARTS
 from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.support.option import option
 from jaxreflow.support.storage import check_path, is_remote
 from jaxreflow.support.tyro_rules import RenameMap
 from jaxreflow.training.augmentation import ImageTransformsConfig
 from jaxreflow.training.optimizer import OptimizerConfig
-
-AS_POLICY = "as-policy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,19 +241,6 @@ def policy_optimizer(policy: PolicyConfig) -> dict[str, Any]:
         "decay_steps": policy.scheduler_decay_steps,
         "decay_lr": policy.scheduler_decay_lr,
     }
-
-
-def check_parts(trainable: str | None) -> None:
-    """ConfigError for a `--trainable` that names no parts of the network, or not the expert among them."""
-    if trainable in (None, AS_POLICY):
-        return
-    parts = trainable.split("+")
-    if "expert" not in parts or not set(parts) <= set(PARTS) or len(set(parts)) < len(parts):
-        others = ", ".join(part for part in PARTS if part != "expert")
-        raise ConfigError(
-            f"--trainable {trainable}: expected {AS_POLICY}, or expert and, joined by +, any of {others}, such as "
-            "expert+connector+language"
-        )
 
 
 def flag_of(name: str) -> str:

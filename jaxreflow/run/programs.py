@@ -17,6 +17,7 @@ from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.params import (
     ParamPath,
     in_parts,
+    merge_params,
     param_shapes,
     split_params,
     stored_in_compute_dtype,
@@ -51,7 +52,7 @@ class Weights(NamedTuple):
     """The trained parameters at their start, the frozen ones, and the teacher's trained ones.
 
     What no update changes is on the devices, in the compute dtype; so are those of the start that the teacher's equal to the
-    bit. The start's others are on the host. With LoRA the start is the adapters, and `base` the kernels that they change: in
+    bit. The start's others are on the host. With LoRA the start holds adapters, and `base` the kernels that they change: in
     float32, for what is exported is their sum.
     """
 
@@ -63,11 +64,16 @@ class Weights(NamedTuple):
 
 def trained_paths(config: RunConfig, saved: SavedPolicy) -> Callable[[ParamPath], bool]:
     """Which parameters the run changes, by their paths: it trains them, or adapters of them."""
-    if config.lora.rank:
-        return adapted_kernels(config.lora, saved.config).__contains__
+    whole = trained_whole(config, saved)
+    adapted = adapted_kernels(config.adapters, saved.config) if config.lora.rank else frozenset()
+    return lambda path: path in adapted or whole(path)
+
+
+def trained_whole(config: RunConfig, saved: SavedPolicy) -> Callable[[ParamPath], bool]:
+    """Which parameters the run trains themselves, by their paths; with LoRA none, unless parts are named."""
     if config.trained_parts is not None:
         return in_parts(config.trained_parts)
-    return trainable_by_policy(saved.policy, saved.config)
+    return in_parts(()) if config.lora.rank else trainable_by_policy(saved.policy, saved.config)
 
 
 def _originals(config: RunConfig, saved: SavedPolicy) -> Callable[[ParamPath], bool]:
@@ -96,8 +102,9 @@ def split_weights(config: RunConfig, saved: SavedPolicy, mesh: Mesh) -> Weights:
         return Weights(start, frozen, teacher)
     # Of the seed's keys the first two are for updates and evaluations.
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    adapters = make_replicated(lambda: init_adapters(key, config.lora, saved.config), mesh)
-    return Weights(adapters, frozen, teacher, replicate(start, mesh))
+    adapters = make_replicated(lambda: init_adapters(key, config.adapters, saved.config), mesh)
+    whole, base = split_params(start, trained_whole(config, saved))
+    return Weights(merge_params(adapters, whole), frozen, teacher, replicate(base, mesh))
 
 
 def weight_shapes(config: RunConfig, saved: SavedPolicy) -> Weights:
@@ -112,9 +119,10 @@ def weight_shapes(config: RunConfig, saved: SavedPolicy) -> Weights:
     start = saved.layers.view(start, saved.config)
     if not config.lora.rank:
         return Weights(start, stored[1], teacher)
-    shapes = adapter_shapes(config.lora, saved.config)
+    shapes = adapter_shapes(config.adapters, saved.config)
     adapters = unflatten_dict({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()})
-    return Weights(adapters, stored[1], teacher, start)
+    own, base = split_params(start, trained_whole(config, saved))
+    return Weights(merge_params(adapters, own), stored[1], teacher, base)
 
 
 def make_loss(config: RunConfig, saved: SavedPolicy) -> LossFunction:
@@ -141,7 +149,7 @@ def loss_and_draw(config: RunConfig, saved: SavedPolicy) -> tuple[LossFunction, 
 
 
 def _adapted(loss_fn: LossFunction, scale: float) -> LossFunction:
-    """The loss as a function of adapters; its frozen parameters are those of `unchanged_by`."""
+    """The loss as a function of adapters and what else is trained; its frozen parameters are those of `unchanged_by`."""
 
     def loss(adapters: Params, frozen: Params, teacher: Params, batch: Batch, draws: Draws) -> tuple[Array, Array]:
         merged = merge_adapters(frozen["base"], adapters, scale=scale)

@@ -114,12 +114,13 @@ def init_adapters(key: Key[Array, ""], config: LoraConfig, network: ModelConfig)
 
 
 @functools.partial(jax.jit, static_argnames="scale")
-def merge_adapters(base: Params, adapters: Params, *, scale: float) -> Params:
-    """The kernels that the network runs with: `W + scale A B` in float32."""
-    flat = flatten_dict(adapters)
+def merge_adapters(base: Params, trained: Params, *, scale: float) -> Params:
+    """What the network runs with: the kernels `W + scale A B` in float32, and the trained parameters that are no adapters."""
+    flat = flatten_dict(trained)
 
     def merge(path: ParamPath, kernel: Array) -> Array:
         change = jnp.matmul(flat[*path[:-1], A], flat[*path[:-1], B], precision="highest")
         return kernel + scale * change
 
-    return unflatten_dict({path: merge(path, kernel) for path, kernel in flatten_dict(base).items()})
+    whole = {path: leaf for path, leaf in flat.items() if path[-1] not in (A, B)}
+    return unflatten_dict(whole | {path: merge(path, kernel) for path, kernel in flatten_dict(base).items()})
