@@ -235,6 +235,14 @@ def test_damaged_manifest_is_named(made: SimpleNamespace, tmp_path: Path) -> Non
         FeatureCache.open(root)
 
 
+def test_frames_that_nobody_sees_are_not_cached(
+    made: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ("--dataset.features", str(made.cache.root), "--dataset.cache-frames", "1")
+    assert finetune(made, tmp_path / "run", *both) == 1
+    assert "--dataset.features and --dataset.cache-frames exclude each other" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_examples_come_in_the_same_order(
     made: SimpleNamespace, checkpoint: SavedPolicy, workers: int, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ import pytest
 import tyro
 
 from benchmarks.recipe.__main__ import Part, RecipeConfig, _short_runs
+from benchmarks.recipe.compact import FINALISTS, NETWORKS, TRAINED, compact_lab
 from benchmarks.recipe.lab import SMOKE, Lab, side_by_side
 from benchmarks.recipe.sides import BOTH, LEFT, NEITHER, RIGHT, Drawn, ways
 from benchmarks.recipe.variants import (
@@ -238,3 +239,18 @@ def test_jobs_end_with_the_error_of_a_step(jobs: int) -> None:
 def test_every_job_needs_a_core(jobs: int) -> None:
     with pytest.raises(ConfigError, match=rf"--jobs must be between 1 and \d+, the cores at hand, found {jobs}"):
         side_by_side(jobs, [])
+
+
+def test_compact_students_name_networks_that_their_teacher_has(tmp_path: Path) -> None:
+    lab = compact_lab(tmp_path, SMOKE)
+    vlm = json.loads((tmp_path / "vlm" / "config.json").read_text())
+    tokens = (vlm["vision_config"]["image_size"] // vlm["vision_config"]["patch_size"] // vlm["scale_factor"]) ** 2
+    assert (tokens, vlm["text_config"]["num_hidden_layers"]) == (64, 8)
+    assert not list((tmp_path / "vlm").glob("*.safetensors"))
+    assert lab.teacher_flags[:2] == ("--policy.vlm", str(tmp_path / "vlm"))
+    for variant in (*NETWORKS, *TRAINED):
+        settings = tyro.cli(ReflowConfig, args=list(variant.flags), default=metaworld.config)
+        unit = vlm["vision_config"]["patch_size"] * vlm["scale_factor"]
+        assert (settings.student.image_size or 128) % unit == 0
+        assert variant.shares_tokens is (variant.name == "full")
+    assert set(FINALISTS) <= {variant.name for variant in NETWORKS}

@@ -4,6 +4,7 @@
     python -m benchmarks.recipe --parts core           # data, teacher, default student, baselines
     python -m benchmarks.recipe --jobs 4               # the short runs of the screening four at a time
     python -m benchmarks.recipe --smoke                # the same with almost no data, in build/smoke
+    python -m benchmarks.recipe --study compact        # students that see cheaper, of a teacher of their own
 
 Every step is a command, which is printed before it runs. You can give it by hand, too. Its output goes to ROOT/logs.
 """
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from benchmarks.recipe.compact import compact_lab, run_study
 from benchmarks.recipe.lab import FULL, SIDES, SIDES_LENGTHS, SMOKE, Lab, Scale, side_by_side
 from benchmarks.recipe.variants import (
     CAPACITY,
@@ -47,11 +49,13 @@ PARTS: tuple[Part, ...] = get_args(Part)
 class RecipeConfig:
     """The experiments behind docs/results.md."""
 
+    study: Literal["recipe", "compact"] = "recipe"
+    """recipe: docs/results.md from nothing; compact: students with fewer image tokens and layers, of a teacher of their own."""
     parts: tuple[Part, ...] = PARTS
     """core: the tables of the default and the baselines; screen: one change at a time; confirm: three seeds; rounds: k = 2, 3;
     length: more and more updates; capacity: fewer and more trained parameters."""
-    root: Path = Path("runs/metaworld")
-    """Where data, runs, their reports and logs lie."""
+    root: Path | None = None
+    """Where data, runs, their reports and logs lie (default: runs/metaworld, and runs/metaworld_compact)."""
     out: Path = Path("docs")
     """Where results.md, results/ and images/ lie."""
     confirmed: tuple[str, ...] = ("pseudo_huber", "no_ema")
@@ -70,7 +74,11 @@ class RecipeConfig:
 def run(config: RecipeConfig) -> None:
     """Makes what is missing and writes the results."""
     base = Path("build/smoke") if config.smoke else Path()
-    lab = Lab(base / config.root, SMOKE if config.smoke else FULL)
+    scale = SMOKE if config.smoke else FULL
+    if config.study == "compact":
+        run_study(compact_lab(base / (config.root or "runs/metaworld_compact"), scale))
+        return
+    lab = Lab(base / (config.root or "runs/metaworld"), scale)
     lab.prepare()
     if "core" in config.parts:
         _core(lab)

@@ -52,10 +52,13 @@ SMOKE = Scale((3, 2, 2, 2), (2, 1, 1, 1), 20, 10, 4, dict.fromkeys(EQUAL, 4), 2,
 
 @dataclasses.dataclass(frozen=True)
 class Lab:
-    """Where everything lies: below `root`."""
+    """Where everything lies: below `root`. Pictures are squares of `image_size` pixels."""
 
     root: Path
     scale: Scale
+    image_size: int = 96
+    teacher_flags: tuple[str, ...] = ()
+    """What differs from configs/metaworld_teacher.py."""
 
     @property
     def results(self) -> Path:
@@ -78,10 +81,11 @@ class Lab:
             ("held_out", self.scale.held_out, HELD_OUT_SEED),
         ):
             record = ("-m", "jaxreflow.sim", "record", "--env", ENV, "--episodes", *map(str, counts))
-            self._run(name, self.root / name, *record, "--seed", str(seed), "--out", self.root / name)
+            size = ("--options.size", str(self.image_size))
+            self._run(name, self.root / name, *record, *size, "--seed", str(seed), "--out", self.root / name)
         updates = length(self.scale.teacher_updates) if self.scale.teacher_updates else ()
         where = ("--dataset.root", self.root / "data", "--output-dir", self.root / "teacher")
-        self._train("teacher", "metaworld_teacher", *updates, *where)
+        self._train("teacher", "metaworld_teacher", *self.teacher_flags, *updates, *where)
         for data, features in (("data", "features"), ("held_out", "held_out_features")):
             out = self.root / features
             self._run(
@@ -109,9 +113,11 @@ class Lab:
         )
 
     def _images(self, variant: Variant) -> tuple[str | Path, ...]:
-        if variant.cached:
-            return "--dataset.features", self.root / "features"
-        return "--dataset.features", "None", "--dataset.cache-frames", "4"
+        frames = ("--dataset.cache-frames", "4")
+        if not variant.cached:
+            return "--dataset.features", "None", *frames
+        sees_otherwise = "--student.image-size" in variant.flags
+        return "--dataset.features", self.root / "features", *(frames if sees_otherwise else ())
 
     def evaluate(
         self, variant: Variant, num_steps: Sequence[int] = (10, 2, 1), repeats: int = 0, draws: int | None = None
@@ -124,7 +130,7 @@ class Lab:
             *("-m", "jaxreflow.evaluate"),
             *("--teacher", str(self.teacher), "--student", str(self.student(variant.name))),
             *("--dataset.root", str(self.root / "held_out")),
-            *(("--features", str(self.root / "held_out_features")) if variant.cached else ()),
+            *(("--features", str(self.root / "held_out_features")) if variant.shares_tokens else ()),
             *("--out", str(out)),
             *("--early-task", EARLY_TASK, "--frames", str(scale.frames), "--draws", str(draws or scale.draws)),
             *("--num-steps", *map(str, num_steps), "--repeats", str(repeats)),
@@ -155,6 +161,7 @@ class Lab:
             *("-m", "jaxreflow.sim", "--policy", *(str(path) for path, _ in policies)),
             *("--num-steps", *(str(steps) for _, steps in policies), "--n-action-steps", "10", "50"),
             *("--env", ENV, "--episodes", str(self.scale.episodes), "--seed", str(CLOSED_LOOP_SEED)),
+            *("--options.size", str(self.image_size)),
             *("--out", str(self.results / CLOSED_LOOP)),
         )
 

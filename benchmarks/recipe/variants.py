@@ -18,7 +18,12 @@ class Variant:
     teacher: str | None = None
     """Another student that is its teacher; None: the teacher itself."""
     cached: bool = True
-    """Whether it learns from cached image tokens; not if the vision tower is trained, too."""
+    """Whether it learns from cached image tokens of its teacher; not if it shares a vision tower that is trained, too."""
+
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether these tokens are the student's, too."""
+        return self.cached and "--student.image-size" not in self.flags and "connector" not in " ".join(self.flags)
 
 
 def _law(name: str, change: str) -> Variant:

@@ -55,8 +55,6 @@ class DatasetConfig:
                 "--dataset.features is checked against all files of the dataset, but of a remote one only those of "
                 "--dataset.episodes are fetched; leave one of the two out, or give a local copy of the dataset"
             )
-        if self.features and self.cache_frames:
-            raise ConfigError("--dataset.features and --dataset.cache-frames exclude each other: give one of them")
         if self.features and self.image_transforms.enable:
             raise ConfigError(
                 "--dataset.image-transforms.enable changes images, of which --dataset.features holds the tokens, made "

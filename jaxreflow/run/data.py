@@ -84,6 +84,15 @@ def open_image_tokens(config: RunConfig, saved: SavedPolicy, dataset: LeRobotDat
         ConfigError: a cache would not serve the policy whose tokens it is to hold, or soon be wrong.
         DatasetError: it holds other tokens.
     """
+    found = _open_image_tokens(config, saved, dataset, trained)
+    if config.dataset.cache_frames and not found.leave_images:
+        raise ConfigError(
+            "--dataset.features and --dataset.cache-frames exclude each other, as nobody needs images: give one of them"
+        )
+    return found
+
+
+def _open_image_tokens(config: RunConfig, saved: SavedPolicy, dataset: LeRobotDataset, trained: Params) -> ImageTokens:
     features = open_run_features(config, saved.original, dataset)
     distillation = config.distillation
     own = distillation.student.features if distillation is not None else None
