@@ -9,13 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxreflow.evaluate.sampling import Trial
+from jaxreflow.evaluate.sampling import Trial, sees_alike
 from jaxreflow.policy.saved import SavedPolicy
 from jaxreflow.run.config import ReflowConfig
 from jaxreflow.run.programs import augmented, loss_and_draw
 from jaxreflow.run.record.metrics import METRICS_FILE, Record, read_metrics
 from jaxreflow.run.start import student_start
 from jaxreflow.support.storage import AnyPath
+from jaxreflow.training.losses import CONTEXT_PARAMS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,14 @@ def measure_consistency(
     """The loss by which `config`'s run was trained, on these frames with fresh noise, against that run's log."""
     teacher, student = trial.subjects
     saved = student_start(config.student, saved)
-    # All of both policies, as they are: a weight that was exported wrongly shows, trained or not.
+    # All of both policies, as they are: a weight that was exported wrongly shows, trained or not. What both see alike by is given
+    # once, so that one look at an observation serves both.
+    common = CONTEXT_PARAMS if sees_alike(teacher, student) else ()
+    shared = {name: student.params[name] for name in common}
+    own, theirs = (
+        {name: part for name, part in params.items() if name not in common}
+        for params in (student.params, teacher.params)
+    )
     loss_fn, draw = augmented(*loss_and_draw(config, saved), config, saved)
     measure = jax.jit(loss_fn)
     key = jax.random.key(trial.settings.seed + 3)
@@ -87,7 +95,7 @@ def measure_consistency(
     whole = positions[: len(positions) // size * size]
     for i, part in enumerate(trial.batches(whole, task="training loss")):
         draws = draw(jax.random.fold_in(key, i), size)
-        part_sum, part_count = measure(student.params, {}, teacher.params, part.batch, draws)
+        part_sum, part_count = measure(own, shared, theirs, part.batch, draws)
         total, count = total + float(part_sum), count + float(part_count)
     loss = total / count
     found = final_train_loss(read_metrics(run), last) if run is not None and (run / METRICS_FILE).is_file() else None
