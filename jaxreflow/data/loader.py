@@ -105,21 +105,18 @@ class TrainingSource:
         frame, row = int(self.frames[position]), self._rows[position]
         wanted, last = row + self._chunk, self._last[row]
         task = self._task[row]
-        wanted_cameras = self.cameras if self.tokens_of_images.leave_images else {}
-        seen = {"images": {key: self.dataset.image(frame, name) for key, name in wanted_cameras.items()}}
-        return (
-            seen
-            | self.tokens_of_images.at(frame)
-            | {
-                "image_mask": dict.fromkeys(self.cameras, np.True_),
-                "tokens": self._tokens[task],
-                "token_mask": self._token_mask[task],
-                "state": self._state[row],
-                "actions": pad_last(self._action[np.minimum(wanted, last)], self._max_action_dim),
-                "action_is_pad": wanted > last,
-                "index": np.int32(frame),
-            }
-        )
+        seen = self.cameras if self.tokens_of_images.leave_images else {}
+        return {
+            "images": {key: self.dataset.image(frame, name) for key, name in seen.items()},
+            **self.tokens_of_images.at(frame),
+            "image_mask": dict.fromkeys(self.cameras, np.True_),
+            "tokens": self._tokens[task],
+            "token_mask": self._token_mask[task],
+            "state": self._state[row],
+            "actions": pad_last(self._action[np.minimum(wanted, last)], self._max_action_dim),
+            "action_is_pad": wanted > last,
+            "index": np.int32(frame),
+        }
 
 
 def make_loader(

@@ -16,21 +16,8 @@ from jaxreflow.support.storage import as_path
 
 # Titles of the boxes of `--help`, in order; every field names its own (`option`), or is one. The rest stands at the top.
 TITLES = (
-    *(
-        "teacher",
-        "student",
-        "policy",
-        "dataset",
-        "data",
-        "update",
-        "optimizer",
-        "lora",
-        "device",
-        "record",
-        "hub",
-        "comparison",
-    ),
-    "experimental",
+    *("teacher", "student", "policy", "dataset", "data", "update", "optimizer", "lora"),
+    *("device", "record", "hub", "comparison", "experimental"),
 )
 
 
