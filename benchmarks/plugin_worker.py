@@ -38,11 +38,11 @@ def open_policy(settings: dict[str, Any]) -> tuple[Any, Any]:
         config.device = "cuda" if torch.cuda.is_available() else "cpu"
         config.vlm_model_name, config.load_vlm_weights = str(folder / "vlm"), False
         config.num_steps, config.compile_model = settings["steps"], settings["compiled"]
+        if hasattr(config, "jax_dtype"):
+            config.jax_dtype = settings["dtype"]
         policy = get_policy_class(config.type).from_pretrained(folder, config=config)
         if settings["dtype"] == "float32":
             policy.float()
-        elif hasattr(config, "jax_dtype"):
-            config.jax_dtype = settings["dtype"]
         names = {"tokenizer_processor": {"tokenizer_name": config.vlm_model_name}}
         before, _ = make_pre_post_processors(config, pretrained_path=str(folder), preprocessor_overrides=names)
     return policy.eval(), before
