@@ -24,8 +24,8 @@ from jaxreflow.model import embed_images, memorise, observe, velocity
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.params import merge_params, stored_in_compute_dtype
 from jaxreflow.model.types import Batch, HostOrDevice, Memory, Observation, Params
+from jaxreflow.policy.sampling import sample_chunks
 from jaxreflow.policy.saved import load_saved_policy
-from jaxreflow.policy.smolvla_policy import sample_chunks
 from jaxreflow.run.config import FinetuneConfig, ReflowConfig
 from jaxreflow.run.programs import make_update, split_weights
 from jaxreflow.support.mesh import make_mesh, replicate, shard_batch

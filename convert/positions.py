@@ -19,7 +19,7 @@ from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.types import Observation
 from jaxreflow.model.vision import position_ids
 from jaxreflow.policy.config import PolicyConfig
-from jaxreflow.policy.smolvla_policy import sample_chunks
+from jaxreflow.policy.sampling import sample_chunks
 from jaxreflow.policy.weights import read_params
 from jaxreflow.support.safetensors_file import TensorFile
 

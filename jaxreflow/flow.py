@@ -60,7 +60,7 @@ class Guidance(NamedTuple):
     """Where the beginning of a chunk has to lead: the actions that are on their way already, in normalised units."""
 
     previous: Float[Array, "*batch C A"]
-    weights: Float[Array, " C"]
+    weights: Float[Array, "*batch C"]
     """1 where an action is certain to be executed, falling to 0 where the new chunk is free."""
     max_weight: Float[Array, ""]
     """Upper limit of the guidance's strength; the number of Euler steps is the largest that does not overshoot."""
@@ -80,7 +80,7 @@ def guide(velocity: Velocity, guidance: Guidance) -> Velocity:
     def guided(x_t: Array, t: Array) -> Array:
         v = velocity(x_t, t)
         time = t[..., None, None]
-        error = guidance.weights[:, None] * (guidance.previous - (x_t - time * v))
+        error = guidance.weights[..., None] * (guidance.previous - (x_t - time * v))
         strength = jnp.minimum((time**2 + (1.0 - time) ** 2) / (time * (1.0 - time)), guidance.max_weight)
         return v - strength * error
 

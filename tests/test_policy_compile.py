@@ -46,7 +46,7 @@ def test_the_first_action_compiles_nothing(policy):
 
 def test_the_program_of_compile_is_what_runs(policy, monkeypatch):
     expected = policy.predict_action_chunk(observation(), num_steps=1, key=jax.random.key(0))
-    monkeypatch.setattr("jaxreflow.policy.smolvla_policy.sample_chunks", None)
+    monkeypatch.setattr("jaxreflow.policy.sampling.sample_chunks", None)
     np.testing.assert_array_equal(policy.predict_action_chunk(observation(), None, 1, jax.random.key(0)), expected)
     with pytest.raises(TypeError, match="None"):
         policy.predict_action_chunk(observation(), num_steps=2)

@@ -165,7 +165,7 @@ def test_a_guided_sampler_can_be_compiled_ahead(monkeypatch: pytest.MonkeyPatch)
     expected = policy.predict_action_chunk(observation, noise, 1, prev_chunk_left_over=left_over, inference_delay=2)
     sizes = {key: observation[key].shape[1:3] for key in policy.config.camera_keys}
     policy.compile(1, 2, sizes, guided=True)
-    monkeypatch.setattr("jaxreflow.policy.smolvla_policy.sample_chunks", None)
+    monkeypatch.setattr("jaxreflow.policy.sampling.sample_chunks", None)
     found = policy.predict_action_chunk(observation, noise, 1, prev_chunk_left_over=left_over, inference_delay=2)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 

@@ -96,6 +96,30 @@ class Transforms:
         """A robot's observation in LeRobot's names as the network takes it; see `prepare_observation`."""
         return prepare_observation(observation, self)
 
+    def prepare_state(self, observation: Mapping[str, Any]) -> Float32[np.ndarray, "B max_state_dim"]:
+        """An observation's state alone, normalised and padded; all else in it is left.
+
+        Raises:
+            ProcessorError: the state is missing or has the wrong form.
+        """
+        return self.pad_state(_state(self._renamed(observation), self))
+
+    def tasks(self, observation: Mapping[str, Any], batch_size: int) -> list[str]:
+        """The instruction of each robot.
+
+        Raises:
+            ProcessorError: there is none, or not as many as robots.
+        """
+        return _tasks(self._renamed(observation), batch_size)
+
+    def _renamed(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        return {self.processors.rename_map.get(key, key): value for key, value in observation.items()}
+
+    def pad_state(self, state: Float32[np.ndarray, "B d"]) -> Float32[np.ndarray, "B max_state_dim"]:
+        """`observation.state` in dataset units -> the policy's, padded with zeros."""
+        state = self.normalize_state(state)
+        return np.pad(state, ((0, 0), (0, self.policy.max_state_dim - state.shape[-1])))
+
 
 def prepare_observation(observation: Mapping[str, Any], transforms: Transforms) -> Observation:
     """Renames, batches, tokenises and normalises an observation; takes whatever offers `__array__`, gives numpy.
@@ -108,8 +132,7 @@ def prepare_observation(observation: Mapping[str, Any], transforms: Transforms) 
     Raises:
         ProcessorError: something is missing or has the wrong form; the message names the key.
     """
-    policy, rename_map = transforms.policy, transforms.processors.rename_map
-    renamed = {rename_map.get(key, key): value for key, value in observation.items()}
+    renamed = transforms._renamed(observation)
     cameras = _present_cameras(renamed, transforms)
     images = {key: transforms.normalize_image(key, _image(key, renamed[key])) for key in cameras}
     state = _state(renamed, transforms)
@@ -118,13 +141,12 @@ def prepare_observation(observation: Mapping[str, Any], transforms: Transforms) 
         if len(image) != batch:
             raise ProcessorError(f"`{key}`: expected a batch of {batch}, as in `{STATE}`, found {len(image)}")
     tokens, token_mask = transforms.tokenize(_tasks(renamed, batch))
-    state = transforms.normalize_state(state)
     fields: dict[str, Any] = {
         "images": images,
         "image_mask": {key: _camera_mask(renamed, key, batch) for key in cameras},
         "tokens": tokens,
         "token_mask": token_mask,
-        "state": np.pad(state, ((0, 0), (0, policy.max_state_dim - state.shape[-1]))),
+        "state": transforms.pad_state(state),
     }
     return Observation(**fields)
 

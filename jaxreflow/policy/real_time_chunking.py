@@ -7,6 +7,7 @@ Real-time chunking (Black et al. 2025, arXiv 2506.07339) computes a chunk while 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -28,8 +29,8 @@ DEFAULTS: dict[str, Any] = {
 
 
 def make_guidance(
-    left_over: Any,
-    transforms: Transforms,
+    left_over: Sequence[Float[np.ndarray, "_ d"]],
+    policy: PolicyConfig,
     batch_size: int,
     num_steps: int,
     *,
@@ -38,15 +39,12 @@ def make_guidance(
     prefix_attention_schedule: str | None,
     max_guidance_weight: float | None,
 ) -> flow.Guidance:
-    """The guidance towards `left_over` for one noise per observation; see `SmolVLAPolicy.predict_action_chunk`.
+    """The guidance towards what `read_left_over` gave, for one noise per observation; see `SmolVLAPolicy.predict_action_chunk`.
 
     Raises:
-        ProcessorError: the left-over has the wrong form, or is not finite.
         ConfigError: one of the settings is out of its range.
     """
-    policy = transforms.policy
-    chunk = _left_over(left_over, policy, batch_size)
-    settings = {**DEFAULTS, **{k: v for k, v in (policy.carried.get("rtc_config") or {}).items() if v is not None}}
+    settings = _settings(policy)
     delay = _number("inference_delay", 0, inference_delay, Integral)
     horizon = _number("execution_horizon", settings["execution_horizon"], execution_horizon, Integral)
     if not 0 <= delay <= horizon:
@@ -61,25 +59,37 @@ def make_guidance(
         raise ConfigError(f"`max_guidance_weight`: expected a positive number, found {weight}")
     schedule = settings["prefix_attention_schedule"] if prefix_attention_schedule is None else prefix_attention_schedule
     shape = (batch_size, policy.chunk_size, policy.max_action_dim)
-    return guidance_towards(transforms.normalize_action(chunk), shape, delay, horizon, str(schedule), float(weight))
+    return guidance_towards(left_over, shape, delay, horizon, str(schedule), float(weight))
+
+
+def execution_horizon(policy: PolicyConfig) -> int:
+    """Where the guidance ends if nothing else is said; ConfigError if the checkpoint's is no whole number."""
+    horizon: int = _number("execution_horizon", _settings(policy)["execution_horizon"], None, Integral)
+    return horizon
+
+
+def _settings(policy: PolicyConfig) -> dict[str, Any]:
+    return {**DEFAULTS, **{k: v for k, v in (policy.carried.get("rtc_config") or {}).items() if v is not None}}
 
 
 def guidance_towards(
-    left_over: Float[np.ndarray, "_ T d"],
+    left_over: Sequence[Float[np.ndarray, "_ d"]],
     shape: tuple[int, int, int],
     delay: int,
     horizon: int,
     schedule: str,
     max_weight: float,
 ) -> flow.Guidance:
-    """The guidance of chunks of `shape` `[B, C, A]` towards a left-over in normalised units, of one robot or of all.
+    """The guidance of chunks of `shape` `[B, C, A]` towards the left-over of each robot, in normalised units.
 
-    Dims beyond d and positions beyond T are zeros; the horizon ends with the left-over, as in LeRobot.
+    Dims beyond d and positions beyond a left-over are zeros; the horizon ends with the left-over, as in LeRobot.
     """
-    length, dims = left_over.shape[1:]
     previous = np.zeros((shape[0], 1, *shape[1:]), np.float32)
-    previous[:, 0, :length, :dims] = left_over
-    weights = prefix_weights(delay, min(horizon, length), shape[1], schedule)
+    weights = np.zeros((shape[0], 1, shape[1]), np.float32)
+    for i, actions in enumerate(left_over):
+        length, dims = actions.shape
+        previous[i, 0, :length, :dims] = actions
+        weights[i, 0] = prefix_weights(delay, min(horizon, length), shape[1], schedule)
     return flow.Guidance(jnp.asarray(previous), jnp.asarray(weights), jnp.float32(max_weight))
 
 
@@ -123,7 +133,7 @@ def fitting_rtc_config(rtc_config: Any, num_steps: int) -> Any:
 def no_guidance(policy: PolicyConfig, batch_size: int) -> flow.Guidance:
     """Guidance of the same form that changes nothing: for compiling ahead of time."""
     shape = (batch_size, 1, policy.chunk_size, policy.max_action_dim)
-    return flow.Guidance(jnp.zeros(shape), jnp.zeros(policy.chunk_size), jnp.float32(1.0))
+    return flow.Guidance(jnp.zeros(shape), jnp.zeros(shape[:3]), jnp.float32(1.0))
 
 
 def _number(name: str, default: Any, given: Any, kind: type) -> Any:
@@ -135,7 +145,23 @@ def _number(name: str, default: Any, given: Any, kind: type) -> Any:
     return value
 
 
-def _left_over(value: Any, policy: PolicyConfig, batch_size: int) -> np.ndarray:
+def read_left_over(value: Any, transforms: Transforms, batch_size: int) -> list[Float[np.ndarray, "_ d"]]:
+    """The left-over of each robot in normalised units; see `SmolVLAPolicy.predict_action_chunk`.
+
+    Raises:
+        ProcessorError: it has the wrong form, or is not finite.
+    """
+    rows = value if isinstance(value, list | tuple) and np.ndim(value[0] if value else 0) == 2 else None
+    chunks = [_actions(part, transforms.policy, batch_size) for part in ([value] if rows is None else rows)]
+    if rows is not None and (len(rows) != batch_size or any(len(chunk) != 1 for chunk in chunks)):
+        raise ProcessorError(
+            f"`prev_chunk_left_over`: expected a list of {batch_size} arrays, one for each observation, found {len(rows)}"
+        )
+    normalised = [transforms.normalize_action(one) for chunk in chunks for one in chunk]
+    return normalised * batch_size if len(normalised) == 1 else normalised
+
+
+def _actions(value: Any, policy: PolicyConfig, batch_size: int) -> np.ndarray:
     """float32 `[B or 1, T, d]`."""
     try:
         chunk = np.asarray(value, np.float32)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from jaxreflow import flow, model
+from jaxreflow import flow
 from jaxreflow.errors import ConfigError, ProcessorError
-from jaxreflow.model.config import ModelConfig
-from jaxreflow.model.params import stored_in_compute_dtype
 from jaxreflow.model.types import Observation, Params
-from jaxreflow.policy.observation import Transforms, example_observation
-from jaxreflow.policy.real_time_chunking import make_guidance, no_guidance
+from jaxreflow.policy.candidates import choose
+from jaxreflow.policy.observation import TASK, Transforms, example_observation
+from jaxreflow.policy.real_time_chunking import make_guidance, no_guidance, read_left_over
+from jaxreflow.policy.sampling import Programs, Seen, form_of
 from jaxreflow.policy.saved import SavedPolicy, load_saved_policy, save_pretrained
-
-
-@functools.partial(jax.jit, static_argnames=("config", "num_steps"))
-def sample_chunks(
-    params: Params,
-    observation: Observation,
-    noise: Float[Array, "B M C A"],
-    guidance: flow.Guidance | None = None,
-    *,
-    config: ModelConfig,
-    num_steps: int,
-) -> Float[Array, "B M C A"]:
-    """Integrates M noises per observation to chunks of normalised, padded actions with `num_steps` Euler steps."""
-    state = jnp.asarray(observation.state)
-    memory = model.memorise(params, model.observe(params, observation, config=config), state, config=config)
-
-    def velocity(x_t: Array, t: Array) -> Array:
-        return model.velocity(params, memory, x_t, t, config=config)
-
-    return flow.euler(velocity if guidance is None else flow.guide(velocity, guidance), noise, num_steps)
-
-
-def _form(leaves: list[Any], structure: Hashable, num_steps: int, guided: bool) -> Hashable:
-    """All that a compiled sampler depends on besides the policy."""
-    return num_steps, guided, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+from jaxreflow.policy.seen import SeenContext
 
 
 class SmolVLAPolicy:
@@ -54,6 +30,7 @@ class SmolVLAPolicy:
 
     def __init__(self, checkpoint: SavedPolicy, params: Params, transforms: Transforms, *, seed: int = 0) -> None:
         """`params` may come from elsewhere than the checkpoint's file, as while training."""
+        self._identity = object()
         self.checkpoint = checkpoint
         self.config = checkpoint.policy
         self.params = params
@@ -61,6 +38,8 @@ class SmolVLAPolicy:
         self._key = jax.random.key(seed)
         self._draws = 0
         self._queue: deque[np.ndarray] = deque(maxlen=self.config.n_action_steps)
+        # The rest of the chunk whose beginning is in the queue.
+        self._left_over: np.ndarray | None = None
 
     @classmethod
     def from_pretrained(
@@ -95,10 +74,7 @@ class SmolVLAPolicy:
     @params.setter
     def params(self, params: Params) -> None:
         self._params = jax.tree.map(jnp.asarray, params)
-        # What sampling reads, so that no call rounds all weights anew; in float32 the same arrays.
-        self._stored = stored_in_compute_dtype(self._params, self.checkpoint.config)
-        # A compiled program takes its arrays from where they were when it was compiled.
-        self._compiled: dict[Hashable, jax.stages.Compiled] = {}
+        self._programs = Programs(self._params, self.checkpoint.config, self._identity)
 
     def compile(
         self,
@@ -106,37 +82,56 @@ class SmolVLAPolicy:
         batch_size: int = 1,
         image_sizes: Mapping[str, tuple[int, int]] | None = None,
         guided: bool = False,
+        candidates: int = 1,
+        separate: bool = False,
     ) -> float:
         """Compiles the sampler ahead of time and runs it once, so that no action has to wait for it; returns the seconds.
 
         `num_steps` defaults to the config's. `image_sizes` has the (height, width) of every camera that will be given,
         by its name in observations; the default is all cameras as `input_features` has them. It holds for uint8 images.
-        `guided` compiles what `prev_chunk_left_over` needs. Observations of other forms compile when they first come.
+        `guided` compiles what `prev_chunk_left_over` needs without candidates, `candidates` the choice among so many chunks.
+        `separate` compiles `observe`, and chunks from its context. Observations of other forms compile when they first come.
         May be called for several forms; assigning `params` forgets them all.
 
         Raises:
-            ConfigError: `num_steps`, `batch_size` or an image's size is not positive, or there is no such camera.
+            ConfigError: `num_steps`, `batch_size`, `candidates` or an image's size is not positive, there is no such camera, or
+                so many candidates need more memory than there is.
         """
         start = time.perf_counter()
-        steps = self._num_steps(num_steps)
+        steps, count = self._num_steps(num_steps), _candidates(candidates)
+        if guided and count > 1:
+            raise ConfigError(
+                "`guided`: expected False with `candidates`, which choose without guidance; leave one out"
+            )
         example = example_observation(self.transforms, batch_size, image_sizes)
-        prepared = self.transforms.prepare(example)
-        # As leaves: JAX describes a program's arguments in their own classes, and Observation holds nothing but arrays.
-        leaves, structure = jax.tree.flatten(prepared)
-
-        def sample(params: Params, leaves: list[Array], noise: Array, guidance: flow.Guidance | None) -> Array:
-            observation = jax.tree.unflatten(structure, leaves)
-            return sample_chunks(params, observation, noise, guidance, config=self.checkpoint.config, num_steps=steps)
-
-        noise = jax.ShapeDtypeStruct((batch_size, 1, self.config.chunk_size, self.config.max_action_dim), jnp.float32)
+        inputs: Observation | Seen = self.transforms.prepare(example)
+        seen = None
+        if separate:
+            self._programs.compile(form_of(inputs, None), inputs)
+            seen = self.observe(example)
+            inputs = Seen(seen.context, inputs.state)
+        noise = jax.ShapeDtypeStruct(self._noise_shape(batch_size, count), jnp.float32)
         guidance = no_guidance(self.config, batch_size) if guided else None
-        compiled = jax.jit(sample).lower(self._stored, leaves, noise, guidance).compile()
-        self._compiled[_form(leaves, structure, steps, guided)] = compiled
+        self._programs.compile(form_of(inputs, steps, count, guided), inputs, noise, guidance)
         # What draws the noise compiles with it; the key is one that is drawn from, too, and the counter stays.
         key = jax.random.fold_in(self._key, self._draws)
         left_over = np.zeros((0, self.config.action_dim)) if guided else None
-        self.predict_action_chunk(example, num_steps=steps, key=key, prev_chunk_left_over=left_over)
+        self.predict_action_chunk(
+            example, num_steps=steps, key=key, context=seen, candidates=count, prev_chunk_left_over=left_over
+        )
         return time.perf_counter() - start
+
+    def observe(self, observation: Mapping[str, Any]) -> SeenContext:
+        """Looks at images and language, the dear part of a chunk; `predict_action_chunk(..., context=...)` adds a newer state.
+
+        So a robot may look less often than it acts, and pays with older images.
+
+        Raises:
+            ProcessorError: the observation has the wrong form.
+        """
+        prepared = self.transforms.prepare(observation)
+        tasks = self.transforms.tasks(observation, len(prepared.state))
+        return SeenContext(self._programs.run(form_of(prepared, None), prepared), self._programs.weights, tuple(tasks))
 
     def predict_action_chunk(
         self,
@@ -145,6 +140,8 @@ class SmolVLAPolicy:
         num_steps: int | None = None,
         key: Array | None = None,
         *,
+        context: SeenContext | None = None,
+        candidates: int = 1,
         prev_chunk_left_over: Any = None,
         inference_delay: int | None = None,
         execution_horizon: int | None = None,
@@ -154,49 +151,72 @@ class SmolVLAPolicy:
         """A chunk of actions in dataset units, `[B, chunk_size, action_dim]`.
 
         `noise` is `[B, chunk_size, max_action_dim]`; without it, it is drawn from `key`, or from the policy's
-        seed and a counter. `num_steps` defaults to the config's.
+        seed and a counter. `num_steps` defaults to the config's. With `context`, of `observe`, the observation's images are not
+        read, and may be absent.
 
         With `prev_chunk_left_over` the chunk agrees with actions that are on their way already (real-time chunking). These are
-        the last chunk's actions that are not executed yet, `[T, d]` or `[B, T, d]` in dataset units. The first `inference_delay`
-        of them (default 0) will be executed before the new chunk is there, and the guidance ends at `execution_horizon`.
-        `prefix_attention_schedule` is "linear", "exp", "ones" or "zeros". Defaults are those of the config's `rtc_config`,
-        else LeRobot's. The default of `max_guidance_weight` is at most the number of steps: more would overshoot.
+        the last chunk's actions that are not executed yet, `[T, d]` or `[B, T, d]` in dataset units, or a list of `[T, d]` where
+        T differs between robots. The first `inference_delay` of them (default 0) will be executed before the new chunk is there,
+        and the guidance ends at `execution_horizon`. `prefix_attention_schedule` is "linear", "exp", "ones" or "zeros". Defaults
+        are those of the config's `rtc_config`, else LeRobot's. The default of `max_guidance_weight` is at most the number of
+        steps: more would overshoot.
+
+        With `candidates` K above 1, K chunks are drawn for one look at the observation (`noise` is then
+        `[B, K, chunk_size, max_action_dim]`), and none is guided. The one that agrees best with `prev_chunk_left_over` is taken,
+        or without it their medoid; see `policy.candidates`.
 
         Raises:
             ProcessorError: the observation, the noise or the left-over has the wrong form.
-            ConfigError: `num_steps` or one of the guidance's settings is out of its range.
+            ConfigError: `num_steps`, `candidates` or one of the guidance's settings is out of its range, or the context is of
+                another policy, of weights that were replaced, of another batch size, or of another task.
         """
-        steps = self._num_steps(num_steps)
-        prepared = self.transforms.prepare(observation)
-        shape = (len(prepared.state), self.config.chunk_size, self.config.max_action_dim)
-        if noise is None:
-            noise = flow.sample_noise(self._next_key() if key is None else key, shape)
-        if np.shape(noise) != shape:
-            raise ProcessorError(
-                f"`noise`: expected shape {list(shape)} (batch, chunk, padded action dims), "
-                f"found {list(np.shape(noise))}"
-            )
-        one_noise = jnp.asarray(noise, jnp.float32)[:, None]
-        guidance = None
-        if prev_chunk_left_over is not None:
-            guidance = make_guidance(
-                prev_chunk_left_over,
-                self.transforms,
-                shape[0],
-                steps,
-                inference_delay=inference_delay,
-                execution_horizon=execution_horizon,
-                prefix_attention_schedule=prefix_attention_schedule,
-                max_guidance_weight=max_guidance_weight,
-            )
-        leaves, structure = jax.tree.flatten(prepared)
-        compiled = self._compiled.get(_form(leaves, structure, steps, guidance is not None))
-        if compiled is not None:
-            chunks = compiled(self._stored, leaves, one_noise, guidance)
+        steps, count = self._num_steps(num_steps), _candidates(candidates)
+        inputs: Observation | Seen
+        if context is None:
+            inputs = self.transforms.prepare(observation)
         else:
-            network = self.checkpoint.config
-            chunks = sample_chunks(self._stored, prepared, one_noise, guidance, config=network, num_steps=steps)
-        return self.transforms.unnormalize_action(np.asarray(chunks)[:, 0])
+            inputs = Seen(context.context, self.transforms.prepare_state(observation))
+            context.check(self._programs.weights, len(inputs.state))
+            if TASK in observation:
+                context.check_tasks(self.transforms.tasks(observation, context.batch_size))
+        guidance, left_over = None, None
+        settings: dict[str, Any] = {
+            "inference_delay": inference_delay,
+            "execution_horizon": execution_horizon,
+            "prefix_attention_schedule": prefix_attention_schedule,
+            "max_guidance_weight": max_guidance_weight,
+        }
+        batch = len(inputs.state)
+        if prev_chunk_left_over is not None:
+            left_over = read_left_over(prev_chunk_left_over, self.transforms, batch)
+        if count > 1:
+            _refuse_guidance(settings)
+        elif left_over is not None:
+            guidance = make_guidance(left_over, self.transforms.policy, batch, steps, **settings)
+        one_noise = self._noise(noise, key, self._noise_shape(batch, count))
+        form = form_of(inputs, steps, count, guidance is not None)
+        if count == 1:
+            chunks = self._programs.run(form, inputs, one_noise, guidance)
+            return self.transforms.unnormalize_action(np.asarray(chunks)[:, 0])
+        self._programs.compile(form, inputs, one_noise, guidance)
+        chunks = np.asarray(self._programs.run(form, inputs, one_noise, guidance))
+        chosen = choose(chunks[..., : self.config.action_dim], left_over)
+        return self.transforms.unnormalize_action(chunks[np.arange(batch), chosen])
+
+    def _noise_shape(self, batch_size: int, candidates: int) -> tuple[int, int, int, int]:
+        return batch_size, candidates, self.config.chunk_size, self.config.max_action_dim
+
+    def _noise(self, noise: Any, key: Array | None, shape: tuple[int, ...]) -> Float[Array, "B K C A"]:
+        # Outside, one chunk has no axis of candidates.
+        outer = shape if shape[1] > 1 else (shape[0], *shape[2:])
+        if noise is None:
+            noise = flow.sample_noise(self._next_key() if key is None else key, outer)
+        if np.shape(noise) != outer:
+            axes = "batch, candidates, chunk" if shape[1] > 1 else "batch, chunk"
+            raise ProcessorError(
+                f"`noise`: expected shape {list(outer)} ({axes}, padded action dims), found {list(np.shape(noise))}"
+            )
+        return jnp.asarray(noise, jnp.float32).reshape(shape)
 
     def select_action(
         self,
@@ -204,20 +224,26 @@ class SmolVLAPolicy:
         noise: Any = None,
         num_steps: int | None = None,
         key: Array | None = None,
-        **guidance: Any,
+        **options: Any,
     ) -> Float32[np.ndarray, "B d"]:
         """The next action in dataset units, `[B, action_dim]`, from a queue of the last chunk's first `n_action_steps`.
 
-        The queue is refilled when it is empty; only then do the arguments, `predict_action_chunk`'s, count.
+        The queue is refilled when it is empty; only then do the arguments, `predict_action_chunk`'s, count. With `candidates`
+        the rest of the last chunk is the left-over, unless another is given.
         """
         if not self._queue:
-            chunk = self.predict_action_chunk(observation, noise, num_steps, key, **guidance)
-            self._queue.extend(chunk[:, i] for i in range(self.config.n_action_steps))
+            if options.get("candidates", 1) != 1:
+                options.setdefault("prev_chunk_left_over", self._left_over)
+            chunk = self.predict_action_chunk(observation, noise, num_steps, key, **options)
+            executed = self.config.n_action_steps
+            self._queue.extend(chunk[:, i] for i in range(executed))
+            self._left_over = chunk[:, executed:]
         return self._queue.popleft()
 
     def reset(self) -> None:
-        """Forgets the queued actions; call it when an episode starts."""
+        """Forgets the queued actions and what is left of the last chunk; call it when an episode starts."""
         self._queue.clear()
+        self._left_over = None
 
     def save_pretrained(self, out: str | Path) -> None:
         """Writes the policy as a folder that LeRobot and `from_pretrained` read; see `pretrained.save_pretrained`."""
@@ -232,3 +258,17 @@ class SmolVLAPolicy:
     def _next_key(self) -> Array:
         self._draws += 1
         return jax.random.fold_in(self._key, self._draws - 1)
+
+
+def _candidates(count: Any) -> int:
+    if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
+        raise ConfigError(f"`candidates`: expected a whole number of at least 1, found {count!r}")
+    return int(count)
+
+
+def _refuse_guidance(settings: Mapping[str, Any]) -> None:
+    given = [f"`{name}`" for name, value in settings.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)}: expected none with `candidates` above 1, which choose without guidance; leave one out"
+        )

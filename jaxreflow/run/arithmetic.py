@@ -18,7 +18,7 @@ import numpy as np
 from jaxreflow.model import init_params
 from jaxreflow.model.config import ModelConfig
 from jaxreflow.model.types import Observation
-from jaxreflow.policy.smolvla_policy import sample_chunks
+from jaxreflow.policy.sampling import sample_chunks
 from jaxreflow.training.losses import TEACHER
 
 VISION, LANGUAGE, FORWARD, BACKWARD, OPTIMIZER = (

@@ -19,8 +19,8 @@ from jaxreflow.model.params import stored_in_compute_dtype
 from jaxreflow.model.types import Observation
 from jaxreflow.policy import aloha
 from jaxreflow.policy.real_time_chunking import guidance_towards
+from jaxreflow.policy.sampling import sample_chunks
 from jaxreflow.policy.saved import SavedPolicy, load_saved_policy
-from jaxreflow.policy.smolvla_policy import sample_chunks
 
 from .configuration_smolvla_jax import SmolVLAJaxConfig
 
@@ -156,14 +156,14 @@ class SmolVLAJaxPolicy(PreTrainedPolicy):
     ) -> flow.Guidance:
         """LeRobot's real-time chunking, but never with a weight above the number of steps, which would overshoot."""
         rtc = self.config.rtc_config
-        left_over = left_over[None] if left_over.ndim == 2 else left_over
+        rows = np.broadcast_to(left_over.float().cpu().numpy(), (shape[0], *left_over.shape[-2:]))
         horizon = rtc.execution_horizon if execution_horizon is None else execution_horizon
         weight = rtc.max_guidance_weight
         if weight > self.config.num_steps:
             _log.warning("max_guidance_weight %g is above num_steps: %d is taken", weight, self.config.num_steps)
             weight = rtc.max_guidance_weight = float(self.config.num_steps)
         schedule = rtc.prefix_attention_schedule.value
-        return guidance_towards(left_over.float().cpu().numpy(), shape, delay, horizon, schedule, weight)
+        return guidance_towards(list(rows), shape, delay, horizon, schedule, weight)
 
 
 def _to_jax(tensor: Tensor) -> jax.Array:
