@@ -50,10 +50,13 @@ class PolicyClient:
         self.timing: dict[str, float] = {}
         self._queue: deque[np.ndarray] = deque()
 
-    def predict_action_chunk(self, observation: Mapping[str, Any], noise: np.ndarray | None = None) -> np.ndarray:
+    def predict_action_chunk(
+        self, observation: Mapping[str, Any], noise: np.ndarray | None = None, *, keep_images: bool = False
+    ) -> np.ndarray:
         """Actions in dataset units, float32 `[1, chunk_size, action_dim]`, for one observation; `timing` is the server's.
 
-        The observation is `SmolVLAPolicy`'s, of numpy arrays; `noise` is `[chunk_size, max_action_dim]`.
+        The observation is `SmolVLAPolicy`'s, of numpy arrays; `noise` is `[chunk_size, max_action_dim]`. With `keep_images` the
+        server keeps the images. The next observation that is sent so may have a state only: it is taken with these images.
 
         Raises:
             ProcessorError: the server refuses the observation.
@@ -62,6 +65,8 @@ class PolicyClient:
         from websockets.exceptions import ConnectionClosed
 
         request = dict(observation) | ({} if noise is None else {"noise": noise})
+        if keep_images:
+            request["keep_images"] = True
         try:
             self._connection.send(pack(request))
             answer = self._receive()

@@ -120,6 +120,35 @@ def test_our_client_has_the_policys_methods(port, policy, capsys):
     assert "no policy server answers" in capsys.readouterr().err
 
 
+def test_a_state_alone_goes_on_with_the_images_before(served, port, policy):
+    answers, metadata = served
+    assert metadata["keep_images"] is True
+    state = {"observation.state": np.ones(6, np.float32)}
+    with PolicyClient(port=port) as client, PolicyClient(port=port) as other:
+        with pytest.raises(ProcessorError, match=r"`keep_images`: expected images in this request"):
+            client.predict_action_chunk(state, keep_images=True)
+        first = client.predict_action_chunk(observation(1), keep_images=True)
+        np.testing.assert_allclose(first, policy.predict_action_chunk(observation(1), None, 1, key(0, 1)), atol=1e-5)
+        later = client.predict_action_chunk(state, keep_images=True)
+        expected = policy.predict_action_chunk({**observation(1), **state}, None, 1, key(0, 2))
+        np.testing.assert_allclose(later, expected, atol=1e-5)
+        # Another connection has its own images, another task its own context, and images are kept on request only.
+        with pytest.raises(ProcessorError, match="none of this connection are kept"):
+            other.predict_action_chunk(state, keep_images=True)
+        with pytest.raises(ProcessorError, match=r"expected the task \['open the drawer'\].*found \['push'\]"):
+            client.predict_action_chunk({**state, "prompt": "push"}, keep_images=True)
+        with pytest.raises(ProcessorError, match="expected the cameras"):
+            client.predict_action_chunk({**state, "task": "open the drawer"})
+        with pytest.raises(ProcessorError, match=r"`keep_images`: expected true or false, found 1"):
+            client.predict_action_chunk({**observation(), "keep_images": 1})
+    for number in range(20):
+        answers({**observation(), "keep_images": True}, 100 + number, 0)
+    assert list(answers._kept)[-16:] == list(range(104, 120))
+    assert len(answers._kept) == 16
+    answers.leave(119)
+    assert 119 not in answers._kept
+
+
 def test_statistics_of_a_file_replace_the_policys_own(policy, tmp_path, capsys):
     own = policy.checkpoint.processors.normalizer.stats
     file, action = tmp_path / "stats.safetensors", own["action"]
@@ -137,8 +166,8 @@ def test_statistics_of_a_file_replace_the_policys_own(policy, tmp_path, capsys):
 def test_the_examples_of_the_page_run(port, policy):
     page = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
     examples = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "port=8000" in block]
-    assert len(examples) == 2
-    for client, example in enumerate(examples):
+    assert len(examples) == 3
+    for client, example in enumerate(examples[:2]):
         executed: list[np.ndarray] = []
         given = {"state": observation()["observation.state"], "image": observation()[TOP], "execute": executed.append}
         exec(example.replace("8000", str(port)), given)
@@ -148,6 +177,10 @@ def test_the_examples_of_the_page_run(port, policy):
         assert len(executed) == (policy.config.n_action_steps, 1)[client]
         if client == 0:
             given["policy"]._ws.close()
+    exec(examples[2].replace("8000", str(port)), given)
+    np.testing.assert_allclose(
+        given["later"][0], policy.predict_action_chunk(request, None, 1, key(2, 1))[0], atol=1e-5
+    )
 
 
 def test_our_client_needs_no_jax():

@@ -28,7 +28,7 @@ import numpy as np
 from jaxreflow.errors import ConfigError, JaxReflowError
 from jaxreflow.policy.observation import example_observation
 from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
-from jaxreflow.serve.answers import NOISE, Answers
+from jaxreflow.serve.answers import KEEP_IMAGES, NOISE, Answers
 from jaxreflow.serve.messages import check_installed
 from jaxreflow.serve.server import PolicyServer, bind, format_latency
 from jaxreflow.support.command_line import parse
@@ -97,7 +97,9 @@ def serve(config: ServeConfig) -> str:
                 config.host,
             )
         answers, metadata = prepare(config)
-        server = PolicyServer(answers, metadata, max_bytes=config.max_request << 20, debug=config.debug)
+        server = PolicyServer(
+            answers, metadata, leave=answers.leave, max_bytes=config.max_request << 20, debug=config.debug
+        )
         asyncio.run(_until_signal(server, where))
     return server.summary()
 
@@ -131,6 +133,7 @@ def prepare(config: ServeConfig) -> tuple[Answers, dict[str, Any]]:
         "n_action_steps": policy.config.n_action_steps,
         "num_steps": steps,
         NOISE: [policy.config.chunk_size, policy.config.max_action_dim],
+        KEEP_IMAGES: True,
         "seed": config.seed,
     }
     return answers, metadata

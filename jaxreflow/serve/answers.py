@@ -10,12 +10,15 @@ import numpy as np
 
 from jaxreflow.errors import ProcessorError
 from jaxreflow.policy.observation import TASK
+from jaxreflow.policy.seen import SeenContext
 from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
 
 _log = logging.getLogger(__name__)
-PROMPT, NOISE = "prompt", "noise"
+PROMPT, NOISE, KEEP_IMAGES = "prompt", "noise", "keep_images"
 # Every other form of the pictures is another program, which takes a while to compile and memory to keep.
 MOST_FORMS, LONGEST_SIDE = 8, 8192
+# What the network keeps of a client's images takes some 20 MB.
+MOST_KEPT = 16
 
 
 class Answers:
@@ -25,9 +28,12 @@ class Answers:
         self._policy, self._num_steps = policy, num_steps
         self._key = jax.random.key(seed)
         self._forms: set[tuple[Any, ...]] = set()
+        self._kept: dict[int, SeenContext] = {}
 
     def __call__(self, request: dict[str, Any], client: int, number: int) -> np.ndarray:
         """The noise of a client's request `number` is of the key fold_in(fold_in(key(seed), client), number).
+
+        With `keep_images` a request's images are kept for its client's next requests, which may then have none.
 
         Raises:
             ProcessorError: the observation has the wrong form, or more forms came than are kept.
@@ -44,15 +50,39 @@ class Answers:
             if not isinstance(noise, np.ndarray):
                 raise ProcessorError(f"`{NOISE}`: expected an array, found {type(noise).__name__}")
             noise = noise[None]
-        observation = request if TASK in request else {**request, TASK: request.get(PROMPT)}
+        observation = request if TASK in request or PROMPT not in request else {**request, TASK: request[PROMPT]}
         key = jax.random.fold_in(jax.random.fold_in(self._key, client), number)
-        actions = self._policy.predict_action_chunk(observation, noise, self._num_steps, key)[0]
+        context = self._context(observation, client, bool(form))
+        actions = self._policy.predict_action_chunk(observation, noise, self._num_steps, key, context=context)[0]
         if not np.all(np.isfinite(actions)):
             raise ProcessorError(
                 "the policy's actions for this observation are not finite; check its values and the noise's"
             )
         self._forms.add(form)
         return actions
+
+    def leave(self, client: int) -> None:
+        """Forgets a client's images."""
+        self._kept.pop(client, None)
+
+    def _context(self, observation: dict[str, Any], client: int, has_images: bool) -> SeenContext | None:
+        """What the network has of the images that count, or None where they are not to be kept."""
+        keep = observation.get(KEEP_IMAGES, False)
+        if not isinstance(keep, bool):
+            raise ProcessorError(f"`{KEEP_IMAGES}`: expected true or false, found {keep!r}")
+        if not keep:
+            return None
+        if has_images:
+            self.leave(client)
+            self._kept[client] = self._policy.observe(observation)
+            while len(self._kept) > MOST_KEPT:
+                self.leave(next(iter(self._kept)))
+        if client not in self._kept:
+            raise ProcessorError(
+                f"`{KEEP_IMAGES}`: expected images in this request, for none of this connection are kept; they are kept for the "
+                f"{MOST_KEPT} clients that sent some last; send them again"
+            )
+        return self._kept[client]
 
     def _form(self, request: dict[str, Any]) -> tuple[Any, ...]:
         """Shapes and types of the pictures, of which a program is compiled."""

@@ -44,10 +44,19 @@ class PolicyServer:
     """Answers many clients with one `predict`, off the event loop, so that a slow chunk keeps no connection from its pings."""
 
     def __init__(
-        self, predict: Predict, metadata: Mapping[str, Any], *, max_bytes: int = 1 << 26, debug: bool = False
+        self,
+        predict: Predict,
+        metadata: Mapping[str, Any],
+        *,
+        leave: Callable[[int], None] | None = None,
+        max_bytes: int = 1 << 26,
+        debug: bool = False,
     ) -> None:
-        """`max_bytes` bounds a request. `debug` sends clients the traceback of an error that is none of jaxreflow's."""
-        self._predict, self._metadata = predict, dict(metadata)
+        """`leave` hears of each client that has gone, in the thread of `predict`. `max_bytes` bounds a request.
+
+        `debug` sends clients the traceback of an error that is none of jaxreflow's.
+        """
+        self._predict, self._metadata, self._leave = predict, dict(metadata), leave
         self._max_bytes, self._debug = max_bytes, debug
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="policy")
         self._numbers = itertools.count()
@@ -122,6 +131,8 @@ class PolicyServer:
             await connection.close(INTERNAL_ERROR, "error in the server, described in the message before")
         finally:
             self._busy.discard(connection)
+            if self._leave is not None:
+                self._worker.submit(self._leave, client)
 
     async def _answer(self, message: str | bytes, client: int, request: int, previous: float | None) -> str | bytes:
         """A chunk, or as a text what is wrong with the observation: the client may send a better one."""
