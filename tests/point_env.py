@@ -10,6 +10,7 @@ class PointEnv(gymnasium.Env):
     """Starts where the seed says and moves by each action; its picture counts the pictures that were made."""
 
     task_description = "Go to one"
+    joints = slice(None)
 
     def __init__(self, max_steps: int = 20) -> None:
         self.max_steps = max_steps
@@ -33,6 +34,9 @@ class PointEnv(gymnasium.Env):
         self.steps += 1
         success = self.position >= 1
         return self._observe(), 0.0, success, self.steps >= self.max_steps and not success, {"is_success": success}
+
+    def hold(self) -> np.ndarray:
+        return np.zeros(1)
 
     def _observe(self) -> dict[str, Any]:
         self.pictures += self.renders

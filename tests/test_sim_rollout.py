@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -17,7 +18,8 @@ from jaxreflow.sim import closed_loop, environment
 from jaxreflow.sim.closed_loop import SimConfig
 from jaxreflow.sim.environment import ActionChunks, EnvOptions, parse_env, policy_observation
 from jaxreflow.sim.results import Result
-from jaxreflow.sim.rollout import episode_noise, rollout
+from jaxreflow.sim.rollout import Query, episode_noise, rollout
+from jaxreflow.sim.timing import HOLD, STOP, Timing
 from jaxreflow.sim.video import replay
 from tests.point_env import PointEnv
 
@@ -25,17 +27,17 @@ TEACHER = Path(__file__).parent / "assets" / "teacher"
 CHUNK, WIDTH = 5, 3
 
 
-def act(observation: dict[str, Any], noise: Any) -> np.ndarray:
+def act(query: Query) -> np.ndarray:
     """Moves by a tenth, disturbed by the noise that it is given."""
-    assert observation["task"] == ["Go to one"] * len(observation["observation.state"])
-    return 0.1 + 0.1 * np.asarray(noise)[..., :1]
+    assert query.observation["task"] == ["Go to one"] * len(query.clock)
+    return 0.1 + 0.1 * np.asarray(query.noise)[..., :1]
 
 
-def run(environments: int, seeds: range, n_action_steps: int = 3) -> Any:
+def run(environments: int, seeds: range, n_action_steps: int = 3, act: Any = act, **timing: Any) -> Any:
     envs = SyncVectorEnv(
         [lambda: ActionChunks(PointEnv(), CHUNK)] * environments, autoreset_mode=AutoresetMode.DISABLED
     )
-    return rollout(envs, act, "Go to one", seeds, noise_shape=(CHUNK, WIDTH), n_action_steps=n_action_steps)
+    return rollout(envs, act, "Go to one", seeds, Timing(n_action_steps, **timing), noise_shape=(CHUNK, WIDTH))
 
 
 def test_outcomes_do_not_depend_on_how_many_environments_run() -> None:
@@ -86,7 +88,18 @@ def test_chunk_ends_with_the_episode() -> None:
     env.reset(seed=0)
     *_, terminated, _, info = env.step(np.full((4, 1), 0.8))
     assert terminated
-    assert info == {"is_success": True, "steps": 2}
+    assert (info["is_success"], info["steps"], info["held"]) == (True, 2, 0)
+    np.testing.assert_array_equal(info["commands"], [[0.8], [0.8], [np.nan], [np.nan]])
+    assert (np.isnan(info["positions"][:, 0]) == [False, False, True, True]).all()
+
+
+def test_a_chunk_holds_and_stops() -> None:
+    env = ActionChunks(PointEnv(), CHUNK)
+    start, _ = env.reset(seed=0)
+    observation, *_, info = env.step(np.array([[HOLD], [0.1], [HOLD], [STOP], [STOP]]))
+    assert (info["steps"], info["held"], env.unwrapped.pictures) == (3, 2, 2)
+    np.testing.assert_allclose(observation["agent_pos"], start["agent_pos"] + 0.1)
+    np.testing.assert_array_equal(info["commands"][:3], [[0.0], [0.1], [0.0]])
 
 
 def test_observations_get_the_names_that_policies_know() -> None:
@@ -103,6 +116,9 @@ class TwoCameras(PointEnv):
     def __init__(self, task: str, render: str, size: int, max_steps: int) -> None:
         super().__init__(max_steps)
         del task, render, size
+        spaces = self.observation_space.spaces
+        both = gymnasium.spaces.Dict({"front": spaces["pixels"], "wrist": spaces["pixels"]})
+        self.observation_space = gymnasium.spaces.Dict({**spaces, "pixels": both})
 
     def _observe(self) -> dict[str, Any]:
         observation = super()._observe()
@@ -116,7 +132,7 @@ def test_replay_shows_all_cameras(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def predict(observation: dict[str, Any], noise: Any, num_steps: int) -> np.ndarray:
         seen.append((sorted(observation), num_steps))
-        return act({**observation, "task": observation["task"]}, noise)
+        return 0.1 + 0.1 * np.asarray(noise)[..., :1]
 
     policy = Mock(SmolVLAPolicy, predict_action_chunk=predict)
     policy.config = SimpleNamespace(chunk_size=CHUNK, max_action_dim=WIDTH)

@@ -5,24 +5,37 @@
 
 The others are compared with the first policy. Results are appended to --out as they come, and a result that is there is not run
 again. `python -m jaxreflow.sim record` records demonstrations.
+
+The simulated world stands still while a policy thinks, unless you say how long that takes:
+
+    python -m jaxreflow.sim --policy TEACHER STUDENT --num-steps 10 1 --env metaworld:wall-detour \
+        --execution blocking asynchronous rtc candidates --delay 0 5 20
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxreflow.errors import ConfigError
+from jaxreflow.policy.real_time_chunking import execution_horizon
 from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
-from jaxreflow.sim.environment import EnvOptions, parse_env
+from jaxreflow.sim.acting import delays_in_steps, make_act, noise_shape
+from jaxreflow.sim.environment import EnvOptions, control_rate, parse_env
 from jaxreflow.sim.results import Result, append_result, comparison_table, read_results
 from jaxreflow.sim.rollout import parallel_envs, rollout
+from jaxreflow.sim.timing import Execution, Timing
 from jaxreflow.sim.video import write_videos
 from jaxreflow.support.console import progress
 from jaxreflow.support.storage import check_path
+
+MEASURED = "measured"
+QUEUE_THRESHOLD = 30
+"""LeRobot's (`RTCInferenceEngine`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +51,28 @@ class SimConfig:
     num_steps: tuple[int, ...] = ()
     """Euler steps of each policy: one number for all, or one each (default: as their config.json says)."""
     n_action_steps: tuple[int, ...] = ()
-    """Actions executed per chunk. Every policy runs with each of these numbers (default: as config.json says)."""
+    """Actions of a chunk after which the robot looks again. Every policy runs with each of these numbers (default: as config.json
+    says; for executions that do not block, the chunk less --queue-threshold)."""
+    act_every: tuple[int, ...] = ()
+    """Another name for --n-action-steps, beside --look-every."""
+    execution: tuple[Execution, ...] = ("blocking",)
+    """blocking: the robot stands still until a chunk is there. asynchronous: it goes on with the old chunk, then switches. rtc: as
+    LeRobot's engine for real-time chunking. candidates: asynchronous with the best of --candidates chunks. Several may be named."""
+    delay: tuple[str, ...] = ("0",)
+    """Control steps between an observation and the first action that knows it. `measured` takes the policy's latency on this
+    machine. Several may be named."""
+    slower: float = 1.0
+    """With --delay measured: the robot's computer takes so many times as long as this machine."""
+    queue_threshold: int | None = None
+    """Actions that are left when a robot that does not block asks for the next chunk (default: 30, as in LeRobot)."""
+    execution_horizon: int | None = None
+    """Actions towards which rtc guides (default: as the policy's rtc_config says, else 10, as in LeRobot)."""
+    candidates: int = 16
+    """Chunks among which --execution candidates chooses."""
+    look_every: int = 0
+    """Control steps between two looks at the images. Chunks between them know newer states only (default: a look for each)."""
+    look_delay: int = 0
+    """Control steps after which what was looked at counts. With --delay measured it is measured, too."""
     episodes: int = 50
     """Episodes per task."""
     seed: int = 100_000
@@ -68,10 +102,30 @@ class SimConfig:
             raise ConfigError(
                 f"--num-steps: expected one number, or one for each of the {len(self.policy)} policies, found {self.num_steps}"
             )
-        if min((*self.num_steps, *self.n_action_steps, 1)) < 1:
-            found = f"found {self.num_steps} and {self.n_action_steps}"
-            raise ConfigError(f"--num-steps and --n-action-steps must be at least 1, {found}")
+        if min((*self.num_steps, *self.n_action_steps, *self.act_every, 1)) < 1:
+            found = f"found {self.num_steps} and {(*self.n_action_steps, *self.act_every)}"
+            raise ConfigError(f"--num-steps, --n-action-steps and --act-every must be at least 1, {found}")
+        self._check_timing()
         check_path("--stats-from", self.stats_from, schemes=())
+
+    def _check_timing(self) -> None:
+        for delay in self.delay:
+            if delay != MEASURED and not delay.isdecimal():
+                raise ConfigError(f"--delay: expected whole numbers of control steps, or {MEASURED}, found {delay!r}")
+        spacings = {"--n-action-steps": self.n_action_steps, "--act-every": self.act_every}
+        given = [name for name, value in spacings.items() if value]
+        if len(given) + (self.queue_threshold is not None) > 1:
+            given += ["--queue-threshold"] * (self.queue_threshold is not None)
+            raise ConfigError(f"{' and '.join(given)} say the same thing: when the robot looks again; give one of them")
+        if self.queue_threshold is not None and (self.queue_threshold < 0 or "blocking" in self.execution):
+            raise ConfigError(
+                f"--queue-threshold {self.queue_threshold}: expected 0 or more actions, and no blocking --execution, which has no "
+                f"queue; found --execution {' '.join(self.execution)}"
+            )
+        if not (math.isfinite(self.slower) and self.slower > 0):
+            raise ConfigError(f"--slower: expected a positive number, found {self.slower}")
+        if "candidates" in self.execution and self.candidates < 2:
+            raise ConfigError(f"--candidates: expected at least 2 with --execution candidates, found {self.candidates}")
 
 
 def run_trials(config: SimConfig) -> str:
@@ -102,7 +156,7 @@ def _load(config: SimConfig) -> dict[str, SmolVLAPolicy]:
         policy = SmolVLAPolicy.from_pretrained(
             path, vlm=config.vlm, dtype=config.dtype, revision=revision, stats_from=config.stats_from
         )
-        too_long = [n for n in config.n_action_steps if n > policy.config.chunk_size]
+        too_long = [n for n in (*config.n_action_steps, *config.act_every) if n > policy.config.chunk_size]
         if too_long:
             raise ConfigError(
                 f"--n-action-steps {too_long[0]}: {path} predicts {policy.config.chunk_size} actions at once"
@@ -120,18 +174,50 @@ def _plan(config: SimConfig, task: str, policies: dict[str, SmolVLAPolicy]) -> I
         options["stats_from"] = hashlib.sha256(Path(config.stats_from).read_bytes()).hexdigest()
     for i, path in enumerate(config.policy):
         policy = policies[path]
-        for executed in config.n_action_steps or (policy.config.n_action_steps,):
+        num_steps = steps[i] if steps else policy.config.num_steps
+        for timing in _timings(config, policy, num_steps):
             yield Result(
                 policy=path,
                 sha256=policy.checkpoint.tensors.sha256,
-                num_steps=steps[i] if steps else policy.config.num_steps,
-                n_action_steps=executed,
+                num_steps=num_steps,
                 env=parse_env(config.env)[0],
                 task=task,
                 options=options,
                 seed=config.seed,
                 episodes=config.episodes,
+                **dataclasses.asdict(timing),
             )
+
+
+def _timings(config: SimConfig, policy: SmolVLAPolicy, num_steps: int) -> Iterator[Timing]:
+    """How a policy runs: each execution with each delay and each spacing of chunks."""
+    for execution, delay in itertools.product(dict.fromkeys(config.execution), dict.fromkeys(config.delay)):
+        for spacing in _spacings(config, policy, execution):
+            horizon = config.execution_horizon or execution_horizon(policy.config)
+            timing = Timing(
+                n_action_steps=spacing,
+                execution=execution,
+                delay=0 if delay == MEASURED else int(delay),
+                candidates=config.candidates if execution == "candidates" else 1,
+                **({"execution_horizon": horizon} if execution == "rtc" else {}),
+                look_every=config.look_every,
+                look_delay=config.look_delay,
+            )
+            yield timing if delay != MEASURED else _measured(config, policy, num_steps, timing)
+
+
+def _spacings(config: SimConfig, policy: SmolVLAPolicy, execution: Execution) -> tuple[int, ...]:
+    given, chunk_size = config.n_action_steps or config.act_every, policy.config.chunk_size
+    if given or execution == "blocking":
+        return given or (policy.config.n_action_steps,)
+    return (max(chunk_size - (QUEUE_THRESHOLD if config.queue_threshold is None else config.queue_threshold), 1),)
+
+
+def _measured(config: SimConfig, policy: SmolVLAPolicy, num_steps: int, timing: Timing) -> Timing:
+    rate = control_rate(parse_env(config.env)[0])
+    delay, look_delay = delays_in_steps(policy, num_steps, timing, rate, config.slower)
+    print(f"{policy.checkpoint.directory}@{num_steps}, {timing.execution}: --delay {delay} --look-delay {look_delay}")
+    return dataclasses.replace(timing, delay=delay, look_delay=look_delay)
 
 
 def _run(config: SimConfig, cells: Sequence[Result], policies: dict[str, SmolVLAPolicy]) -> Iterator[Result]:
@@ -142,16 +228,15 @@ def _run(config: SimConfig, cells: Sequence[Result], policies: dict[str, SmolVLA
         task = config.instruction or envs.get_attr("task_description")[0]
         for cell in cells:
             policy = policies[cell.policy]
-            label = f"{cell.task} {cell.label} n={cell.n_action_steps}"
+            label, timing = f"{cell.task} {cell.label} {cell.timing.label}", cell.timing
             with progress(label, cell.episodes, unit="episode") as advance:
                 outcomes = rollout(
                     envs,
-                    functools.partial(policy.predict_action_chunk, num_steps=cell.num_steps),
+                    make_act(policy, cell.num_steps, timing),
                     task,
                     range(cell.seed, cell.seed + cell.episodes),
-                    noise_shape=(policy.config.chunk_size, policy.config.max_action_dim),
-                    n_action_steps=cell.n_action_steps,
+                    timing,
+                    noise_shape=noise_shape(policy, timing),
                     progress=advance,
                 )
-            success, steps = outcomes.success.astype(int), outcomes.steps
-            yield dataclasses.replace(cell, success=tuple(success.tolist()), steps=tuple(steps.tolist()))
+            yield cell.with_outcomes(outcomes)

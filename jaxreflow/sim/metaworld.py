@@ -58,6 +58,7 @@ class MetaWorldEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012  # gymnasium's own declaration
     render_mode = "rgb_array"
+    joints = slice(3)
 
     def __init__(self, task: str, *, render: str = "fast", size: int = 96, max_steps: int = 200) -> None:
         """
@@ -76,6 +77,7 @@ class MetaWorldEnv(gymnasium.Env):
         self._renderer: mujoco.Renderer | None = None
         self._pixels = np.zeros((self._size, self._size, 3), np.uint8)
         self._steps = 0
+        self._grip = 0.0
         self.raw_observation = np.zeros(39)
         self.observation_space = gymnasium.spaces.Dict(
             {
@@ -91,14 +93,18 @@ class MetaWorldEnv(gymnasium.Env):
         if seed is not None:
             self._env.seed(seed)
         self.raw_observation, _ = self._env.reset(seed=seed)
-        self._steps = 0
+        self._steps, self._grip = 0, 0.0
         return self._observe(), {"is_success": False}
+
+    def hold(self) -> Float[np.ndarray, " 4"]:
+        """No displacement, and the gripper's last force."""
+        return np.array([0.0, 0.0, 0.0, self._grip], np.float32)
 
     def step(self, action: Float[np.ndarray, " 4"]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """One step of 1/80 s; the episode ends with success, or after `max_steps`."""
         command = np.clip(np.asarray(action, np.float32), -1.0, 1.0)
         self.raw_observation, reward, *_, info = self._env.step(command)
-        self._steps += 1
+        self._steps, self._grip = self._steps + 1, float(command[3])
         if self.task == WALL_DETOUR:
             success = float(np.linalg.norm(self.raw_observation[:3] - self.raw_observation[-3:])) <= HAND_RADIUS
         else:

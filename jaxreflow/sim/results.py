@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,18 @@ import numpy as np
 
 from jaxreflow.errors import ConfigError
 from jaxreflow.sim.intervals import mcnemar, paired_difference, wilson
+from jaxreflow.sim.rollout import Outcomes
+from jaxreflow.sim.timing import Execution, Timing
+
+_COMPARED = ("difference", "lower bound", "McNemar p")
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One policy on one task: what was run, and each episode's success and number of steps."""
+    """One policy on one task: what was run, and what became of each episode (see `rollout.Outcomes`).
+
+    The fields from `n_action_steps` to `look_delay` are those of `timing.Timing`.
+    """
 
     policy: str
     sha256: str
@@ -27,27 +35,44 @@ class Result:
     options: dict[str, Any]
     seed: int
     episodes: int
+    execution: Execution = "blocking"
+    delay: int = 0
+    candidates: int = 1
+    execution_horizon: int = 10
+    look_every: int = 0
+    look_delay: int = 0
     success: tuple[int, ...] = ()
     steps: tuple[int, ...] = ()
+    held: tuple[int, ...] = ()
+    jerk: tuple[float | None, ...] = ()
+    jump: tuple[float | None, ...] = ()
+
+    @property
+    def timing(self) -> Timing:
+        """How the chunks followed each other."""
+        return Timing(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Timing)})
 
     @property
     def identity(self) -> tuple[Any, ...]:
         """What must be equal for a result to stand for a run; a policy is its weights, wherever they lie."""
-        return (
-            self.sha256,
-            self.num_steps,
-            self.n_action_steps,
-            self.env,
-            self.task,
-            tuple(sorted(self.options.items())),
-            self.seed,
-            self.episodes,
-        )
+        options = tuple(sorted(self.options.items()))
+        return self.sha256, self.num_steps, self.timing, self.env, self.task, options, self.seed, self.episodes
 
     @property
     def contender(self) -> tuple[str, int]:
         """The policy at its number of Euler steps."""
         return self.sha256, self.num_steps
+
+    def with_outcomes(self, outcomes: Outcomes) -> Result:
+        """What was run with what became of it."""
+        fields: dict[str, Any] = {
+            name: tuple(getattr(outcomes, name).astype(int).tolist()) for name in ("success", "steps", "held")
+        }
+        # A file has six digits, and null for an episode without a switch.
+        for name in ("jerk", "jump"):
+            values = getattr(outcomes, name).tolist()
+            fields[name] = tuple(None if math.isnan(value) else float(f"{value:.6g}") for value in values)
+        return dataclasses.replace(self, **fields)
 
     @property
     def label(self) -> str:
@@ -64,7 +89,8 @@ def read_results(path: Path) -> Iterator[Result]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             fields = json.loads(line)
-            result = Result(**{**fields, "success": tuple(fields["success"]), "steps": tuple(fields["steps"])})
+            lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+            result = Result(**{**fields, **lists})
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError(
                 f"{path}:{number}: no result of `python -m jaxreflow.sim` ({error!r}); remove the line"
@@ -85,28 +111,42 @@ def pooled(results: Sequence[Result]) -> np.ndarray:
 
 
 def comparison_table(results: Sequence[Result]) -> str:
-    """A Markdown table: a line per policy and `n_action_steps`, success with Wilson's 95 % interval on each task and over all.
+    """A Markdown table: a line per policy and timing, success with Wilson's 95 % interval on each task and over all.
 
-    The last columns compare with the first policy at the same `n_action_steps`, on the same episodes: the difference with
-    Newcombe's 95 % interval and its one-sided lower 95 % bound, and McNemar's exact p.
+    The last columns compare with the first policy at the same timing, on the same episodes: the difference with Newcombe's 95 %
+    interval and its one-sided lower 95 % bound, and McNemar's exact p. Where not every robot blocks without a delay, there are
+    columns of how it moved: the means over episodes of jerk and jump, and the steps in which it stood still.
     """
     tasks = list(dict.fromkeys(result.task for result in results))
     reference = results[0].contender
-    heads = ["policy", "n_action_steps", *tasks, "all", "difference", "lower bound", "McNemar p"]
+    plain = all(
+        result.timing == Timing(result.n_action_steps, execution_horizon=result.execution_horizon) for result in results
+    )
+    motion = [] if plain else ["jerk", "jump", "steps held"]
+    heads = ["policy", "n_action_steps", *([] if plain else ["execution"]), *tasks, "all", *_COMPARED, *motion]
     lines = ["| " + " | ".join(heads) + " |", "| --- |" + " --- |" * (len(heads) - 1)]
-    for contender, executed in dict.fromkeys((r.contender, r.n_action_steps) for r in results):
-        own = _cells(results, contender, executed)
-        cells = [own[0].label, str(executed), *(_rate(pooled([result])) for result in own), _rate(pooled(own))]
-        if contender == reference:
-            cells += ["", "", ""]
+    for contender, timing in dict.fromkeys((r.contender, r.timing) for r in results):
+        own = _cells(results, contender, timing)
+        cells = [own[0].label, str(timing.n_action_steps), *([] if plain else [timing.label])]
+        cells += [*(_rate(pooled([result])) for result in own), _rate(pooled(own))]
+        rivals = _cells(results, reference, timing)
+        if contender == reference or not rivals:
+            cells += [""] * len(_COMPARED)
         else:
-            cells += _comparison(pooled(_cells(results, reference, executed)), pooled(own))
-        lines.append("| " + " | ".join(cells) + " |")
+            cells += _comparison(pooled(rivals), pooled(own))
+        lines.append("| " + " | ".join([*cells, *([] if plain else _motion(own))]) + " |")
     return "\n".join(lines)
 
 
-def _cells(results: Sequence[Result], contender: tuple[str, int], executed: int) -> list[Result]:
-    return [r for r in results if r.contender == contender and r.n_action_steps == executed]
+def _cells(results: Sequence[Result], contender: tuple[str, int], timing: Timing) -> list[Result]:
+    return [r for r in results if r.contender == contender and r.timing == timing]
+
+
+def _motion(results: Sequence[Result]) -> list[str]:
+    values = {
+        name: [v for r in results for v in getattr(r, name) if v is not None] for name in ("jerk", "jump", "held")
+    }
+    return [f"{np.mean(found):.3g}" if found else "" for found in values.values()]
 
 
 def _rate(success: np.ndarray) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+import gymnasium
 import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from jaxtyping import UInt8
 
 from jaxreflow.data.video_writer import H264, VideoWriter
 from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
-from jaxreflow.sim.environment import EnvOptions, make_env, policy_observation
+from jaxreflow.sim.acting import make_act, noise_shape
+from jaxreflow.sim.environment import ActionChunks, EnvOptions, make_env
 from jaxreflow.sim.results import Result
-from jaxreflow.sim.rollout import episode_noise
+from jaxreflow.sim.rollout import rollout
+from jaxreflow.sim.timing import Timing
 
 # Shown at less than half of the true speed.
 _FPS, _WIDTH = 30, 384
@@ -34,35 +38,56 @@ def write_videos(
                 seed = result.seed + result.success.index(wanted)
                 frames, success = replay(result, policies[result.policy], seed, instruction)
                 outcome = "success" if success else "failure"
-                write_video(out / f"{result.task}_{result.label}_n{result.n_action_steps}_{seed}_{outcome}.mp4", frames)
+                name = f"{result.task}_{result.label}_{_file_name(result)}_{seed}_{outcome}.mp4"
+                write_video(out / name, frames)
+
+
+def _file_name(result: Result) -> str:
+    """How chunks followed each other, for a file's name; what is as by default is left out."""
+    timing = result.timing
+    words = [] if timing == Timing(timing.n_action_steps) else [re.sub(r"\W+", "_", timing.label)]
+    return "_".join([f"n{timing.n_action_steps}", *words])
 
 
 def replay(
     result: Result, policy: SmolVLAPolicy, seed: int, instruction: str | None
 ) -> tuple[list[UInt8[np.ndarray, "H W 3"]], bool]:
     """One episode's pictures, and whether it succeeded."""
-    options = {name: result.options[name] for name in ("render", "size", "max_steps")}
-    env = make_env(result.env, result.task, EnvOptions(**options))
+    options = EnvOptions(**{name: result.options[name] for name in ("render", "size", "max_steps")})
+    film = _Film(make_env(result.env, result.task, options))
+    chunk_size = policy.config.chunk_size
+    envs = SyncVectorEnv([lambda: ActionChunks(film, chunk_size)], autoreset_mode=AutoresetMode.DISABLED)
     try:
-        task = instruction or env.get_wrapper_attr("task_description")
-        shape = (policy.config.chunk_size, policy.config.max_action_dim)
-        observation, _ = env.reset(seed=seed)
-        frames, ended, success, query = [_picture(observation)], False, False, 0
-        while not ended:
-            noise = episode_noise(np.array([seed]), np.array([query]), shape)
-            seen = policy_observation(jax.tree.map(lambda value: value[None], observation), [task])
-            query += 1
-            for action in policy.predict_action_chunk(seen, noise, num_steps=result.num_steps)[
-                0, : result.n_action_steps
-            ]:
-                observation, _, terminated, truncated, info = env.step(action)
-                frames.append(_picture(observation))
-                ended, success = terminated or truncated, bool(info["is_success"])
-                if ended:
-                    break
-        return frames, success
+        task = instruction or film.get_wrapper_attr("task_description")
+        act = make_act(policy, result.num_steps, result.timing)
+        shape = noise_shape(policy, result.timing)
+        outcomes = rollout(envs, act, task, [seed], result.timing, noise_shape=shape)
+        return film.frames, bool(outcomes.success[0])
     finally:
-        env.close()
+        envs.close()
+
+
+class _Film(gymnasium.Wrapper):
+    """Keeps the pictures of its first episode."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.frames: list[np.ndarray] = []
+        self._over = False
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = super().reset(**options)
+        if not self.frames:
+            self.frames.append(_picture(observation))
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self.env.unwrapped.renders = True  # type: ignore[attr-defined]
+        observation, reward, terminated, truncated, info = super().step(action)
+        if not self._over:
+            self.frames.append(_picture(observation))
+        self._over |= terminated or truncated
+        return observation, reward, terminated, truncated, info
 
 
 def _picture(observation: Mapping[str, Any]) -> UInt8[np.ndarray, "H W 3"]:
