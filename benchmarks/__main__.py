@@ -20,6 +20,7 @@ BENCHMARKS = {
     "sample": "SampleConfig",
     "compact": "CompactConfig",
     "plugin": "PluginConfig",
+    "reuse": "ReuseConfig",
     "loader": "LoaderConfig",
     "convert": "ConvertConfig",
     "startup": "StartupConfig",

@@ -5,6 +5,7 @@
     python -m benchmarks.recipe --jobs 4               # the short runs of the screening four at a time
     python -m benchmarks.recipe --smoke                # the same with almost no data, in build/smoke
     python -m benchmarks.recipe --study compact        # students that see cheaper, of a teacher of their own
+    python -m benchmarks.recipe --study latency        # robots that do not wait for their policy
 
 Every step is a command, which is printed before it runs. You can give it by hand, too. Its output goes to ROOT/logs.
 """
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from benchmarks.recipe.compact import compact_lab, run_study
+from benchmarks.recipe import compact, latency
 from benchmarks.recipe.lab import FULL, SIDES, SIDES_LENGTHS, SMOKE, Lab, Scale, side_by_side
 from benchmarks.recipe.variants import (
     CAPACITY,
@@ -49,13 +50,14 @@ PARTS: tuple[Part, ...] = get_args(Part)
 class RecipeConfig:
     """The experiments behind docs/results.md."""
 
-    study: Literal["recipe", "compact"] = "recipe"
-    """recipe: docs/results.md from nothing; compact: students with fewer image tokens and layers, of a teacher of their own."""
+    study: Literal["recipe", "compact", "latency"] = "recipe"
+    """recipe: docs/results.md from nothing; compact: students with fewer image tokens and layers, of a teacher of their own;
+    latency: success where time passes while the policies of benchmarks/recipe/policies think."""
     parts: tuple[Part, ...] = PARTS
     """core: the tables of the default and the baselines; screen: one change at a time; confirm: three seeds; rounds: k = 2, 3;
     length: more and more updates; capacity: fewer and more trained parameters."""
     root: Path | None = None
-    """Where data, runs, their reports and logs lie (default: runs/metaworld, and runs/metaworld_compact)."""
+    """Where data, runs, their reports and logs lie (default: runs/metaworld, and for studies runs/metaworld_STUDY)."""
     out: Path = Path("docs")
     """Where results.md, results/ and images/ lie."""
     confirmed: tuple[str, ...] = ("pseudo_huber", "no_ema")
@@ -75,8 +77,13 @@ def run(config: RecipeConfig) -> None:
     """Makes what is missing and writes the results."""
     base = Path("build/smoke") if config.smoke else Path()
     scale = SMOKE if config.smoke else FULL
-    if config.study == "compact":
-        run_study(compact_lab(base / (config.root or "runs/metaworld_compact"), scale))
+    if config.study != "recipe":
+        root = base / (config.root or f"runs/metaworld_{config.study}")
+        if config.study == "compact":
+            compact.run_study(compact.compact_lab(root, scale))
+        else:
+            latency_scale = latency.SMOKE if config.smoke else latency.FULL
+            latency.run_study(Lab(root, scale), latency_scale, base / config.out)
         return
     lab = Lab(base / (config.root or "runs/metaworld"), scale)
     lab.prepare()

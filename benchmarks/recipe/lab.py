@@ -155,15 +155,18 @@ class Lab:
         """Success of the teacher in ten, two and one steps, and of the students in one and two, on the same episodes."""
         policies: list[tuple[Path, int]] = [(self.teacher, steps) for steps in (10, 2, 1)]
         policies += [(self.student(variant.name), steps) for variant in variants for steps in (1, 2)]
-        self._run(
+        self.simulate(
             "closed_loop",
-            None,
-            *("-m", "jaxreflow.sim", "--policy", *(str(path) for path, _ in policies)),
+            *("--policy", *(str(path) for path, _ in policies)),
             *("--num-steps", *(str(steps) for _, steps in policies), "--n-action-steps", "10", "50"),
             *("--env", ENV, "--episodes", str(self.scale.episodes), "--seed", str(CLOSED_LOOP_SEED)),
             *("--options.size", str(self.image_size)),
             *("--out", str(self.results / CLOSED_LOOP)),
         )
+
+    def simulate(self, name: str, *flags: str) -> None:
+        """Closed loops; those that are in their `--out` already do not run again."""
+        self._run(name, None, "-m", "jaxreflow.sim", *flags)
 
     def _train(self, name: str, config: str, *flags: str | Path) -> None:
         """A run of train.py, from its last checkpoint if it was interrupted."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.recipe.lab import CLOSED_LOOP, SIDES, SIDES_LENGTHS, TASKS, Lab
+from benchmarks.recipe.page import fill_page, markdown_table
 from benchmarks.recipe.variants import (
     CAPACITY,
     DEFAULT,
@@ -61,14 +63,7 @@ def write_up(out: Path, lab: Lab) -> None:
         "length": length_table,
         "capacity": capacity_table,
     }
-    page = out / "results.md"
-    text = page.read_text(encoding="utf-8") if page.exists() else ""
-    for name, make in blocks.items():
-        table = make(lab)
-        if table is not None:
-            text = _filled(text, name, table)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(text, encoding="utf-8")
+    fill_page(out / "results.md", {name: functools.partial(make, lab) for name, make in blocks.items()})
     results = _closed_loop(lab)
     if results:
         picture = out / "images" / "closed_loop.png"
@@ -87,15 +82,6 @@ def _publish(lab: Lab, folder: Path) -> None:
             shutil.copyfile(lab.results / name, folder / name)
 
 
-def _filled(text: str, name: str, table: str) -> str:
-    """The text with the table between the block's markers. Missing markers are added at the end."""
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    if begin not in text or end not in text:
-        text = f"{text}\n{begin}\n{end}\n"
-    before, after = text.split(begin)[0], text.split(end)[1]
-    return f"{before}{begin}\n{table}\n{end}{after}"
-
-
 def fidelity_table(lab: Lab) -> str | None:
     """Teacher, student and baseline at few steps against the teacher at ten."""
     reports = {name: _report(lab, name) for name in (DEFAULT.name, NOISE_BIASED.name)}
@@ -111,7 +97,7 @@ def fidelity_table(lab: Lab) -> str | None:
         if report is not None:
             rows += [_fidelity_row(lab, report, name, "student", steps) for steps in (10, 2, 1)]
     heads = ["relative error to teacher@10", "all frames", "early wall frames", "energy distance, early", "spread kept"]
-    return _table([*heads, "neither side", "loss consistency"], rows)
+    return markdown_table([*heads, "neither side", "loss consistency"], rows)
 
 
 def _fidelity_row(lab: Lab, report: Report, name: str, role: str, steps: int) -> list[str]:
@@ -185,7 +171,7 @@ def _variants_table(lab: Lab, variants: Iterable[Variant]) -> str | None:
     rows = [["baseline", "the teacher itself", *_few_steps(first, "teacher", first)]]
     rows += [[variant.group, variant.change, *_few_steps(report, "student", first)] for variant, report in reports]
     heads = ["", "change", "all frames @1", "@2", "difference @1", "@2", "early wall frames @1", "@2"]
-    return _table([*heads, "energy distance @1", "spread kept @1"], rows)
+    return markdown_table([*heads, "energy distance @1", "spread kept @1"], rows)
 
 
 def _few_steps(report: Report, role: str, first: Report) -> list[str]:
@@ -281,8 +267,3 @@ def _neither(lab: Lab, name: str, steps: int) -> str:
     records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     found = [r["neither"] for r in records if (_variant(r["policy"]), r["num_steps"]) == (name, steps)]
     return f"{found[0]:.3f}" if found else ""
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", "| --- |" + " --- |" * (len(heads) - 1)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
