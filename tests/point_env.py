@@ -11,6 +11,7 @@ class PointEnv(gymnasium.Env):
 
     task_description = "Go to one"
     joints = slice(None)
+    default_max_steps = 20
 
     def __init__(self, max_steps: int = 20) -> None:
         self.max_steps = max_steps

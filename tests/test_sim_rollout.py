@@ -33,11 +33,14 @@ def act(query: Query) -> np.ndarray:
     return 0.1 + 0.1 * np.asarray(query.noise)[..., :1]
 
 
-def run(environments: int, seeds: range, n_action_steps: int = 3, act: Any = act, **timing: Any) -> Any:
+def run(
+    environments: int, seeds: range, n_action_steps: int = 3, act: Any = act, also: tuple[str, ...] = (), **timing: Any
+) -> Any:
     envs = SyncVectorEnv(
         [lambda: ActionChunks(PointEnv(), CHUNK)] * environments, autoreset_mode=AutoresetMode.DISABLED
     )
-    return rollout(envs, act, "Go to one", seeds, Timing(n_action_steps, **timing), noise_shape=(CHUNK, WIDTH))
+    timing_of_all = Timing(n_action_steps, **timing)
+    return rollout(envs, act, "Go to one", seeds, timing_of_all, noise_shape=(CHUNK, WIDTH), also=also)
 
 
 def test_outcomes_do_not_depend_on_how_many_environments_run() -> None:
@@ -47,6 +50,12 @@ def test_outcomes_do_not_depend_on_how_many_environments_run() -> None:
         np.testing.assert_array_equal(other.success, alone.success)
         np.testing.assert_array_equal(other.steps, alone.steps)
         np.testing.assert_array_equal(other.queries, alone.queries)
+
+
+def test_what_else_an_environment_says_is_kept_by_episode() -> None:
+    outcome = run(4, range(50, 61), also=("is_success",))
+    np.testing.assert_array_equal(outcome.also["is_success"], outcome.success)
+    assert run(4, range(50, 52)).also == {}
 
 
 def test_each_seed_has_its_own_episode() -> None:

@@ -66,6 +66,8 @@ def test_the_first_look_of_an_episode_is_waited_for() -> None:
 def test_asynchronous_chunks_without_delay_are_those_of_a_world_that_waits() -> None:
     waits, goes_on = (run(4, range(50, 60), execution=execution) for execution in ("blocking", "asynchronous"))
     for field in dataclasses.fields(waits):
+        if field.name == "also":
+            continue
         np.testing.assert_array_equal(getattr(waits, field.name), getattr(goes_on, field.name))
 
 

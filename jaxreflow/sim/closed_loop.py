@@ -25,7 +25,7 @@ from jaxreflow.errors import ConfigError
 from jaxreflow.policy.real_time_chunking import execution_horizon
 from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
 from jaxreflow.sim.acting import delays_in_steps, make_act, noise_shape
-from jaxreflow.sim.environment import EnvOptions, control_rate, parse_env
+from jaxreflow.sim.environment import EnvOptions, environment, parse_env
 from jaxreflow.sim.results import Result, append_result, comparison_table, read_results
 from jaxreflow.sim.rollout import parallel_envs, rollout
 from jaxreflow.sim.timing import Execution, Timing
@@ -168,7 +168,8 @@ def _load(config: SimConfig) -> dict[str, SmolVLAPolicy]:
 def _plan(config: SimConfig, task: str, policies: dict[str, SmolVLAPolicy]) -> Iterator[Result]:
     """What is to be run on a task, as results without outcomes."""
     steps = config.num_steps * len(config.policy) if len(config.num_steps) == 1 else config.num_steps
-    options = {**dataclasses.asdict(config.options), "dtype": config.dtype, "instruction": config.instruction}
+    name = parse_env(config.env)[0]
+    options = {**dataclasses.asdict(config.options.of(name)), "dtype": config.dtype, "instruction": config.instruction}
     if config.stats_from is not None:
         # By its content: whatever lies in that file later makes other results.
         options["stats_from"] = hashlib.sha256(Path(config.stats_from).read_bytes()).hexdigest()
@@ -180,7 +181,7 @@ def _plan(config: SimConfig, task: str, policies: dict[str, SmolVLAPolicy]) -> I
                 policy=path,
                 sha256=policy.checkpoint.tensors.sha256,
                 num_steps=num_steps,
-                env=parse_env(config.env)[0],
+                env=name,
                 task=task,
                 options=options,
                 seed=config.seed,
@@ -214,7 +215,7 @@ def _spacings(config: SimConfig, policy: SmolVLAPolicy, execution: Execution) ->
 
 
 def _measured(config: SimConfig, policy: SmolVLAPolicy, num_steps: int, timing: Timing) -> Timing:
-    rate = control_rate(parse_env(config.env)[0])
+    rate = float(environment(parse_env(config.env)[0]).metadata["render_fps"])
     delay, look_delay = delays_in_steps(policy, num_steps, timing, rate, config.slower)
     print(f"{policy.checkpoint.directory}@{num_steps}, {timing.execution}: --delay {delay} --look-delay {look_delay}")
     return dataclasses.replace(timing, delay=delay, look_delay=look_delay)
@@ -237,6 +238,7 @@ def _run(config: SimConfig, cells: Sequence[Result], policies: dict[str, SmolVLA
                     range(cell.seed, cell.seed + cell.episodes),
                     timing,
                     noise_shape=noise_shape(policy, timing),
+                    also=environment(cell.env).also_reports,
                     progress=advance,
                 )
             yield cell.with_outcomes(outcomes)

@@ -1,10 +1,18 @@
 """What a simulated environment is here: a gymnasium environment that observes as LeRobot's environments do.
 
-Its observation is a dict of `pixels`, uint8 `[H, W, 3]` or such images by camera, and `agent_pos`, `[D]`; it has an attribute
-`task_description`, the instruction, and reports success as `info["is_success"]`. `hold()` is the action that keeps the robot
-where it is, and `joints` says which entries of `agent_pos` are positions of the arm. If it has an attribute `renders`, that is
-switched off for steps whose pictures nobody looks at. Another environment is one file beside `metaworld.py` and a
-name in `ENVIRONMENTS`.
+Its observation is a dict of `pixels`, uint8 `[H, W, 3]` or such images by camera, and `agent_pos`, `[D]`; it reports success as
+`info["is_success"]`. Of its class are known
+
+- `instructions`, ways to say the task, one of which is recorded with each demonstration (none: `task_description`);
+- `metadata["render_fps"]`, its control steps per second, and `default_max_steps`;
+- `joints`, which entries of `agent_pos` are positions of the arm;
+- `cameras(options)`, height and width of the pictures by the names that policies know;
+- `recording`, what a dataset of its demonstrations is; `also_reports`, what else `info` says of an episode, true or false;
+
+and of an instance `task_description`, what policies are told, `hold()`, the action that keeps the robot where it is, and
+`expert(random)`, a function without arguments that gives the next action of a demonstration. If an instance has an attribute
+`renders`, that is switched off for steps whose pictures nobody looks at. Another environment is one file beside `metaworld.py`
+and `aloha.py`, and a name in `ENVIRONMENTS`.
 """
 
 from __future__ import annotations
@@ -20,7 +28,25 @@ from jaxtyping import Float
 
 from jaxreflow.errors import ConfigError
 
-ENVIRONMENTS: Mapping[str, str] = {"metaworld": "jaxreflow.sim.metaworld:MetaWorldEnv"}
+ENVIRONMENTS: Mapping[str, str] = {
+    "metaworld": "jaxreflow.sim.metaworld:MetaWorldEnv",
+    "aloha": "jaxreflow.sim.aloha:AlohaEnv",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """What a dataset of an environment's demonstrations is, and how they are disturbed."""
+
+    robot_type: str
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    disturbed: tuple[float, ...]
+    """1 for each action dim that a disturbance moves, else 0."""
+    disturbance: float
+    """Its largest scale, in units of the actions."""
+    tail: int
+    """Frames that follow success, in which the expert goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +54,22 @@ class EnvOptions:
     """How an environment is set up. It must be the same for a policy's data and its evaluation."""
 
     render: Literal["fast", "stock"] = "fast"
-    """`fast` pictures have no shadows and `--options.size` pixels. `stock` are LeRobot's own, 480 x 480 and slower."""
+    """`fast` pictures have no shadows and `--options.size` pixels. `stock` are LeRobot's own, larger and slower."""
     size: int = 96
     """Width and height of fast pictures."""
-    max_steps: int = 200
-    """Steps after which an episode has failed."""
+    max_steps: int | None = None
+    """Steps after which an episode has failed (default: the environment's; 200 in Meta-World, 400 in Aloha)."""
 
     def __post_init__(self) -> None:
         for name in ("size", "max_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+
+    def of(self, name: str) -> EnvOptions:
+        """These options with the defaults of an environment; SimulationError where the simulator is missing."""
+        steps = environment(name).default_max_steps if self.max_steps is None else self.max_steps
+        return dataclasses.replace(self, max_steps=steps)
 
 
 def parse_env(spec: str) -> tuple[str, tuple[str, ...]]:
@@ -50,18 +82,14 @@ def parse_env(spec: str) -> tuple[str, tuple[str, ...]]:
     return name, tuple(tasks.split(","))
 
 
-def control_rate(name: str) -> float:
-    """Control steps per second of an environment's robots; SimulationError where the simulator is missing."""
-    return float(_environment(name).metadata["render_fps"])
-
-
 def make_env(name: str, task: str, options: EnvOptions) -> gymnasium.Env:
     """One environment; ConfigError for an unknown task, SimulationError where the simulator or its renderer is missing."""
-    env: gymnasium.Env = _environment(name)(task, **dataclasses.asdict(options))
+    env: gymnasium.Env = environment(name)(task, **dataclasses.asdict(options.of(name)))
     return env
 
 
-def _environment(name: str) -> Any:
+def environment(name: str) -> Any:
+    """An environment's class; SimulationError where the simulator is missing."""
     module, _, attribute = ENVIRONMENTS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
 

@@ -7,6 +7,7 @@ the same view without shadows, reflections and multisampling, at twice the wante
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxreflow.errors import ConfigError, SimulationError
+from jaxreflow.sim.environment import EnvOptions, Recording
 
 # Without a screen MuJoCo needs to be told, before it is imported, that EGL can render off one.
 if "DISPLAY" not in os.environ:
@@ -59,6 +61,17 @@ class MetaWorldEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012  # gymnasium's own declaration
     render_mode = "rgb_array"
     joints = slice(3)
+    instructions = ()  # Each task has its own.
+    default_max_steps = 200
+    also_reports = ()
+    recording = Recording(
+        robot_type="sawyer",
+        state_names=("x", "y", "z", "gripper"),
+        action_names=("dx", "dy", "dz", "grab"),
+        disturbed=(1.0, 1.0, 1.0, 0.0),
+        disturbance=0.5,
+        tail=5,
+    )
 
     def __init__(self, task: str, *, render: str = "fast", size: int = 96, max_steps: int = 200) -> None:
         """
@@ -111,6 +124,19 @@ class MetaWorldEnv(gymnasium.Env):
             success = bool(info["success"])
         truncated = not success and self._steps >= self.max_steps
         return self._observe(), float(reward), success, truncated, {"is_success": success}
+
+    def expert(self, random: np.random.Generator) -> Callable[[], Float[np.ndarray, " 4"]]:
+        """The task's scripted expert for the next episode; ConfigError if Meta-World has none."""
+        from jaxreflow.sim.experts import make_expert
+
+        act = make_expert(self.task, random)
+        return lambda: np.clip(act(self.raw_observation), -1.0, 1.0).astype(np.float32)
+
+    @staticmethod
+    def cameras(options: EnvOptions) -> dict[str, tuple[int, int]]:
+        """Height and width of the picture, by the name that policies know."""
+        size = STOCK_SIZE if options.render == "stock" else options.size
+        return {"observation.image": (size, size)}
 
     def render(self) -> UInt8[np.ndarray, "H W 3"]:
         """The scene as it is now."""

@@ -22,15 +22,12 @@ import numpy as np
 
 from jaxreflow.data.writer import DatasetFeatures, DatasetWriter
 from jaxreflow.errors import ConfigError, SimulationError
-from jaxreflow.sim.environment import EnvOptions, make_env, parse_env
+from jaxreflow.policy.names import ACTION, STATE
+from jaxreflow.sim.environment import EnvOptions, environment, make_env, parse_env, policy_observation
 from jaxreflow.support.console import progress
 from jaxreflow.support.new_folder import new_directory
 
-CAMERA = "observation.image"
-FEATURES = {"observation.state": ("x", "y", "z", "gripper"), "action": ("dx", "dy", "dz", "grab")}
-ROBOT, FPS = "sawyer", 80
-# Frames that follow success, in which the expert holds.
-TAIL = 5
+TASK = "task"
 _DISTURBED_SHARE, _SMOOTHNESS = 0.6, 0.85
 _BLOCK = 10
 
@@ -47,8 +44,9 @@ class RecordConfig:
     """Successful episodes per task: one number for all tasks, or one each."""
     seed: int = 1_000
     """Seed of the first episode. Each further attempt takes the next seed. Evaluate on seeds far from these."""
-    disturbance: float = 0.5
-    """Largest scale of the disturbance of executed actions. 0 leaves them as they are."""
+    disturbance: float | None = None
+    """Largest scale of the disturbance of executed actions, in their units. 0 leaves them as they are (default: the
+    environment's; 0.5 in Meta-World, 0.03 rad in Aloha)."""
     workers: int = 2
     """Processes that simulate."""
     options: EnvOptions = dataclasses.field(default_factory=EnvOptions)
@@ -70,22 +68,22 @@ def record(config: RecordConfig) -> None:
         ConfigError, SimulationError: the task, its expert or the simulator is missing; nothing is written.
     """
     name, tasks = parse_env(config.env)
-    if name != "metaworld":
-        raise ConfigError(f"--env: only metaworld has scripted experts, found {name!r}")
     counts = config.episodes * len(tasks) if len(config.episodes) == 1 else config.episodes
-    size = (480, 480) if config.options.render == "stock" else (config.options.size,) * 2
-    features = DatasetFeatures(cameras={CAMERA: size}, vectors=FEATURES)
+    env = environment(name)
+    about = env.recording
+    vectors = {STATE: about.state_names, ACTION: about.action_names}
+    features = DatasetFeatures(cameras=env.cameras(config.options), vectors=vectors)
     pool = ProcessPoolExecutor(config.workers, mp_context=multiprocessing.get_context("spawn"))
     with (
         new_directory(config.out) as folder,
-        DatasetWriter(folder, features, fps=FPS, robot_type=ROBOT) as writer,
+        DatasetWriter(folder, features, fps=env.metadata["render_fps"], robot_type=about.robot_type) as writer,
         pool,
     ):
         for task, count in zip(tasks, counts, strict=True):
             with progress(task, count, unit="episode") as advance:
                 for episode in _demonstrations(pool, task, count, config):
-                    vectors = {key: episode[key] for key in FEATURES}
-                    writer.add_episode(episode["task"], vectors, {CAMERA: episode[CAMERA]})
+                    cameras = {key: episode[key] for key in features.cameras}
+                    writer.add_episode(episode["task"], {key: episode[key] for key in vectors}, cameras)
                     advance(1)
 
 
@@ -103,45 +101,45 @@ def _demonstrations(pool: ProcessPoolExecutor, task: str, count: int, config: Re
                 found += 1
                 yield episode
         if failed > 20 + 4 * found:
+            steps = config.options.of(parse_env(config.env)[0]).max_steps
             raise SimulationError(
                 f"{task}: the scripted expert failed {failed} times and succeeded {found} times; try a smaller "
-                f"--disturbance than {config.disturbance} or more --options.max-steps than {config.options.max_steps}"
+                f"--disturbance than {_disturbance(config)} or more --options.max-steps than {steps}"
             )
     for future in ahead:
         future.cancel()
 
 
+def _disturbance(config: RecordConfig) -> float:
+    default: float = environment(parse_env(config.env)[0]).recording.disturbance
+    return default if config.disturbance is None else config.disturbance
+
+
 def _block(task: str, first_seed: int, config: RecordConfig) -> list[dict[str, Any] | None]:
     """Demonstrations of a few seeds, None for each that failed."""
-    with contextlib.closing(make_env("metaworld", task, config.options)) as env, warnings.catch_warnings():
+    name = parse_env(config.env)[0]
+    with contextlib.closing(make_env(name, task, config.options)) as env, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Constant")  # Meta-World's experts ask for more than an action can be
-        return [demonstrate(env, seed, config.disturbance) for seed in range(first_seed, first_seed + _BLOCK)]
+        return [demonstrate(env, seed, _disturbance(config)) for seed in range(first_seed, first_seed + _BLOCK)]
 
 
 def demonstrate(env: Any, seed: int, disturbance: float) -> dict[str, Any] | None:
-    """One episode of the scripted expert of a `MetaWorldEnv` by feature, with its task; None if it failed."""
-    from jaxreflow.sim.experts import make_expert
-
-    random = np.random.default_rng(seed)
-    expert = make_expert(env.task, random)
+    """One episode of an environment's scripted expert by feature, with its task; None if it failed."""
+    random, about = np.random.default_rng(seed), env.recording
+    expert = env.expert(random)
     scale = disturbance * random.uniform(0.3, 1.0) * (random.random() < _DISTURBED_SHARE)
+    task = random.choice(env.instructions) if len(env.instructions) > 1 else env.task_description
     observation, _ = env.reset(seed=seed)
-    frames: list[tuple[np.ndarray, ...]] = []
-    push = np.zeros(4)
-    tail = TAIL + 1
+    frames: list[dict[str, np.ndarray]] = []
+    push, left, succeeded = np.zeros(len(about.disturbed)), about.tail, False
     for _ in range(env.max_steps):
-        action = np.clip(expert(env.raw_observation), -1.0, 1.0).astype(np.float32)
-        frames.append((observation["pixels"], observation["agent_pos"], action))
-        push = _SMOOTHNESS * push + np.sqrt(1 - _SMOOTHNESS**2) * random.standard_normal(4) * (1, 1, 1, 0)
-        observation, _, success, _, _ = env.step(action + scale * push)
-        if success or tail <= TAIL:
-            tail -= 1
-        if not tail:
-            pixels, states, actions = (np.stack(part) for part in zip(*frames, strict=True))
-            return {
-                "task": env.task_description,
-                CAMERA: pixels,
-                "observation.state": states.astype(np.float32),
-                "action": actions,
-            }
+        action = expert().astype(np.float32)
+        seen = policy_observation(observation, "")
+        frames.append({**{key: value for key, value in seen.items() if key != TASK}, ACTION: action})
+        push = _SMOOTHNESS * push + np.sqrt(1 - _SMOOTHNESS**2) * random.standard_normal(len(push)) * about.disturbed
+        observation, _, _, _, info = env.step(action + scale * push)
+        succeeded |= info["is_success"]
+        left -= succeeded
+        if left < 0:
+            return {"task": str(task), **{key: np.stack([frame[key] for frame in frames]) for key in frames[0]}}
     return None

@@ -46,6 +46,7 @@ class Result:
     held: tuple[int, ...] = ()
     jerk: tuple[float | None, ...] = ()
     jump: tuple[float | None, ...] = ()
+    also: dict[str, Sequence[int]] = dataclasses.field(default_factory=dict)
 
     @property
     def timing(self) -> Timing:
@@ -68,6 +69,7 @@ class Result:
         fields: dict[str, Any] = {
             name: tuple(getattr(outcomes, name).astype(int).tolist()) for name in ("success", "steps", "held")
         }
+        fields["also"] = {name: values.astype(int).tolist() for name, values in outcomes.also.items()}
         # A file has six digits, and null for an episode without a switch.
         for name in ("jerk", "jump"):
             values = getattr(outcomes, name).tolist()
@@ -115,7 +117,8 @@ def comparison_table(results: Sequence[Result]) -> str:
 
     The last columns compare with the first policy at the same timing, on the same episodes: the difference with Newcombe's 95 %
     interval and its one-sided lower 95 % bound, and McNemar's exact p. Where not every robot blocks without a delay, there are
-    columns of how it moved: the means over episodes of jerk and jump, and the steps in which it stood still.
+    columns of how it moved: the means over episodes of jerk and jump, and the steps in which it stood still. What else an
+    environment says of its episodes, as of a handover, has a column after the success.
     """
     tasks = list(dict.fromkeys(result.task for result in results))
     reference = results[0].contender
@@ -123,12 +126,14 @@ def comparison_table(results: Sequence[Result]) -> str:
         result.timing == Timing(result.n_action_steps, execution_horizon=result.execution_horizon) for result in results
     )
     motion = [] if plain else ["jerk", "jump", "steps held"]
-    heads = ["policy", "n_action_steps", *([] if plain else ["execution"]), *tasks, "all", *_COMPARED, *motion]
+    also = list(dict.fromkeys(name for result in results for name in result.also))
+    heads = ["policy", "n_action_steps", *([] if plain else ["execution"]), *tasks, "all", *also, *_COMPARED, *motion]
     lines = ["| " + " | ".join(heads) + " |", "| --- |" + " --- |" * (len(heads) - 1)]
     for contender, timing in dict.fromkeys((r.contender, r.timing) for r in results):
         own = _cells(results, contender, timing)
         cells = [own[0].label, str(timing.n_action_steps), *([] if plain else [timing.label])]
         cells += [*(_rate(pooled([result])) for result in own), _rate(pooled(own))]
+        cells += [_rate(np.concatenate([result.also[name] for result in own])) for name in also]
         rivals = _cells(results, reference, timing)
         if contender == reference or not rivals:
             cells += [""] * len(_COMPARED)

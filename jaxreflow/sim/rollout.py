@@ -49,6 +49,8 @@ class Outcomes:
     """Root mean square of the third difference of the arm's positions, in their unit per step^3."""
     jump: Float[np.ndarray, " E"]
     """Mean length of the difference between the last action before a chunk and the first action of it; NaN without a switch."""
+    also: dict[str, Bool[np.ndarray, " E"]]
+    """What else the environment says of an episode."""
 
 
 @contextlib.contextmanager
@@ -87,15 +89,16 @@ def rollout(
     timing: Timing,
     *,
     noise_shape: tuple[int, ...],
+    also: Sequence[str] = (),
     progress: Callable[[int], Any] = int,
 ) -> Outcomes:
-    """Runs an episode per seed; `noise_shape` is `[C, A]` or `[K, C, A]`, `progress` hears of each end.
+    """Runs an episode per seed; `noise_shape` is `[C, A]` or `[K, C, A]`, `also` names entries of `info`, `progress` hears of ends.
 
     A free environment takes the next seed, so that none waits for the longest episode.
     """
     assert envs.single_action_space.shape is not None
     nothing = np.zeros((0, envs.single_action_space.shape[-1]))
-    tracks = [_Track() for _ in seeds]
+    tracks = [_Track(also=dict.fromkeys(also, False)) for _ in seeds]
     # The episode in each environment; one that has no more to do repeats its last one unheeded.
     episode = np.minimum(np.arange(envs.num_envs), len(seeds) - 1)
     running = np.arange(envs.num_envs) < len(seeds)
@@ -139,6 +142,7 @@ def _stacked(plans: Sequence[np.ndarray]) -> Float[np.ndarray, "E L d"]:
 class _Track:
     """What an episode has done so far."""
 
+    also: dict[str, bool]
     success: bool = False
     queries: int = 0
     held: int = 0
@@ -154,6 +158,7 @@ class _Track:
             self.switches.append(past + switch)
         self.commands.extend(info["commands"][slot, :steps])
         self.positions.extend(info["positions"][slot, :steps])
+        self.also = {name: bool(info[name][slot]) for name in self.also}
         self.success, self.held = bool(info["is_success"][slot]), self.held + int(info["held"][slot])
 
     def jerk(self) -> float:
@@ -175,4 +180,5 @@ def _outcomes(tracks: Sequence[_Track]) -> Outcomes:
         held=np.array([track.held for track in tracks]),
         jerk=np.array([track.jerk() for track in tracks]),
         jump=np.array([track.jump() for track in tracks]),
+        also={name: np.array([track.also[name] for track in tracks]) for name in tracks[0].also},
     )

@@ -1,0 +1,193 @@
+"""gym-aloha's TransferCube: two arms, 14 joint targets, and one picture where somebody looks instead of three a step.
+
+Physics, resets by seed, reward and success are gym-aloha's own, as LeRobot runs them (`--env.type=aloha
+--env.task=AlohaTransferCube-v0`). The stock pictures are those of its camera `top`, 480 x 640. The fast ones show the same view
+without shadows, reflections and multisampling, at twice the wanted size and averaged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from jaxreflow.errors import ConfigError, SimulationError
+from jaxreflow.sim.environment import EnvOptions, Recording
+
+# Without a screen MuJoCo needs to be told, before it is imported, that EGL can render off one.
+if "DISPLAY" not in os.environ:
+    os.environ.setdefault("MUJOCO_GL", "egl")
+try:
+    import mujoco
+    from gym_aloha.constants import ACTIONS, JOINTS
+    from gym_aloha.env import AlohaEnv as StockEnv
+except Exception as error:  # A missing library shows itself as ImportError, AttributeError or a GL error of its own.
+    raise SimulationError(
+        f"gym-aloha cannot be imported ({error!r}); expected the packages of `pip install 'jaxreflow[sim]'` and the GL "
+        "libraries of `apt-get install libegl1 libgl1 libgl1-mesa-dri` (or libosmesa6 with MUJOCO_GL=osmesa)"
+    ) from error
+
+TASK, CAMERA, STOCK_SIZE = "transfer-cube", "top", (480, 640)
+# What LeRobot 0.6.1 tells a policy, and LeRobot 0.4.4. Demonstrations have both.
+INSTRUCTIONS = ("transfer_cube", "")
+LIFTED_BY_LEFT = 4
+"""gym-aloha's largest reward: the left gripper touches the cube, and the table does not."""
+# After stock success an episode goes on for half a second at most, so that a handover can be seen.
+GRACE = 25
+_ARM = np.array([*range(6), *range(7, 13)])
+
+
+class AlohaEnv(gymnasium.Env):
+    """A cube lies before the right arm, which has to lift it and hand it over to the left one.
+
+    Observations: `pixels`, a dict of `top`, uint8, and `agent_pos` `[14]`: six joints in radians and the gripper's opening (0 is
+    closed, 1 open) of the left arm, then of the right one. Actions `[14]` are targets for the same; they reach beyond [-1, 1].
+
+    `is_success` is gym-aloha's: a finger of the left gripper touches the lifted cube. `handover` is stricter: both its fingers do.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012  # gymnasium's own declaration
+    render_mode = "rgb_array"
+    joints = _ARM
+    instructions = INSTRUCTIONS
+    default_max_steps = 400
+    also_reports = ("handover",)
+    recording = Recording(
+        robot_type="aloha",
+        state_names=tuple(JOINTS),
+        action_names=tuple(ACTIONS),
+        disturbed=(1.0,) * 6 + (0.0,) + (1.0,) * 6 + (0.0,),
+        disturbance=0.03,
+        tail=10,
+    )
+
+    def __init__(self, task: str, *, render: str = "fast", size: int = 96, max_steps: int = 400) -> None:
+        """
+        Raises:
+            ConfigError: there is no such task.
+        """
+        if task != TASK:
+            raise ConfigError(f"--env: aloha has no task {task!r}; expected {TASK}")
+        self.task, self.task_description, self.max_steps = task, INSTRUCTIONS[0], max_steps
+        self.renders = True
+        self._stock, self._size = render == "stock", size
+        self._env = StockEnv("transfer_cube", obs_type="pixels_agent_pos")
+        self._physics = self._env._env.physics
+        # The stock task renders three pictures of 480 x 640 for every observation, of which one is used.
+        self._env._env.task.get_observation = self._seen
+        ((_, shape),) = self.cameras(EnvOptions(render="stock" if self._stock else "fast", size=size)).items()
+        self._pixels = np.zeros((*shape, 3), np.uint8)
+        self._renderer: mujoco.Renderer | None = None
+        self._steps, self._since_success, self._last = 0, 0, np.zeros(14)
+        picture = gymnasium.spaces.Box(0, 255, self._pixels.shape, np.uint8)
+        self.observation_space = gymnasium.spaces.Dict(
+            {
+                "pixels": gymnasium.spaces.Dict({CAMERA: picture}),
+                "agent_pos": gymnasium.spaces.Box(-np.inf, np.inf, (14,), np.float64),
+            }
+        )
+        self.action_space = gymnasium.spaces.Box(-np.pi, np.pi, (14,), np.float32)
+
+    @staticmethod
+    def cameras(options: EnvOptions) -> dict[str, tuple[int, int]]:
+        """Height and width of the pictures, by the names that policies know."""
+        size = STOCK_SIZE if options.render == "stock" else (options.size, options.size)
+        return {f"observation.images.{CAMERA}": size}
+
+    @property
+    def model(self) -> Any:
+        """MuJoCo's model."""
+        return self._physics.model.ptr
+
+    @property
+    def data(self) -> Any:
+        """MuJoCo's data."""
+        return self._physics.data.ptr
+
+    @property
+    def cube(self) -> Float[np.ndarray, " 3"]:
+        """Where the cube is, in metres."""
+        return self.data.qpos[16:19].copy()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict]:
+        """Starts an episode; the cube's place depends on `seed` alone, if one is given."""
+        super().reset(seed=seed, options=options)
+        self._steps = self._since_success = 0
+        observation, _ = self._env.reset(seed=seed)
+        self._last = np.asarray(observation["agent_pos"], np.float64)
+        return observation, {"is_success": False, "handover": False}
+
+    def step(self, action: Float[np.ndarray, " 14"]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """One step of 1/50 s; the episode ends half a second after success, with a handover, or after `max_steps`."""
+        self._last = np.asarray(action, np.float64)
+        observation, reward, *_ = self._env.step(self._last)
+        self._steps += 1
+        if self._since_success or reward == LIFTED_BY_LEFT:
+            self._since_success += 1
+        handover = self._since_success > 0 and reward == LIFTED_BY_LEFT and self._left_grips()
+        success = self._since_success > 0
+        over = handover or self._since_success > GRACE
+        truncated = not over and self._steps >= self.max_steps
+        return observation, float(reward), over, truncated, {"is_success": success, "handover": handover}
+
+    def hold(self) -> Float[np.ndarray, " 14"]:
+        """The last targets."""
+        return self._last
+
+    def expert(self, random: np.random.Generator) -> Callable[[], Float[np.ndarray, " 14"]]:
+        """The scripted expert of the next episode; it hands over in one of two ways, drawn from `random`."""
+        from jaxreflow.sim.aloha_expert import TransferExpert
+
+        return TransferExpert(self, random).act
+
+    def render(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The scene as it is now."""
+        try:
+            return self._picture()
+        except Exception as error:
+            raise SimulationError(
+                f"MuJoCo cannot render off-screen with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} ({error!r}); install "
+                "`apt-get install libegl1 libgl1 libgl1-mesa-dri` for MUJOCO_GL=egl, or libosmesa6 for MUJOCO_GL=osmesa"
+            ) from error
+
+    def close(self) -> None:
+        """Frees the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _seen(self, physics: Any) -> dict[str, Any]:
+        """In place of the stock task's observation, which the stock environment reads."""
+        if self.renders:
+            self._pixels = self.render()
+        return {"qpos": self._env._env.task.get_qpos(physics), "images": {CAMERA: self._pixels}}
+
+    def _picture(self) -> np.ndarray:
+        if self._stock:
+            return self._physics.render(*STOCK_SIZE, camera_id=CAMERA)
+        if self._renderer is None:
+            self._renderer = _fast_renderer(self.model, 2 * self._size)
+        self._renderer.update_scene(self.data, camera=CAMERA)
+        double = self._renderer.render().reshape(self._size, 2, self._size, 2, 3)
+        return double.mean((1, 3)).round().astype(np.uint8)
+
+    def _left_grips(self) -> bool:
+        name, contacts = self.model.geom, self.data.contact[: self.data.ncon]
+        pairs = {frozenset((name(c.geom1).name, name(c.geom2).name)) for c in contacts}
+        fingers = (f"vx300s_left/10_{side}_gripper_finger" for side in ("left", "right"))
+        return all(frozenset(("red_box", finger)) in pairs for finger in fingers)
+
+
+def _fast_renderer(model: Any, size: int) -> mujoco.Renderer:
+    model.vis.quality.offsamples = 0
+    model.vis.quality.shadowsize = 512
+    model.vis.global_.offwidth = max(size, STOCK_SIZE[1])
+    model.vis.global_.offheight = max(size, STOCK_SIZE[0])
+    renderer = mujoco.Renderer(model, size, size)
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+    return renderer

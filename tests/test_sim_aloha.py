@@ -1,0 +1,133 @@
+"""Aloha's TransferCube: places by seed, two ways to hand over, pictures, success and handover, recording."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxreflow.data.lerobot import LeRobotDataset
+from jaxreflow.errors import ConfigError, SimulationError
+from jaxreflow.sim.__main__ import main
+from jaxreflow.sim.aloha import GRACE, INSTRUCTIONS, AlohaEnv
+from jaxreflow.sim.environment import EnvOptions
+
+
+@pytest.fixture(scope="module")
+def env() -> AlohaEnv:
+    """One environment a process: gym-aloha keeps the cube's place in a global."""
+    env = AlohaEnv("transfer-cube")
+    env.renders = False
+    return env
+
+
+@pytest.fixture(scope="module")
+def gl(env: AlohaEnv) -> None:
+    """Skips where nothing can be rendered; on a CI machine that is an error."""
+    try:
+        env.render()
+    except SimulationError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+def demonstrate(env: AlohaEnv, seed: int) -> tuple[list[float], list[np.ndarray], dict]:
+    """Rewards, actions, and what was said last."""
+    expert = env.expert(np.random.default_rng(seed))
+    env.reset(seed=seed)
+    rewards, actions, over = [], [], False
+    while not over:
+        actions.append(expert())
+        _, reward, terminated, truncated, info = env.step(actions[-1])
+        rewards.append(reward)
+        over = terminated or truncated
+    return rewards, actions, info
+
+
+def test_the_expert_hands_over_in_two_ways(env: AlohaEnv) -> None:
+    runs = [demonstrate(env, seed) for seed in range(4)]
+    assert all(info == {"is_success": True, "handover": True} for *_, info in runs)
+    assert all(len(rewards) < 130 and max(rewards) == 4 for rewards, *_ in runs)
+    # The left wrist turns by 90 degrees to one side or the other, and not before the way may show.
+    wrists = np.array([actions[-1][5] for _, actions, _ in runs])
+    assert {-1.0, 1.0} == set(np.sign(wrists))
+    assert (np.abs(wrists) > 1.0).all()
+    assert max(np.abs(actions).max() for _, actions, _ in runs) > 1.0, "targets reach beyond the declared [-1, 1]"
+
+
+def test_success_is_gym_alohas_and_an_episode_goes_on_for_the_handover(env: AlohaEnv, monkeypatch) -> None:
+    monkeypatch.setattr(env, "_left_grips", lambda: False)
+    rewards, _, info = demonstrate(env, 0)
+    assert info == {"is_success": True, "handover": False}
+    assert len(rewards) == rewards.index(4) + 1 + GRACE
+    monkeypatch.setattr(env, "_left_grips", lambda: True)
+    rewards, _, info = demonstrate(env, 0)
+    assert (rewards[-1], info["handover"]) == (4, True)
+
+
+def test_the_cubes_place_depends_on_the_seed_only(env: AlohaEnv) -> None:
+    places = []
+    for seed in (3, 4, 3):
+        env.reset(seed=seed)
+        places.append(env.cube)
+    np.testing.assert_array_equal(places[0], places[2])
+    assert np.abs(places[0] - places[1]).max() > 0.01
+    # gym-aloha's own ranges.
+    assert all(0 <= x <= 0.2 and 0.4 <= y <= 0.6 for x, y, _ in places)
+
+
+def test_a_robot_that_holds_stays_where_it_was_sent(env: AlohaEnv) -> None:
+    observation, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(env.hold(), observation["agent_pos"])
+    target = observation["agent_pos"] + 0.05
+    env.step(target)
+    np.testing.assert_array_equal(env.hold(), target)
+    env.max_steps, steps = 5, env.max_steps
+    over = [env.step(env.hold())[3] for _ in range(4)]
+    env.max_steps = steps
+    assert over == [False, False, False, True]
+
+
+def test_other_tasks_are_named() -> None:
+    with pytest.raises(ConfigError, match="aloha has no task 'insertion'; expected transfer-cube"):
+        AlohaEnv("insertion")
+
+
+@pytest.mark.usefixtures("gl")
+def test_pictures_show_the_cube(env: AlohaEnv) -> None:
+    env.renders = True
+    red = []
+    for seed in (0, 1):
+        picture = env.reset(seed=seed)[0]["pixels"]["top"].astype(int)
+        assert picture.shape == (96, 96, 3)
+        red.append(np.argwhere((picture[..., 0] > 150) & (picture[..., 1] < 90)).mean(0))
+    env.renders = False
+    assert np.abs(red[0] - red[1]).max() > 1
+    options = EnvOptions(render="stock")
+    assert AlohaEnv.cameras(options) == {"observation.images.top": (480, 640)}
+    assert options.of("aloha").max_steps == 400
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("gl")
+def test_stock_pictures_are_gym_alohas() -> None:
+    env = AlohaEnv("transfer-cube", render="stock")
+    picture = env.reset(seed=0)[0]["pixels"]["top"]
+    np.testing.assert_array_equal(picture, env._physics.render(480, 640, camera_id="top"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("gl")
+def test_recorded_demonstrations_are_a_dataset_with_both_of_lerobots_instructions(tmp_path: Path, capsys) -> None:
+    data = str(tmp_path / "data")
+    args = ["record", "--env", "aloha:transfer-cube", "--episodes", "6", "--out", data, "--workers", "1"]
+    assert main([*args, "--options.size", "48"]) == 0
+    dataset = LeRobotDataset.open(tmp_path / "data")
+    assert {episode.task for episode in dataset.episodes} == set(INSTRUCTIONS)
+    assert dataset.camera_keys == ("observation.images.top",)
+    frame = dataset.frame(dataset.episodes[0].last, dataset.camera_keys)
+    assert frame["observation.images.top"].shape == (48, 48, 3)
+    assert frame["observation.state"].shape == (14,)
+    assert main(["record", "--env", "aloha:insertion", "--out", str(tmp_path / "no")]) == 1
+    assert "expected transfer-cube" in capsys.readouterr().err
