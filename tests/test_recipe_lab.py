@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 from benchmarks.recipe.__main__ import Part, RecipeConfig, _short_runs
-from benchmarks.recipe.compact import FINALISTS, NETWORKS, TRAINED, compact_lab
+from benchmarks.recipe.compact import FINALISTS, NETWORKS, TRAINED, compact_lab, write_compact
 from benchmarks.recipe.lab import SMOKE, Lab, side_by_side
 from benchmarks.recipe.sides import BOTH, LEFT, NEITHER, RIGHT, Drawn, ways
 from benchmarks.recipe.variants import (
@@ -36,6 +36,7 @@ from benchmarks.recipe.write_up import (
 from configs import metaworld
 from jaxreflow.errors import ConfigError, TrainingError
 from jaxreflow.run.config import ReflowConfig
+from jaxreflow.sim.results import Result, append_result
 
 
 def test_chunks_go_to_the_sides_that_they_reach() -> None:
@@ -254,3 +255,37 @@ def test_compact_students_name_networks_that_their_teacher_has(tmp_path: Path) -
         assert (settings.student.image_size or 128) % unit == 0
         assert variant.shares_tokens is (variant.name == "full")
     assert set(FINALISTS) <= {variant.name for variant in NETWORKS}
+
+
+def test_the_compact_studys_page_says_what_a_call_costs(tmp_path: Path) -> None:
+    """The demo's teacher stands for the study's teacher and for its student, whose call in one step is then teacher@1's."""
+    lab = Lab(tmp_path / "lab", SMOKE)
+    demo = Path("tests/assets/teacher").resolve()
+    for folder in (lab.teacher, lab.student("full")):
+        folder.parent.mkdir(parents=True)
+        folder.symlink_to(demo)
+    report = json.loads(Path("docs/results/default/report.json").read_text())
+    (lab.results / "full").mkdir(parents=True)
+    (lab.results / "full" / "report.json").write_text(json.dumps(report))
+    for path, steps, successes in ((lab.teacher, 10, 8), (lab.teacher, 1, 2), (lab.student("full"), 1, 7)):
+        append_result(
+            lab.results / "closed_loop.jsonl",
+            Result(
+                policy=str(path), sha256=f"{path}"[-40:], num_steps=steps, n_action_steps=10, env="metaworld", task="wall-detour",
+                options={}, seed=0, episodes=10, success=(1,) * successes + (0,) * (10 - successes), steps=(9,) * 10,
+            ),
+        )  # fmt: skip
+    (tmp_path / "images").mkdir()
+    write_compact(tmp_path, lab)
+    page = (tmp_path / "results.md").read_text()
+    rows = {
+        line.split(" | ")[0].strip("| ") + line.split(" | ")[1]: line
+        for line in page.splitlines()
+        if line.startswith("|")
+    }
+    one_step, student = rows["teacher@1"].split(" | ")[-1], rows["the teacher's@1"].split(" | ")[-1]
+    assert one_step == student
+    assert 0.1 < float(one_step.strip("| ")) < 1.0
+    assert "| full@1 | 10 | 0.700" in page
+    assert (tmp_path / "images" / "compact.png").stat().st_size > 10_000
+    assert (tmp_path / "results" / "compact_full" / "report.json").is_file()

@@ -80,7 +80,9 @@ def run(config: RecipeConfig) -> None:
     if config.study != "recipe":
         root = base / (config.root or f"runs/metaworld_{config.study}")
         if config.study == "compact":
-            compact.run_study(compact.compact_lab(root, scale))
+            compact.run_study(
+                compact.compact_lab(root, scale if config.smoke else compact.COMPACT), base / config.out, config.jobs
+            )
         else:
             latency_scale = latency.SMOKE if config.smoke else latency.FULL
             latency.run_study(Lab(root, scale), latency_scale, base / config.out)

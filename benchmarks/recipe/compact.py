@@ -8,21 +8,34 @@ Its teacher has slack, as SmolVLA has: 8 VLM layers, and 64 image tokens of pict
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.recipe.lab import Lab, Scale
-from benchmarks.recipe.variants import Variant, length
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.recipe.lab import CLOSED_LOOP, FULL, Lab, Scale, side_by_side
+from benchmarks.recipe.page import fill_page, markdown_table
+from benchmarks.recipe.variants import Variant
+from benchmarks.recipe.write_up import distribution, relative_error
+from jaxreflow.policy.saved import load_saved_policy
+from jaxreflow.run.arithmetic import call_operations
+from jaxreflow.sim.intervals import wilson
+from jaxreflow.sim.results import Result, comparison_table, pooled, read_results
 
 VLM = Path("tests/assets/teacher/vlm")
 IMAGE_SIZE, PATCH_SIZE, LAYERS = 128, 8, 8
 _HALF, _QUARTER, _LAYERS = ("--student.image-size", "96"), ("--student.image-size", "64"), ("--student.vlm-layers", "4")
 _EXPERT, _LANGUAGE = ("--trainable", "expert"), ("--trainable", "expert+connector+language")
 
-FULL = Variant("full", "network", "the teacher's", _EXPERT)
+SAME = Variant("full", "network", "the teacher's", _EXPERT)
 NETWORKS = (
-    FULL,
+    SAME,
     Variant("tokens_36", "network", "36 of 64 image tokens", (*_HALF, *_LANGUAGE)),
     Variant("tokens_16", "network", "16 of 64 image tokens", (*_QUARTER, *_LANGUAGE)),
     Variant("layers_first", "network", "the first 4 of 8 layers", (*_LAYERS, *_LANGUAGE)),
@@ -39,6 +52,10 @@ TRAINED = tuple(
     )
 )
 FINALISTS = ("full", "tokens_16", "layers_first", "both")
+# Fewer demonstrations and shorter runs than the first study: an update of this teacher takes five times as long.
+COMPACT = dataclasses.replace(
+    FULL, demonstrations=(400, 160, 100, 140), teacher_updates=8_000, student_updates=3_000, episodes=130
+)
 
 
 def compact_lab(root: Path, scale: Scale) -> Lab:
@@ -59,12 +76,119 @@ def write_vlm(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def run_study(lab: Lab) -> None:
+def run_study(lab: Lab, out: Path, jobs: int) -> None:
     """Trains and measures what is missing: all students at equal updates, then the finalists in closed loop."""
     lab.prepare()
-    updates = lab.scale.student_updates or 4_000
-    students = [dataclasses.replace(v, flags=(*v.flags, *length(updates))) for v in (*NETWORKS, *TRAINED)]
-    for student in students:
-        lab.train(student)
-        lab.evaluate(student, num_steps=(10, 2, 1), repeats=30, draws=lab.scale.screening_draws)
+    students = (*NETWORKS, *TRAINED)
+    side_by_side(jobs, [functools.partial(_train_and_measure, lab, student) for student in students])
     lab.close_loop([student for student in students if student.name in FINALISTS])
+    write_compact(out, lab)
+
+
+def _train_and_measure(lab: Lab, student: Variant) -> None:
+    lab.train(student)
+    lab.evaluate(student, num_steps=(10, 2, 1), repeats=30, draws=lab.scale.screening_draws)
+
+
+def write_compact(out: Path, lab: Lab) -> None:
+    """Fills the blocks of `out`/results.md, draws the figure, and copies what stands behind them."""
+    measured = [student for student in (*NETWORKS, *TRAINED) if _report(lab, student).exists()]
+    results = list(read_results(lab.results / CLOSED_LOOP))
+    fill_page(
+        out / "results.md",
+        {
+            "compact students": lambda: students_table(lab, measured) if measured else None,
+            "compact closed loop": lambda: comparison_table([_named(r) for r in results]) if results else None,
+        },
+    )
+    if results:
+        plot_cost(results).savefig(out / "images" / "compact.png", dpi=130, facecolor="white")
+        (out / "results").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(lab.results / CLOSED_LOOP, out / "results" / "compact_closed_loop.jsonl")
+    for student in measured:
+        folder = out / "results" / f"compact_{student.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(_report(lab, student), folder / "report.json")
+
+
+def _report(lab: Lab, student: Variant) -> Path:
+    return lab.results / student.name / "report.json"
+
+
+def _cost(path: Path, steps: int) -> float:
+    """Floating-point operations of one call of a policy."""
+    policy = load_saved_policy(path)
+    return sum(call_operations(policy.config, policy.processors.tokenizer.max_length, steps).values())
+
+
+def students_table(lab: Lab, students: Sequence[Variant]) -> str:
+    """What each student costs and how far it is from its teacher, which comes first."""
+    whole = _cost(lab.teacher, 10)
+    rows = []
+    for i, student in enumerate(students):
+        report = json.loads(_report(lab, student).read_text(encoding="utf-8"))
+        if i == 0:
+            rows += [
+                ["teacher", f"@{n}", "", *_measured(report, "teacher", n), f"{_cost(lab.teacher, n) / whole:.2f}"]
+                for n in (2, 1)
+            ]
+        cost = _cost(lab.student(student.name), 1) / whole
+        trained = student.flags[student.flags.index("--trainable") + 1]
+        rows.append(
+            [
+                student.change if student.group == "network" else student.group,
+                "@1",
+                trained,
+                *_measured(report, "student", 1),
+                f"{cost:.2f}",
+            ]
+        )
+    heads = [
+        "policy",
+        "steps",
+        "trained",
+        "error, all frames",
+        "early wall frames",
+        "energy distance",
+        "operations of a call",
+    ]
+    return markdown_table(heads, rows)
+
+
+def _measured(report: dict[str, Any], role: str, steps: int) -> list[str]:
+    return [
+        *(relative_error(report, role, steps, frames) for frames in ("all", "early")),
+        distribution(report, role, steps)[0],
+    ]
+
+
+def _named(result: Result) -> Result:
+    parts = Path(result.policy).parts
+    name = parts[parts.index("students") + 1] if "students" in parts else "teacher"
+    return dataclasses.replace(result, policy=name)
+
+
+def plot_cost(results: Sequence[Result]) -> Figure:
+    """Success over the operations of a call, with Wilson's intervals; a panel for each number of executed actions."""
+    named = [(_named(result), Path(result.policy)) for result in results]
+    executed = sorted({result.n_action_steps for result, _ in named})
+    costs = {(r.policy, r.num_steps): _cost(path, r.num_steps) for r, path in named}
+    whole = costs["teacher", 10]
+    with mpl.rc_context({"font.family": "DejaVu Sans"}):
+        figure = Figure(figsize=(4.6 * len(executed), 3.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axis, n in zip(figure.subplots(1, len(executed), sharey=True, squeeze=False)[0], executed, strict=True):
+            for (name, steps), cost in costs.items():
+                own = [r for r, _ in named if (r.policy, r.num_steps, r.n_action_steps) == (name, steps, n)]
+                success = pooled(own)
+                rate = wilson(int(success.sum()), len(success))
+                colour = "#2b5c8a" if name == "teacher" else "#c1521f"
+                bars = [[rate.value - rate.low], [rate.high - rate.value]]
+                axis.errorbar(cost / whole, rate.value, bars, fmt="o", ms=4, capsize=3, color=colour)
+                axis.annotate(
+                    f"{name}@{steps}", (cost / whole, rate.value), (5, 4), textcoords="offset points", fontsize=7
+                )
+            axis.set(title=f"{n} actions executed", xlabel="operations of a call, teacher@10 = 1", xlim=(0, 1.15))
+            axis.grid(visible=True, alpha=0.3)
+        figure.axes[0].set_ylabel("success")
+    return figure

@@ -89,7 +89,7 @@ def fidelity_table(lab: Lab) -> str | None:
     if default is None:
         return None
     rows = [
-        ["teacher@10, other noise", "", "", *_distribution(default, "teacher", 10), _neither(lab, "teacher", 10), ""]
+        ["teacher@10, other noise", "", "", *distribution(default, "teacher", 10), _neither(lab, "teacher", 10), ""]
     ]
     for steps in (2, 1):
         rows.append(_fidelity_row(lab, default, "teacher", "teacher", steps))
@@ -105,9 +105,9 @@ def _fidelity_row(lab: Lab, report: Report, name: str, role: str, steps: int) ->
     known = role == "student" and steps == 1 and consistency is not None and consistency["ratio"] is not None
     return [
         f"{_NAMES[name]}@{steps}",
-        _error(report, role, steps, "all"),
-        _error(report, role, steps, "early"),
-        *_distribution(report, role, steps),
+        relative_error(report, role, steps, "all"),
+        relative_error(report, role, steps, "early"),
+        *distribution(report, role, steps),
         _neither(lab, name, steps),
         f"{consistency['ratio']:.2f}" if known else "",
     ]
@@ -175,9 +175,9 @@ def _variants_table(lab: Lab, variants: Iterable[Variant]) -> str | None:
 
 
 def _few_steps(report: Report, role: str, first: Report) -> list[str]:
-    every, early = ([_error(report, role, steps, frames) for steps in (1, 2)] for frames in ("all", "early"))
+    every, early = ([relative_error(report, role, steps, frames) for steps in (1, 2)] for frames in ("all", "early"))
     differences = [_difference(first, report, role, steps) for steps in (1, 2)]
-    return [*every, *differences, *early, *_distribution(report, role, 1)]
+    return [*every, *differences, *early, *distribution(report, role, 1)]
 
 
 def plot_closed_loop(results: Sequence[Result]) -> Figure:
@@ -236,7 +236,8 @@ def _fidelity(report: Report, role: str, steps: int, frames: str) -> Report:
     return next(r for r in rows if (r["name"], r["num_steps"], r["frames"]) == (role, steps, frames))
 
 
-def _error(report: Report, role: str, steps: int, frames: str) -> str:
+def relative_error(report: Report, role: str, steps: int, frames: str) -> str:
+    """A relative error to teacher@10 with its interval, over `all` or `early` frames."""
     estimate = _fidelity(report, role, steps, frames)["error"]
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
@@ -256,7 +257,8 @@ def _difference(first: Report, report: Report, role: str, steps: int) -> str:
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
-def _distribution(report: Report, role: str, steps: int) -> list[str]:
+def distribution(report: Report, role: str, steps: int) -> list[str]:
+    """Energy distance and kept spread on early frames, empty where they were not measured."""
     rows = report["measures"]["distributions"]
     row = next((r for r in rows if (r["name"], r["num_steps"]) == (role, steps)), None)
     return ["", ""] if row is None else [f"{row['energy']:.3f}", f"{row['spread_kept']:.2f}"]
