@@ -114,6 +114,8 @@ results: .venv/ready
 	$(PARITY061)/pip install $(PIP_FLAGS) torch==2.13.0
 	$(call UV,$(PARITY061)) --constraint requirements-parity061.lock --editable '.[parity061,dev]'
 	$(PARITY061)/pip install $(PIP_FLAGS) --no-deps --no-compile --ignore-requires-python lerobot==0.6.1 torchvision==0.28.0
+	# One file of it is the published rival's loss, which needs PyTorch only.
+	$(PARITY061)/pip install $(PIP_FLAGS) --no-deps --no-compile --ignore-requires-python physicalai-train==0.3.0
 	$(PARITY061)/python tests/parity/adapt_packages.py
 	$(PARITY061)/pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable plugins/lerobot_policy_jaxreflow
 	@touch $@

@@ -1,0 +1,94 @@
+"""The rival of docs/results.md: its loss by hand, and the ordinary SmolVLA that its one-step policy is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.recipe.snapflow import (
+    AFTER,
+    MLP_OUT,
+    _predict,
+    folded,
+    matching_errors,
+    snapflow_loss,
+    step_errors,
+    with_target_time,
+)
+from jaxreflow.model import memorise, observe, velocity
+from jaxreflow.model.params import split_params
+from jaxreflow.training.losses import CONTEXT_PARAMS, Draws, finetune_loss
+from tests.tiny import tiny_model
+from tests.tiny_policy import make_batch
+
+CONFIG, PARAMS = tiny_model()
+ACTION_DIM = 4
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Trained and frozen parameters, a batch, draws, and trained parameters whose MLP is not zero."""
+    trained, frozen = split_params(PARAMS, lambda path: path[0] not in CONTEXT_PARAMS)
+    batch = make_batch(4, CONFIG)
+    shape = (4, 1, CONFIG.chunk_size, CONFIG.max_action_dim)
+    draws = Draws(jax.random.normal(jax.random.key(1), shape), jax.random.uniform(jax.random.key(2), (4, 1)))
+    start = with_target_time(trained, CONFIG, jax.random.key(3))
+    moved = {**start, MLP_OUT: jax.tree.map(lambda x: x + 0.3, start[MLP_OUT])}
+    return start, frozen, batch, draws, moved
+
+
+def loss(trainable, frozen, batch, draws, **options) -> float:
+    total, count = snapflow_loss(CONFIG, ACTION_DIM, **options)(trainable, frozen, {}, batch, draws)
+    return float(total / count)
+
+
+def test_without_steps_and_with_a_zero_mlp_it_is_flow_matching(parts) -> None:
+    start, frozen, batch, draws, moved = parts
+    expected = finetune_loss(CONFIG, action_dim=ACTION_DIM, reduction="lerobot-main")(start, frozen, {}, batch, draws)
+    found = loss(start, frozen, batch, draws, alpha=1.0, weight=0.1)
+    assert found == pytest.approx(float(expected[0] / expected[1]), rel=1e-5)
+    assert found != pytest.approx(loss(moved, frozen, batch, draws, alpha=1.0, weight=0.1), rel=1e-3)
+
+
+def test_a_step_learns_two_of_its_own_euler_steps() -> None:
+    """With v = x t + s: from noise 2 at 1, v = 3; half a step leads to 0.5, where v = 0.75; the goal is 1.875."""
+    errors = step_errors(lambda x, t, s: x * t[:, None, None] + s[:, None, None], jnp.full((1, 1, 1), 2.0))
+    assert float(errors[0, 0, 0]) == pytest.approx((2.0 - (0.5 * (3.0 + (2 - 1.5) * 0.5 + 0.5))) ** 2)
+
+
+def test_flow_matching_is_told_that_its_step_has_no_length() -> None:
+    seen = []
+    matching_errors(
+        lambda x, t, s: seen.append((t, s)) or x, jnp.ones((2, 1, 1)), jnp.zeros((2, 1, 1)), jnp.array([0.2, 0.7])
+    )
+    np.testing.assert_array_equal(*seen[0])
+
+
+def test_no_gradient_goes_through_the_goal() -> None:
+    def predict(scale):
+        return lambda x, t, s: scale * x * jnp.where(s == 0.0, 2.0, 1.0)[:, None, None]
+
+    gradient = jax.grad(lambda scale: step_errors(predict(scale), jnp.ones((1, 1, 1))).sum())(1.0)
+    # One step gives 2 scale; its goal, (1 + 1/2) / 2, is a constant.
+    assert float(gradient) == pytest.approx(2 * (2.0 - 0.75) * 2.0)
+
+
+def test_the_folded_policy_steps_to_zero_as_the_network_that_is_told_so(parts) -> None:
+    _, frozen, batch, draws, moved = parts
+    ordinary = {**frozen, **folded(moved, CONFIG)}
+    context = observe(ordinary, batch.observation, config=CONFIG)
+    memory = memorise(ordinary, context, jnp.asarray(batch.observation.state), config=CONFIG)
+    noise, one, zero = draws.noise[:, 0], jnp.ones(4), jnp.zeros(4)
+    params = {**frozen, **{name: part for name, part in moved.items() if not name.startswith("target")}}
+    told = _predict(moved, params, memory, CONFIG, noise, one, zero)
+    np.testing.assert_allclose(
+        velocity(ordinary, memory, draws.noise, one[:, None], config=CONFIG)[:, 0], told, rtol=1e-4, atol=1e-5
+    )
+    assert not np.allclose(ordinary[AFTER]["bias"], params[AFTER]["bias"])
+
+
+def test_half_of_the_observations_learn_each(parts) -> None:
+    start, frozen, batch, draws, _ = parts
+    both = snapflow_loss(CONFIG, ACTION_DIM, alpha=0.5, weight=0.1)(start, frozen, {}, batch, draws)
+    valid = int((~batch.action_is_pad[:2]).sum()) * ACTION_DIM
+    assert float(both[1]) == valid + 2 * CONFIG.chunk_size * ACTION_DIM
