@@ -202,11 +202,11 @@ def test_step_runs_once_and_a_failure_names_its_log(tmp_path: Path, capsys: pyte
     lab = make_lab(tmp_path)
     product = tmp_path / "product"
     program = f"import pathlib; pathlib.Path({str(product)!r}).touch()"
-    lab._run("make", product, "-c", program)
-    lab._run("make", product, "-c", "raise SystemExit(1)")
+    lab.run("make", product, "-c", program)
+    lab.run("make", product, "-c", "raise SystemExit(1)")
     assert capsys.readouterr().out.count("python -c") == 1
     with pytest.raises(TrainingError, match=r"broken failed with exit status 3; its output is in .*broken\.log"):
-        lab._run("broken", None, "-c", "raise SystemExit(3)")
+        lab.run("broken", None, "-c", "raise SystemExit(3)")
 
 
 def test_jobs_run_at_the_same_time_on_cores_of_their_own() -> None:

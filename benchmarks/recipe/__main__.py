@@ -6,6 +6,7 @@
     python -m benchmarks.recipe --smoke                # the same with almost no data, in build/smoke
     python -m benchmarks.recipe --study compact        # students that see cheaper, of a teacher of their own
     python -m benchmarks.recipe --study latency        # robots that do not wait for their policy
+    python -m benchmarks.recipe --study aloha          # two arms that hand over a cube
 
 Every step is a command, which is printed before it runs. You can give it by hand, too. Its output goes to ROOT/logs.
 """
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from benchmarks.recipe import compact, latency
+from benchmarks.recipe import aloha, compact, latency
 from benchmarks.recipe.lab import FULL, SIDES, SIDES_LENGTHS, SMOKE, Lab, Scale, side_by_side
 from benchmarks.recipe.variants import (
     CAPACITY,
@@ -50,14 +51,14 @@ PARTS: tuple[Part, ...] = get_args(Part)
 class RecipeConfig:
     """The experiments behind docs/results.md."""
 
-    study: Literal["recipe", "compact", "latency"] = "recipe"
+    study: Literal["recipe", "compact", "latency", "aloha"] = "recipe"
     """recipe: docs/results.md from nothing; compact: students with fewer image tokens and layers, of a teacher of their own;
-    latency: success where time passes while the policies of benchmarks/recipe/policies think."""
+    latency: success where time passes while the policies of benchmarks/recipe/policies think; aloha: gym-aloha's TransferCube."""
     parts: tuple[Part, ...] = PARTS
     """core: the tables of the default and the baselines; screen: one change at a time; confirm: three seeds; rounds: k = 2, 3;
     length: more and more updates; capacity: fewer and more trained parameters."""
     root: Path | None = None
-    """Where data, runs, their reports and logs lie (default: runs/metaworld, and for studies runs/metaworld_STUDY)."""
+    """Where data, runs, their reports and logs lie (default: runs/metaworld, and for studies runs/STUDY)."""
     out: Path = Path("docs")
     """Where results.md, results/ and images/ lie."""
     confirmed: tuple[str, ...] = ("pseudo_huber", "no_ema")
@@ -78,14 +79,7 @@ def run(config: RecipeConfig) -> None:
     base = Path("build/smoke") if config.smoke else Path()
     scale = SMOKE if config.smoke else FULL
     if config.study != "recipe":
-        root = base / (config.root or f"runs/metaworld_{config.study}")
-        if config.study == "compact":
-            compact.run_study(
-                compact.compact_lab(root, scale if config.smoke else compact.COMPACT), base / config.out, config.jobs
-            )
-        else:
-            latency_scale = latency.SMOKE if config.smoke else latency.FULL
-            latency.run_study(Lab(root, scale), latency_scale, base / config.out)
+        _run_study(config, base / (config.root or f"runs/{config.study}"), base / config.out)
         return
     lab = Lab(base / (config.root or "runs/metaworld"), scale)
     lab.prepare()
@@ -97,6 +91,16 @@ def run(config: RecipeConfig) -> None:
     if "length" in config.parts:
         lab.measure_sides(SIDES_LENGTHS, LENGTHS)
     write_up(base / config.out, lab)
+
+
+def _run_study(config: RecipeConfig, root: Path, out: Path) -> None:
+    if config.study == "compact":
+        compact.run_study(compact.compact_lab(root, SMOKE if config.smoke else compact.COMPACT), out, config.jobs)
+    elif config.study == "latency":
+        latency.run_study(Lab(root, FULL), latency.SMOKE if config.smoke else latency.FULL, out)
+    else:
+        smoke = dataclasses.replace(SMOKE, demonstrations=(3,), held_out=(2,))
+        aloha.run_study(aloha.aloha_lab(root, smoke if config.smoke else aloha.ALOHA), out)
 
 
 def _core(lab: Lab) -> None:

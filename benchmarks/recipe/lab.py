@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.recipe.variants import Variant, length
+from benchmarks.recipe.variants import SNAPFLOW, Variant, length
 from jaxreflow.errors import ConfigError, TrainingError
 
 TASKS = ("wall-detour", "button-press-topdown-v3", "handle-press-v3", "drawer-close-v3")
@@ -58,7 +58,10 @@ class Lab:
     scale: Scale
     image_size: int = 96
     teacher_flags: tuple[str, ...] = ()
-    """What differs from configs/metaworld_teacher.py."""
+    """What differs from the teacher's config."""
+    env: str = ENV
+    teacher_config: str = "metaworld_teacher"
+    early_task: str = EARLY_TASK
 
     @property
     def results(self) -> Path:
@@ -76,25 +79,44 @@ class Lab:
 
     def prepare(self) -> None:
         """Records the demonstrations, trains the teacher, and computes image tokens."""
+        self.record()
+        self.train_teacher()
+        self.compute_features()
+
+    def record(self) -> None:
+        """Demonstrations to train on, and others to measure on."""
         for name, counts, seed in (
             ("data", self.scale.demonstrations, DATA_SEED),
             ("held_out", self.scale.held_out, HELD_OUT_SEED),
         ):
-            record = ("-m", "jaxreflow.sim", "record", "--env", ENV, "--episodes", *map(str, counts))
+            record = ("-m", "jaxreflow.sim", "record", "--env", self.env, "--episodes", *map(str, counts))
             size = ("--options.size", str(self.image_size))
-            self._run(name, self.root / name, *record, *size, "--seed", str(seed), "--out", self.root / name)
+            self.run(name, self.root / name, *record, *size, "--seed", str(seed), "--out", self.root / name)
+
+    def train_teacher(self) -> None:
+        """The teacher, by its config."""
         updates = length(self.scale.teacher_updates) if self.scale.teacher_updates else ()
         where = ("--dataset.root", self.root / "data", "--output-dir", self.root / "teacher")
-        self._train("teacher", "metaworld_teacher", *self.teacher_flags, *updates, *where)
+        self._train("teacher", self.teacher_config, *self.teacher_flags, *updates, *where)
+
+    def compute_features(self) -> None:
+        """The teacher's image tokens of both datasets."""
         for data, features in (("data", "features"), ("held_out", "held_out_features")):
             out = self.root / features
-            self._run(
+            self.run(
                 features, out, "-m", "jaxreflow.data.features", self.root / data, "--policy", self.teacher, "--out", out
             )
 
     def train(self, variant: Variant) -> None:
         """Trains a student."""
         teacher = self.teacher if variant.teacher is None else self.student(variant.teacher)
+        out = self.root / "students" / variant.name
+        if variant.config == SNAPFLOW:
+            own = ("--teacher", teacher, "--dataset", self.root / "data", "--features", self.root / "features")
+            more = ("--updates", str(self.scale.student_updates)) if self.scale.student_updates else ()
+            rival = ("-m", "benchmarks.recipe.snapflow", *own, "--out", out, *variant.flags, *more)
+            self.run(f"students/{variant.name}", self.student(variant.name), *rival)
+            return
         flag = "--policy.path" if variant.config == "metaworld_biased" else "--teacher.path"
         updates = length(self.scale.student_updates) if self.scale.student_updates else ()
         self._train(
@@ -109,7 +131,7 @@ class Lab:
             *variant.flags,
             *updates,
             "--output-dir",
-            self.root / "students" / variant.name,
+            out,
         )
 
     def _images(self, variant: Variant) -> tuple[str | Path, ...]:
@@ -124,7 +146,7 @@ class Lab:
     ) -> None:
         """Measures a student against the teacher, on layouts that neither has seen."""
         out, scale = self.results / variant.name, self.scale
-        self._run(
+        self.run(
             f"evaluate/{variant.name}",
             out / "report.json",
             *("-m", "jaxreflow.evaluate"),
@@ -132,7 +154,7 @@ class Lab:
             *("--dataset.root", str(self.root / "held_out")),
             *(("--features", str(self.root / "held_out_features")) if variant.shares_tokens else ()),
             *("--out", str(out)),
-            *("--early-task", EARLY_TASK, "--frames", str(scale.frames), "--draws", str(draws or scale.draws)),
+            *("--early-task", self.early_task, "--frames", str(scale.frames), "--draws", str(draws or scale.draws)),
             *("--num-steps", *map(str, num_steps), "--repeats", str(repeats)),
         )
 
@@ -143,7 +165,7 @@ class Lab:
     def measure_sides(self, name: str, variants: Sequence[Variant]) -> None:
         """Counts chunks of early wall frames that take neither side, into the file `name`."""
         policies = (self.teacher, *(self.student(variant.name) for variant in variants))
-        self._run(
+        self.run(
             Path(name).stem,
             self.results / name,
             *("-m", "benchmarks.recipe.sides", "--policy", *map(str, policies)),
@@ -154,26 +176,26 @@ class Lab:
     def close_loop(self, variants: Sequence[Variant]) -> None:
         """Success of the teacher in ten, two and one steps, and of the students in one and two, on the same episodes."""
         policies: list[tuple[Path, int]] = [(self.teacher, steps) for steps in (10, 2, 1)]
-        policies += [(self.student(variant.name), steps) for variant in variants for steps in (1, 2)]
+        policies += [(self.student(variant.name), steps) for variant in variants for steps in variant.acts_in]
         self.simulate(
             "closed_loop",
             *("--policy", *(str(path) for path, _ in policies)),
             *("--num-steps", *(str(steps) for _, steps in policies), "--n-action-steps", "10", "50"),
-            *("--env", ENV, "--episodes", str(self.scale.episodes), "--seed", str(CLOSED_LOOP_SEED)),
+            *("--env", self.env, "--episodes", str(self.scale.episodes), "--seed", str(CLOSED_LOOP_SEED)),
             *("--options.size", str(self.image_size)),
             *("--out", str(self.results / CLOSED_LOOP)),
         )
 
     def simulate(self, name: str, *flags: str) -> None:
         """Closed loops; those that are in their `--out` already do not run again."""
-        self._run(name, None, "-m", "jaxreflow.sim", *flags)
+        self.run(name, None, "-m", "jaxreflow.sim", *flags)
 
     def _train(self, name: str, config: str, *flags: str | Path) -> None:
         """A run of train.py, from its last checkpoint if it was interrupted."""
         resume = ("--resume",) if (self.root / name / "checkpoints" / "last").exists() else ()
-        self._run(name, None, "train.py", config, *flags, *resume)
+        self.run(name, None, "train.py", config, *flags, *resume)
 
-    def _run(self, name: str, product: Path | None, *command: str | Path) -> None:
+    def run(self, name: str, product: Path | None, *command: str | Path) -> None:
         """Runs a command of this Python unless its product exists. If it fails, TrainingError says where its output lies."""
         if product is not None and product.exists():
             return

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+SNAPFLOW = "snapflow"
+"""In place of a config of `train.py`: `benchmarks.recipe.snapflow`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
@@ -14,11 +17,16 @@ class Variant:
     change: str
     flags: tuple[str, ...] = ()
     config: str = "metaworld"
-    """The config of `train.py`; metaworld_biased is the fine-tune that has no teacher."""
+    """The config of `train.py`; metaworld_biased is the fine-tune that has no teacher. Or SNAPFLOW."""
     teacher: str | None = None
     """Another student that is its teacher; None: the teacher itself."""
     cached: bool = True
     """Whether it learns from cached image tokens of its teacher; not if it shares a vision tower that is trained, too."""
+
+    @property
+    def acts_in(self) -> tuple[int, ...]:
+        """The numbers of Euler steps in which it is tried in closed loop; SnapFlow's policy knows one step only."""
+        return (1,) if self.config == SNAPFLOW else (1, 2)
 
     @property
     def shares_tokens(self) -> bool:
@@ -35,6 +43,8 @@ DEFAULT = Variant("default", "default", "half of the times at 1, the others as e
 NOISE_BIASED = Variant(
     "noise_biased", "baseline", "flow matching on the data, t from Beta(4, 1)", config="metaworld_biased"
 )
+
+RIVAL = Variant("snapflow", "baseline", "SnapFlow (arXiv 2604.05656)", config=SNAPFLOW)
 
 # As many pairs per update, of fewer observations: a share of an observation's noises can be inverted from its actions.
 _GROUPED = ("--noises", "4", "--batch-size", "4")
