@@ -179,6 +179,8 @@ def test_a_policy_is_asked_as_the_execution_says() -> None:
     asked = policy.predict_action_chunk.call_args.kwargs
     assert (asked["candidates"], asked["prev_chunk_left_over"]) == (4, [rest, nothing])
     assert noise_shape(policy, Timing(10, "candidates", candidates=4)) == (4, 50, 32)
+    with pytest.raises(ConfigError, match=r"--candidates 10000000: their noise for 8 environments .* GiB"):
+        noise_shape(policy, Timing(10, "candidates", candidates=10_000_000), 8)
 
     # LeRobot's engine fills up with normalised zeros, and guides a robot that has begun; one that begins is free.
     make_act(policy, 2, Timing(10, "rtc", delay=12, execution_horizon=5))(query)

@@ -193,13 +193,13 @@ class SmolVLAPolicy:
             _refuse_guidance(settings)
         elif left_over is not None:
             guidance = make_guidance(left_over, self.transforms.policy, batch, steps, **settings)
-        one_noise = self._noise(noise, key, self._noise_shape(batch, count))
-        form = form_of(inputs, steps, count, guidance is not None)
+        shape, form = self._noise_shape(batch, count), form_of(inputs, steps, count, guidance is not None)
+        if count > 1:
+            # Before the noise is drawn: too many candidates are an error, and not the end of this process.
+            self._programs.compile(form, inputs, jax.ShapeDtypeStruct(shape, jnp.float32), guidance)
+        chunks = np.asarray(self._programs.run(form, inputs, self._noise(noise, key, shape), guidance))
         if count == 1:
-            chunks = self._programs.run(form, inputs, one_noise, guidance)
-            return self.transforms.unnormalize_action(np.asarray(chunks)[:, 0])
-        self._programs.compile(form, inputs, one_noise, guidance)
-        chunks = np.asarray(self._programs.run(form, inputs, one_noise, guidance))
+            return self.transforms.unnormalize_action(chunks[:, 0])
         chosen = choose(chunks[..., : self.config.action_dim], left_over)
         return self.transforms.unnormalize_action(chunks[np.arange(batch), chosen])
 

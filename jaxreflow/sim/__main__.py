@@ -12,7 +12,7 @@ from jaxreflow.support.command_line import parse, run, usage_error
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 if all went well, 1 after an error, 2 for wrong usage."""
-    return run(_main, argv, out_of_memory="lower --parallel, or give --dtype bfloat16")
+    return run(_main, argv, out_of_memory="lower --parallel or --candidates, or give --dtype bfloat16")
 
 
 def _main(args: list[str]) -> int:

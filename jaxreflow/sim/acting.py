@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxreflow.errors import ConfigError
 from jaxreflow.policy.latency import time_in_turn
 from jaxreflow.policy.observation import example_observation
 from jaxreflow.policy.smolvla_policy import SeenContext, SmolVLAPolicy
 from jaxreflow.sim.rollout import Act, Query
 from jaxreflow.sim.timing import Timing
+from jaxreflow.support.device_memory import device_memory
 
 _REPEATS = 20
 
@@ -33,10 +35,16 @@ def make_act(policy: SmolVLAPolicy, num_steps: int, timing: Timing) -> Act:
     return act
 
 
-def noise_shape(policy: SmolVLAPolicy, timing: Timing) -> tuple[int, ...]:
-    """The shape of the noise that one query of an episode takes."""
+def noise_shape(policy: SmolVLAPolicy, timing: Timing, parallel: int = 1) -> tuple[int, ...]:
+    """The shape of the noise that one query of an episode takes; ConfigError if that of `parallel` episodes fits no memory."""
     candidates = (timing.candidates,) if timing.candidates > 1 else ()
-    return (*candidates, policy.config.chunk_size, policy.config.max_action_dim)
+    shape = (*candidates, policy.config.chunk_size, policy.config.max_action_dim)
+    if (needed := 4 * parallel * math.prod(shape)) > (most := device_memory()):
+        raise ConfigError(
+            f"--candidates {timing.candidates}: their noise for {parallel} environments (--parallel) takes {needed / 2**30:.1f} "
+            f"GiB, the device has {most / 2**30:.1f}; give fewer"
+        )
+    return shape
 
 
 def _guidance(policy: SmolVLAPolicy, timing: Timing, query: Query) -> dict[str, Any]:

@@ -237,7 +237,7 @@ def _run(config: SimConfig, cells: Sequence[Result], policies: dict[str, SmolVLA
                     task,
                     range(cell.seed, cell.seed + cell.episodes),
                     timing,
-                    noise_shape=noise_shape(policy, timing),
+                    noise_shape=noise_shape(policy, timing, count),
                     also=environment(cell.env).also_reports,
                     progress=advance,
                 )
