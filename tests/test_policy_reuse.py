@@ -93,7 +93,16 @@ def test_only_the_actions_that_both_chunks_have_are_compared():
     chunks[0, 0, 2:] = 9.0
     chunks[0, 1] = 0.1
     np.testing.assert_array_equal(choose(chunks, [np.zeros((2, 1))]), [0])
+    # 0.01 (1 + 1/2 + 1/4) against 81 / 4.
     np.testing.assert_array_equal(choose(chunks, [np.zeros((3, 1))]), [1])
+
+
+def test_the_next_action_counts_twice_as_much_as_the_one_after_it():
+    chunks = np.zeros((1, 2, 2, 1))
+    chunks[0, 0, 0], chunks[0, 1, 1] = 1.0, 1.3
+    np.testing.assert_array_equal(choose(chunks, [np.zeros((2, 1))]), [1])
+    chunks[0, 1, 1] = 1.5
+    np.testing.assert_array_equal(choose(chunks, [np.zeros((2, 1))]), [0])
 
 
 def test_a_candidate_is_one_of_the_policys_own_chunks(policy):

@@ -12,14 +12,18 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+DECAY = 0.5
+"""Weight of each action beside the one before: that of the method's authors for diffusion policies."""
+
 
 def choose(
     chunks: Float[np.ndarray, "B K C d"], left_over: Sequence[Float[np.ndarray, "_ d"]] | None = None
 ) -> Int[np.ndarray, " B"]:
     """The index of one of K chunks for each observation, all in the policy's normalised units.
 
-    With a left-over of T actions it is the chunk whose first T actions have the smallest mean squared distance to it. Without one,
-    or where T is 0, it is the medoid: the chunk with the smallest sum of distances to the others. Of equals the first is taken.
+    With a left-over of T actions it is the chunk whose first T actions are nearest to it; the squared distance of the i-th of them
+    counts `DECAY`^i. Without one, or where T is 0, it is the medoid: the chunk with the smallest sum of distances to the others. Of
+    equals the first is taken.
     """
     rows = [None] * len(chunks) if left_over is None else left_over
     pairs = zip(chunks, rows, strict=True)
@@ -27,7 +31,9 @@ def choose(
 
 
 def _nearest(chunks: Float[np.ndarray, "K C d"], left_over: Float[np.ndarray, "T d"]) -> int:
-    return int(np.argmin(np.mean(np.square(chunks[:, : len(left_over)] - left_over), axis=(1, 2))))
+    weights = DECAY ** np.arange(len(left_over))
+    distances = np.sum(np.square(chunks[:, : len(left_over)] - left_over), axis=2)
+    return int(np.argmin(distances @ weights))
 
 
 def _medoid(chunks: Float[np.ndarray, "K C d"]) -> int:
