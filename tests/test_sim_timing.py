@@ -129,6 +129,7 @@ def test_wrong_timings_are_named(settings: dict[str, Any], message: str) -> None
         ({"execution": ("rtc",), "queue_threshold": 3, "n_action_steps": (5,)}, "say the same thing"),
         ({"queue_threshold": 3}, "no blocking --execution"),
         ({"execution": ("candidates",), "candidates": 1}, "at least 2"),
+        ({"execution": ("rtc",), "execution_horizon": 0}, "--execution-horizon: expected at least 1 action, found 0"),
         ({"slower": 0.0}, "--slower: expected a positive number, found 0.0"),
         ({"act_every": (0,)}, "--act-every must be at least 1"),
     ],

@@ -8,7 +8,7 @@ again. `python -m jaxreflow.sim record` records demonstrations.
 
 The simulated world stands still while a policy thinks, unless you say how long that takes:
 
-    python -m jaxreflow.sim --policy TEACHER STUDENT --num-steps 10 1 --env metaworld:wall-detour \
+    python -m jaxreflow.sim --policy TEACHER STUDENT --num-steps 10 1 --env metaworld:wall-detour \\
         --execution blocking asynchronous rtc candidates --delay 0 5 20
 """
 
@@ -124,6 +124,8 @@ class SimConfig:
             )
         if not (math.isfinite(self.slower) and self.slower > 0):
             raise ConfigError(f"--slower: expected a positive number, found {self.slower}")
+        if self.execution_horizon is not None and self.execution_horizon < 1:
+            raise ConfigError(f"--execution-horizon: expected at least 1 action, found {self.execution_horizon}")
         if "candidates" in self.execution and self.candidates < 2:
             raise ConfigError(f"--candidates: expected at least 2 with --execution candidates, found {self.candidates}")
 
