@@ -34,6 +34,8 @@ EXECUTIONS: tuple[Execution, ...] = ("blocking", "asynchronous", "rtc", "candida
 DELAYS = (0, 5, 10, 20)
 SPACING, WHOLE = 20, 50
 """Steps between two observations: LeRobot's `queue_threshold` of 30 leaves 20 of 50 actions; SmolVLA's default is 50."""
+FASTER = ((20, 10), (20, 5), (10, 5))
+"""A delay, and that of a call which takes a half or a quarter as long."""
 CONTENDERS = ((TEACHER, 10), (TEACHER, 1), (STUDENT, 1), (STUDENT, 2))
 _COLOURS = {"teacher@10": "#2b5c8a", "teacher@1": "#7aa6cf", "student@1": "#c1521f", "student@2": "#e59a6e"}
 
@@ -94,6 +96,7 @@ def write_latency(out: Path, results: Sequence[Result]) -> None:
         out / "results.md",
         {
             "latency": lambda: latency_table(results),
+            "equal hardware": lambda: hardware_table(results),
             "motion": lambda: motion_table(results),
             "two rates": lambda: rates_table(results, TWO_RATES),
             "stale images": lambda: rates_table(results, STALE),
@@ -116,7 +119,7 @@ def _on_grid(results: Sequence[Result]) -> Iterator[tuple[Timing, dict[str, Resu
     """Each execution at each delay, with the results of the contenders by name."""
     names = [f"{policy.name}@{steps}" for policy, steps in CONTENDERS]
     timings = dict.fromkeys(r.timing for r in results if not r.look_every and r.n_action_steps in (SPACING, WHOLE))
-    for timing in timings:
+    for timing in sorted(timings, key=lambda t: (EXECUTIONS.index(t.execution), t.n_action_steps, t.delay)):
         cells = {_name(r): r for r in results if r.timing == timing}
         if set(names) <= set(cells):
             yield timing, {name: cells[name] for name in names}
@@ -146,6 +149,26 @@ def latency_table(results: Sequence[Result]) -> str | None:
             rows.append([task, _label(timing), str(timing.delay), *map(_rate, cells.values()), difference])
     heads = ["task", "execution", "delay", *(f"{policy.name}@{steps}" for policy, steps in CONTENDERS)]
     return markdown_table([*heads, "student@1 less teacher@10"], rows) if rows else None
+
+
+def hardware_table(results: Sequence[Result]) -> str | None:
+    """Teacher@10 at a delay, and what takes one step at a half or a quarter of it, with their differences to it."""
+    rows = []
+    for task in _tasks(results):
+        grid = list(_on_grid([r for r in results if r.task == task]))
+        cells = {(_label(timing), timing.delay): by_name for timing, by_name in grid}
+        for kind in dict.fromkeys(kind for kind, _ in cells):
+            for slow, fast in FASTER:
+                if (kind, slow) not in cells or (kind, fast) not in cells:
+                    continue
+                reference, others = cells[kind, slow]["teacher@10"], cells[kind, fast]
+                shown = [
+                    f"{_rate(others[name])}, {_difference(reference, others[name])}"
+                    for name in ("student@1", "teacher@1")
+                ]
+                rows.append([task, kind, f"{slow} and {fast}", _rate(reference), *shown])
+    heads = ["task", "execution", "delays", "teacher@10", "student@1, less teacher@10", "teacher@1, less teacher@10"]
+    return markdown_table(heads, rows) if rows else None
 
 
 def motion_table(results: Sequence[Result], delay: int = 10) -> str | None:
