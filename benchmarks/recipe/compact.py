@@ -2,7 +2,12 @@
 
     python -m benchmarks.recipe --study compact
 
-Its teacher has slack, as SmolVLA has: 8 VLM layers, and 64 image tokens of pictures of 128 pixels.
+Its teacher has slack, as SmolVLA has: 8 VLM layers, and 64 image tokens of pictures of 128 pixels. One that was trained so lies in
+`benchmarks/recipe/policies/compact_teacher`: with ten of its actions executed it succeeds in .892 [.823, .936] of 120 episodes.
+
+    python -m jaxreflow.sim --policy benchmarks/recipe/policies/compact_teacher --num-steps 10 --n-action-steps 10 --episodes 30 \\
+        --seed 500000 --options.size 128 \\
+        --env metaworld:wall-detour,button-press-topdown-v3,handle-press-v3,drawer-close-v3
 """
 
 from __future__ import annotations
