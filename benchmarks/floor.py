@@ -1,8 +1,10 @@
 """The shortest time that a piece of work can take: operations counted from its shapes, divided by a measured rate.
 
 An operation is one multiplication or addition of a matrix product, so a product of `[m, k]` and `[k, n]` has 2mkn. Norms,
-softmax and other elementwise work are not counted. A backward pass counts only what the trained weights need. This is the
-gradient of every expert layer's weights and inputs, and of the state's row through the frozen text layers.
+softmax and other elementwise work are not counted. The rate is that of large products. The Euler steps of one chunk multiply 50
+rows at a time, and `python -m benchmarks.floor` prints how much slower that is. A backward pass counts only what the trained
+weights need. This is the gradient of every expert layer's weights and inputs, and of the state's row through the frozen text
+layers.
 """
 
 from __future__ import annotations
@@ -93,18 +95,19 @@ def velocity(config: ModelConfig, noises: int, rows: int) -> float:
     return noises * (ends + kinds.count("self") * own + kinds.count("cross") * cross)
 
 
-def matmul_rate(dtype: str, runs: int = 5) -> float:
-    """Operations per second of a square matrix product on one device, the median of several."""
+def matmul_rate(dtype: str, runs: int = 5, rows: int | None = None) -> float:
+    """Operations per second of a matrix product on one device, the median of several; of a square one unless `rows` are given."""
     side = 2048 if jax.default_backend() == "cpu" else 8192
     matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)
+    left = matrix if rows is None else matrix[:rows]
     product = jax.jit(jnp.matmul)
-    product(matrix, matrix).block_until_ready()
+    product(left, matrix).block_until_ready()
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()
-        product(matrix, matrix).block_until_ready()
+        product(left, matrix).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    return _product(side, side, side) / statistics.median(seconds)
+    return _product(len(left), side, side) / statistics.median(seconds)
 
 
 def _text_layers(config: ModelConfig, rows: int, keys: int) -> float:
@@ -131,3 +134,9 @@ def _product(rows: int, inner: int, columns: int) -> float:
 def _attention(queries: int, keys: int, width: int) -> float:
     """Scores, and the values that they weigh."""
     return 2 * _product(queries, keys, width)
+
+
+if __name__ == "__main__":
+    for count in (50, 100, 200, 800):
+        print(f"{count:5} rows: {matmul_rate('float32', 21, count) / 1e9:6.0f} GFLOP/s")
+    print(f"     square: {matmul_rate('float32', 21) / 1e9:6.0f} GFLOP/s")
