@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, runtime_checkable
 
 import mujoco
 import numpy as np
 from jaxtyping import Float
-
-if TYPE_CHECKING:
-    from jaxreflow.sim.aloha import AlohaEnv
 
 JOINT_NAMES = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
 # The point between the fingers lies so far ahead of the gripper's link, in metres.
@@ -52,13 +49,25 @@ STAGES = (
 _WAITING = np.array([-0.12, 0.0, 0.0])
 
 
+@runtime_checkable
+class Scene(Protocol):
+    """What the expert knows of the environment: MuJoCo's model and data, and where the cube is, in metres."""
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def data(self) -> Any: ...
+    @property
+    def cube(self) -> Float[np.ndarray, " 3"]: ...
+
+
 class TransferExpert:
     """The right arm lifts the cube to a meeting point; the left one comes, its wrist turned by +90 or -90 degrees, and closes.
 
     Which way it turns is drawn per episode, and does not show in the first 0 to 12 steps.
     """
 
-    def __init__(self, env: AlohaEnv, random: np.random.Generator) -> None:
+    def __init__(self, env: Scene, random: np.random.Generator) -> None:
         self._env = env
         self._roll_goal = np.deg2rad(random.choice((-90, 90)))
         self._undecided = int(random.integers(0, _UNDECIDED))
@@ -121,7 +130,7 @@ def _turn(axis: str, angle: float) -> Float[np.ndarray, "3 3"]:
 class Gripper:
     """One arm's point between the fingers: where it shall be, and the joints that bring it there."""
 
-    def __init__(self, env: AlohaEnv, arm: str) -> None:
+    def __init__(self, env: Scene, arm: str) -> None:
         self._model, self._data = env.model, mujoco.MjData(env.model)
         self._data.qpos[:] = env.data.qpos
         joints = [env.model.joint(f"vx300s_{arm}/{name}").id for name in JOINT_NAMES]

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxreflow.errors import ConfigError
-from jaxreflow.sim.metaworld import WALL_DETOUR
+
+WALL_DETOUR = "wall-detour"
 
 # The next action `[4]` from Meta-World's full observation `[39]`; it may remember what it has seen of its episode.
 Expert: TypeAlias = Callable[[np.ndarray], np.ndarray]

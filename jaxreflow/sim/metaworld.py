@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 
 from jaxreflow.errors import ConfigError, SimulationError
 from jaxreflow.sim.environment import EnvOptions, Recording
+from jaxreflow.sim.experts import WALL_DETOUR, make_expert
 
 # Without a screen MuJoCo needs to be told, before it is imported, that EGL can render off one.
 if "DISPLAY" not in os.environ:
@@ -29,7 +30,6 @@ except Exception as error:  # A missing library shows itself as ImportError, Att
         "libraries of `apt-get install libegl1 libgl1 libgl1-mesa-dri` (or libosmesa6 with MUJOCO_GL=osmesa)"
     ) from error
 
-WALL_DETOUR = "wall-detour"
 CAMERA = "corner2"
 STOCK_SIZE = 480
 # The fingers' tip, where Meta-World measures, lies 4.5 cm below the hand, which the expert steers and the policy sees.
@@ -127,8 +127,6 @@ class MetaWorldEnv(gymnasium.Env):
 
     def expert(self, random: np.random.Generator) -> Callable[[], Float[np.ndarray, " 4"]]:
         """The task's scripted expert for the next episode; ConfigError if Meta-World has none."""
-        from jaxreflow.sim.experts import make_expert
-
         act = make_expert(self.task, random)
         return lambda: np.clip(act(self.raw_observation), -1.0, 1.0).astype(np.float32)
 
