@@ -125,7 +125,7 @@ lock: .venv/ready
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 $(EXTRAS:%=--extra %) --no-emit-index-url --no-header --no-annotate \
 		pyproject.toml --output-file requirements.lock
 	$(PARITY)/pip freeze --exclude-editable --exclude torch --exclude torchvision --exclude lerobot --exclude uv > requirements-parity.lock
-	$(PARITY061)/pip freeze --exclude-editable --exclude torch --exclude torchvision --exclude lerobot --exclude uv > requirements-parity061.lock
+	$(PARITY061)/pip freeze --exclude-editable --exclude torch --exclude torchvision --exclude lerobot --exclude physicalai-train --exclude uv > requirements-parity061.lock
 
 clean:
 	rm -rf build dist .venv .venv-parity .venv-parity061 .mypy_cache .pytest_cache .ruff_cache
