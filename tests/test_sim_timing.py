@@ -47,6 +47,7 @@ CHUNK, LEFT = column(0, 1, 2, 3, 4), column(8, 9)
         ("rtc", 1, LEFT, [8, 1, 2], 1, [3, 4]),
         ("rtc", 2, NONE, [H, H, 2], 2, [3, 4]),
         ("rtc", 4, LEFT, [8, 9, H, H], 4, [4]),
+        ("rtc-counted", 2, NONE, [H, H, 0, 1, 2], 2, [3, 4]),
         ("rtc", 7, LEFT, [8, 9, H, H, H, H, H], 7, []),
     ],
 )
@@ -192,6 +193,8 @@ def test_a_policy_is_asked_as_the_execution_says() -> None:
     np.testing.assert_allclose(policy.transforms.normalize_action(began[3:]), np.zeros((2, 4)), atol=1e-6)
     assert began.shape == (5, 4)
     assert len(begins) == 0
+    make_act(policy, 2, Timing(10, "rtc-counted"))(query)
+    assert policy.predict_action_chunk.call_args.kwargs["execution_horizon"] == 10
     make_act(policy, 2, Timing(10, "rtc"))(query._replace(clock=np.array([0, 0])))
     assert policy.predict_action_chunk.call_args.kwargs == {}
 

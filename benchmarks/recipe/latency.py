@@ -30,7 +30,7 @@ POLICIES = Path("benchmarks/recipe/policies")
 TEACHER, STUDENT = POLICIES / "teacher", POLICIES / "student"
 TASKS = ("wall-detour", "button-press-topdown-v3")
 SEED = 300_000
-EXECUTIONS: tuple[Execution, ...] = ("blocking", "asynchronous", "rtc", "candidates")
+EXECUTIONS: tuple[Execution, ...] = ("blocking", "asynchronous", "rtc", "rtc-counted", "candidates")
 DELAYS = (0, 5, 10, 20)
 SPACING, WHOLE = 20, 50
 """Steps between two observations: LeRobot's `queue_threshold` of 30 leaves 20 of 50 actions; SmolVLA's default is 50."""

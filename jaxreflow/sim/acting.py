@@ -14,7 +14,7 @@ from jaxreflow.policy.latency import time_in_turn
 from jaxreflow.policy.observation import example_observation
 from jaxreflow.policy.smolvla_policy import SeenContext, SmolVLAPolicy
 from jaxreflow.sim.rollout import Act, Query
-from jaxreflow.sim.timing import Timing
+from jaxreflow.sim.timing import GUIDED, Timing
 from jaxreflow.support.device_memory import device_memory
 
 _REPEATS = 20
@@ -28,7 +28,7 @@ def make_act(policy: SmolVLAPolicy, num_steps: int, timing: Timing) -> Act:
         options: dict[str, Any] = {} if looks is None else {"context": looks(query)}
         if timing.execution == "candidates":
             options |= {"candidates": timing.candidates, "prev_chunk_left_over": list(query.left_over)}
-        elif timing.execution == "rtc" and query.clock.any():
+        elif timing.execution in GUIDED and query.clock.any():
             options |= _guidance(policy, timing, query)
         return policy.predict_action_chunk(query.observation, query.noise, num_steps, **options)
 
@@ -105,7 +105,7 @@ def delays_in_steps(
     options: dict[str, Any] = {"candidates": timing.candidates}
     if timing.look_every:
         options["context"] = policy.observe(example)
-    if timing.execution == "rtc":
+    if timing.execution in GUIDED:
         options = {"prev_chunk_left_over": np.zeros((timing.execution_horizon, policy.config.action_dim))}
     calls: list[Callable[[], object]] = [
         functools.partial(policy.predict_action_chunk, example, num_steps=num_steps, **options)

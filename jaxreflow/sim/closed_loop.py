@@ -28,7 +28,7 @@ from jaxreflow.sim.acting import delays_in_steps, make_act, noise_shape
 from jaxreflow.sim.environment import EnvOptions, environment, parse_env
 from jaxreflow.sim.results import Result, append_result, comparison_table, read_results
 from jaxreflow.sim.rollout import parallel_envs, rollout
-from jaxreflow.sim.timing import Execution, Timing
+from jaxreflow.sim.timing import GUIDED, Execution, Timing
 from jaxreflow.sim.video import write_videos
 from jaxreflow.support.console import progress
 from jaxreflow.support.storage import check_path
@@ -57,7 +57,8 @@ class SimConfig:
     """Another name for --n-action-steps, beside --look-every."""
     execution: tuple[Execution, ...] = ("blocking",)
     """blocking: the robot stands still until a chunk is there. asynchronous: it goes on with the old chunk, then switches. rtc: as
-    LeRobot's engine for real-time chunking. candidates: asynchronous with the best of --candidates chunks. Several may be named."""
+    LeRobot's engine for real-time chunking. rtc-counted: the same, but it leaves out only actions that were executed. candidates:
+    asynchronous with the best of --candidates chunks. Several may be named."""
     delay: tuple[str, ...] = ("0",)
     """Control steps between an observation and the first action that knows it. `measured` takes the policy's latency on this
     machine. Several may be named."""
@@ -202,7 +203,7 @@ def _timings(config: SimConfig, policy: SmolVLAPolicy, num_steps: int) -> Iterat
                 execution=execution,
                 delay=0 if delay == MEASURED else int(delay),
                 candidates=config.candidates if execution == "candidates" else 1,
-                **({"execution_horizon": horizon} if execution == "rtc" else {}),
+                **({"execution_horizon": horizon} if execution in GUIDED else {}),
                 look_every=config.look_every,
                 look_delay=config.look_delay,
             )

@@ -10,7 +10,8 @@ from jaxtyping import Float
 
 from jaxreflow.errors import ConfigError
 
-Execution: TypeAlias = Literal["blocking", "asynchronous", "rtc", "candidates"]
+Execution: TypeAlias = Literal["blocking", "asynchronous", "rtc", "rtc-counted", "candidates"]
+GUIDED = ("rtc", "rtc-counted")
 HOLD, STOP = np.nan, np.inf
 """In place of an action: stand still for a step, and: the chunk ends here."""
 
@@ -26,6 +27,7 @@ class Timing:
       then switches to the new one. It leaves out as many of its actions as it has executed since it looked.
     - `rtc`: the same as LeRobot 0.6.1's `RTCInferenceEngine`. The new chunk is guided towards the first `execution_horizon`
       actions of the rest, filled up with zeros. It always leaves out `delay` actions, also of the first chunk.
+    - `rtc-counted`: the same guidance, but asynchronous otherwise. It leaves out as many actions as the robot has executed.
     - `candidates`: asynchronous with the best of several chunks.
     """
 
@@ -34,7 +36,7 @@ class Timing:
     delay: int = 0
     candidates: int = 1
     execution_horizon: int = 10
-    """Of `rtc`."""
+    """Of `rtc` and `rtc-counted`."""
     look_every: int = 0
     """Steps between two looks at the images, a multiple of `n_action_steps`. 0: a look for every chunk."""
     look_delay: int = 0
@@ -64,7 +66,8 @@ class Timing:
     @property
     def label(self) -> str:
         """In words, without `n_action_steps`: `candidates 16, delay 5`."""
-        details = {"candidates": f" {self.candidates}", "rtc": f" to {self.execution_horizon}"}
+        horizon = f" to {self.execution_horizon}"
+        details = {"candidates": f" {self.candidates}", **dict.fromkeys(GUIDED, horizon)}
         words = self.execution + details.get(self.execution, "")
         looks = f", images every {self.look_every}, {self.look_delay} late" if self.look_every else ""
         return f"{words}, delay {self.delay}{looks}"
