@@ -37,6 +37,7 @@ SPACING, WHOLE = 20, 50
 FASTER = ((20, 10), (20, 5), (10, 5))
 """A delay, and that of a call which takes a half or a quarter as long."""
 CONTENDERS = ((TEACHER, 10), (TEACHER, 1), (STUDENT, 1), (STUDENT, 2))
+_NAMES = [f"{policy.name}@{steps}" for policy, steps in CONTENDERS]
 _COLOURS = {"teacher@10": "#2b5c8a", "teacher@1": "#7aa6cf", "student@1": "#c1521f", "student@2": "#e59a6e"}
 
 # Of a robot whose computer takes 20 control steps to look and 2 for a chunk of what was seen.
@@ -116,13 +117,12 @@ def _tasks(results: Sequence[Result]) -> list[str]:
 
 
 def _on_grid(results: Sequence[Result]) -> Iterator[tuple[Timing, dict[str, Result]]]:
-    """Each execution at each delay, with the results of the contenders by name."""
-    names = [f"{policy.name}@{steps}" for policy, steps in CONTENDERS]
+    """Each execution at each delay that has the two that the study compares, with the results of all that ran, by name."""
     timings = dict.fromkeys(r.timing for r in results if not r.look_every and r.n_action_steps in (SPACING, WHOLE))
     for timing in sorted(timings, key=lambda t: (EXECUTIONS.index(t.execution), t.n_action_steps, t.delay)):
         cells = {_name(r): r for r in results if r.timing == timing}
-        if set(names) <= set(cells):
-            yield timing, {name: cells[name] for name in names}
+        if {"teacher@10", "student@1"} <= set(cells):
+            yield timing, {name: cells[name] for name in _NAMES if name in cells}
 
 
 def _label(timing: Timing) -> str:
@@ -146,8 +146,9 @@ def latency_table(results: Sequence[Result]) -> str | None:
     for task in _tasks(results):
         for timing, cells in _on_grid([r for r in results if r.task == task]):
             difference = _difference(cells["teacher@10"], cells["student@1"])
-            rows.append([task, _label(timing), str(timing.delay), *map(_rate, cells.values()), difference])
-    heads = ["task", "execution", "delay", *(f"{policy.name}@{steps}" for policy, steps in CONTENDERS)]
+            rates = [_rate(cells[name]) if name in cells else "" for name in _NAMES]
+            rows.append([task, _label(timing), str(timing.delay), *rates, difference])
+    heads = ["task", "execution", "delay", *_NAMES]
     return markdown_table([*heads, "student@1 less teacher@10"], rows) if rows else None
 
 
@@ -163,7 +164,7 @@ def hardware_table(results: Sequence[Result]) -> str | None:
                     continue
                 reference, others = cells[kind, slow]["teacher@10"], cells[kind, fast]
                 shown = [
-                    f"{_rate(others[name])}, {_difference(reference, others[name])}"
+                    f"{_rate(others[name])}, {_difference(reference, others[name])}" if name in others else ""
                     for name in ("student@1", "teacher@1")
                 ]
                 rows.append([task, kind, f"{slow} and {fast}", _rate(reference), *shown])
@@ -218,9 +219,10 @@ def plot_latency(results: Sequence[Result]) -> Figure:
             for axis, kind in zip(row, kinds, strict=True):
                 shown = [(timing.delay, cells) for timing, cells in grids[task] if _label(timing) == kind]
                 for i, (name, colour) in enumerate(_COLOURS.items()):
-                    rates = [wilson(sum(cells[name].success), len(cells[name].success)) for _, cells in shown]
+                    own = [(delay, cells[name].success) for delay, cells in shown if name in cells]
+                    rates = [wilson(sum(success), len(success)) for _, success in own]
                     error = [[r.value - r.low for r in rates], [r.high - r.value for r in rates]]
-                    delays = [delay + 0.25 * (i - 1.5) for delay, _ in shown]
+                    delays = [delay + 0.25 * (i - 1.5) for delay, _ in own]
                     axis.errorbar(
                         delays,
                         [r.value for r in rates],
