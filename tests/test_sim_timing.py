@@ -166,6 +166,15 @@ def test_a_measured_delay_is_the_latency_in_control_steps(monkeypatch: pytest.Mo
     assert delays_in_steps(policy, 1, Timing(10), rate=80.0, slower=2.0) == (4, 0)
     assert delays_in_steps(policy, 1, Timing(10, look_every=20), rate=80.0, slower=1.0) == (2, 2)
     assert timings(delay=("measured",))[0].delay == 2
+    # A chunk from what was seen is measured as such, also where it is guided.
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "jaxreflow.sim.acting.time_in_turn",
+        lambda calls, _: asked.append(calls[0].keywords) or [np.array([1.0])] * len(calls),
+    )
+    policy.config = SimpleNamespace(action_dim=4)
+    delays_in_steps(policy, 1, Timing(10, "rtc", look_every=20), rate=80.0, slower=1.0)
+    assert {"context", "prev_chunk_left_over"} <= set(asked[0])
 
 
 def test_a_policy_is_asked_as_the_execution_says() -> None:

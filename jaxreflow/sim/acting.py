@@ -106,7 +106,7 @@ def delays_in_steps(
     if timing.look_every:
         options["context"] = policy.observe(example)
     if timing.execution in GUIDED:
-        options = {"prev_chunk_left_over": np.zeros((timing.execution_horizon, policy.config.action_dim))}
+        options |= {"prev_chunk_left_over": np.zeros((timing.execution_horizon, policy.config.action_dim))}
     calls: list[Callable[[], object]] = [
         functools.partial(policy.predict_action_chunk, example, num_steps=num_steps, **options)
     ]
