@@ -7,7 +7,6 @@ without shadows, reflections and multisampling, at twice the wanted size and ave
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,21 +14,15 @@ import gymnasium
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxreflow.errors import ConfigError, SimulationError
+from jaxreflow.errors import ConfigError
 from jaxreflow.sim.environment import EnvOptions, Recording
+from jaxreflow.sim.rendering import fast_picture, fast_renderer, no_renderer, no_simulator
 
-# Without a screen MuJoCo needs to be told, before it is imported, that EGL can render off one.
-if "DISPLAY" not in os.environ:
-    os.environ.setdefault("MUJOCO_GL", "egl")
 try:
-    import mujoco
     from gym_aloha.constants import ACTIONS, JOINTS
     from gym_aloha.env import AlohaEnv as StockEnv
 except Exception as error:  # A missing library shows itself as ImportError, AttributeError or a GL error of its own.
-    raise SimulationError(
-        f"gym-aloha cannot be imported ({error!r}); expected the packages of `pip install 'jaxreflow[sim]'` and the GL "
-        "libraries of `apt-get install libegl1 libgl1 libgl1-mesa-dri` (or libosmesa6 with MUJOCO_GL=osmesa)"
-    ) from error
+    raise no_simulator("gym-aloha", error) from error
 
 TASK, CAMERA, STOCK_SIZE = "transfer-cube", "top", (480, 640)
 # What LeRobot 0.6.1 tells a policy, and LeRobot 0.4.4. Demonstrations have both.
@@ -81,7 +74,7 @@ class AlohaEnv(gymnasium.Env):
         self._env._env.task.get_observation = self._seen
         ((_, shape),) = self.cameras(EnvOptions(render="stock" if self._stock else "fast", size=size)).items()
         self._pixels = np.zeros((*shape, 3), np.uint8)
-        self._renderer: mujoco.Renderer | None = None
+        self._renderer: Any = None
         self._steps, self._since_success, self._last = 0, 0, np.zeros(14)
         picture = gymnasium.spaces.Box(0, 255, self._pixels.shape, np.uint8)
         self.observation_space = gymnasium.spaces.Dict(
@@ -149,10 +142,7 @@ class AlohaEnv(gymnasium.Env):
         try:
             return self._picture()
         except Exception as error:
-            raise SimulationError(
-                f"MuJoCo cannot render off-screen with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} ({error!r}); install "
-                "`apt-get install libegl1 libgl1 libgl1-mesa-dri` for MUJOCO_GL=egl, or libosmesa6 for MUJOCO_GL=osmesa"
-            ) from error
+            raise no_renderer(error) from error
 
     def close(self) -> None:
         """Frees the renderer."""
@@ -170,24 +160,11 @@ class AlohaEnv(gymnasium.Env):
         if self._stock:
             return self._physics.render(*STOCK_SIZE, camera_id=CAMERA)
         if self._renderer is None:
-            self._renderer = _fast_renderer(self.model, 2 * self._size)
-        self._renderer.update_scene(self.data, camera=CAMERA)
-        double = self._renderer.render().reshape(self._size, 2, self._size, 2, 3)
-        return double.mean((1, 3)).round().astype(np.uint8)
+            self._renderer = fast_renderer(self.model, self._size)
+        return fast_picture(self._renderer, self.data, CAMERA)
 
     def _left_grips(self) -> bool:
         name, contacts = self.model.geom, self.data.contact[: self.data.ncon]
         pairs = {frozenset((name(c.geom1).name, name(c.geom2).name)) for c in contacts}
         fingers = (f"vx300s_left/10_{side}_gripper_finger" for side in ("left", "right"))
         return all(frozenset(("red_box", finger)) in pairs for finger in fingers)
-
-
-def _fast_renderer(model: Any, size: int) -> mujoco.Renderer:
-    model.vis.quality.offsamples = 0
-    model.vis.quality.shadowsize = 512
-    model.vis.global_.offwidth = max(size, STOCK_SIZE[1])
-    model.vis.global_.offheight = max(size, STOCK_SIZE[0])
-    renderer = mujoco.Renderer(model, size, size)
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
-    return renderer

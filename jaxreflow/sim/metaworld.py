@@ -6,7 +6,6 @@ the same view without shadows, reflections and multisampling, at twice the wante
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,21 +13,15 @@ import gymnasium
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxreflow.errors import ConfigError, SimulationError
+from jaxreflow.errors import ConfigError
 from jaxreflow.sim.environment import EnvOptions, Recording
 from jaxreflow.sim.experts import WALL_DETOUR, make_expert
+from jaxreflow.sim.rendering import fast_picture, fast_renderer, no_renderer, no_simulator
 
-# Without a screen MuJoCo needs to be told, before it is imported, that EGL can render off one.
-if "DISPLAY" not in os.environ:
-    os.environ.setdefault("MUJOCO_GL", "egl")
 try:
     import metaworld
-    import mujoco
 except Exception as error:  # A missing library shows itself as ImportError, AttributeError or a GL error of its own.
-    raise SimulationError(
-        f"Meta-World cannot be imported ({error!r}); expected the packages of `pip install 'jaxreflow[sim]'` and the GL "
-        "libraries of `apt-get install libegl1 libgl1 libgl1-mesa-dri` (or libosmesa6 with MUJOCO_GL=osmesa)"
-    ) from error
+    raise no_simulator("Meta-World", error) from error
 
 CAMERA = "corner2"
 STOCK_SIZE = 480
@@ -87,7 +80,7 @@ class MetaWorldEnv(gymnasium.Env):
         self._env = _make_task("reach-wall-v3" if task == WALL_DETOUR else task)
         if task == WALL_DETOUR:
             _raise_wall(self._env.model)
-        self._renderer: mujoco.Renderer | None = None
+        self._renderer: Any = None
         self._pixels = np.zeros((self._size, self._size, 3), np.uint8)
         self._steps = 0
         self._grip = 0.0
@@ -157,17 +150,15 @@ class MetaWorldEnv(gymnasium.Env):
         try:
             return self._env.render()
         except Exception as error:
-            raise _no_renderer(error) from error
+            raise no_renderer(error) from error
 
     def _fast_picture(self) -> np.ndarray:
         if self._renderer is None:
             try:
-                self._renderer = _fast_renderer(self._env.model, 2 * self._size)
+                self._renderer = fast_renderer(self._env.model, self._size)
             except Exception as error:
-                raise _no_renderer(error) from error
-        self._renderer.update_scene(self._env.data, camera=CAMERA)
-        double = self._renderer.render().reshape(self._size, 2, self._size, 2, 3)
-        return double.mean((1, 3)).round().astype(np.uint8)
+                raise no_renderer(error) from error
+        return fast_picture(self._renderer, self._env.data, CAMERA)
 
 
 def _make_task(name: str) -> Any:
@@ -200,21 +191,3 @@ def _raise_wall(model: Any) -> None:
     goal = model.site("goal").id
     model.site_size[goal] = 0.035
     model.site_rgba[goal] = [1.0, 0.1, 0.9, 1.0]
-
-
-def _fast_renderer(model: Any, size: int) -> mujoco.Renderer:
-    model.vis.quality.offsamples = 0
-    model.vis.quality.shadowsize = 512
-    model.vis.global_.offwidth = max(size, model.vis.global_.offwidth)
-    model.vis.global_.offheight = max(size, model.vis.global_.offheight)
-    renderer = mujoco.Renderer(model, size, size)
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
-    return renderer
-
-
-def _no_renderer(error: Exception) -> SimulationError:
-    return SimulationError(
-        f"MuJoCo cannot render off-screen with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} ({error!r}); install "
-        "`apt-get install libegl1 libgl1 libgl1-mesa-dri` for MUJOCO_GL=egl, or libosmesa6 for MUJOCO_GL=osmesa"
-    )

@@ -1,0 +1,53 @@
+"""Fast pictures of a MuJoCo scene: no shadows, reflections and multisampling, at twice the wanted size and averaged."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jaxreflow.errors import SimulationError
+
+# Without a screen MuJoCo needs to be told, before it is imported, that EGL can render off one.
+if "DISPLAY" not in os.environ:
+    os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def fast_renderer(model: Any, size: int) -> Any:
+    """A `mujoco.Renderer` for `fast_picture`s of `size` x `size` pixels."""
+    import mujoco
+
+    model.vis.quality.offsamples = 0
+    model.vis.quality.shadowsize = 512
+    model.vis.global_.offwidth = max(2 * size, model.vis.global_.offwidth)
+    model.vis.global_.offheight = max(2 * size, model.vis.global_.offheight)
+    renderer = mujoco.Renderer(model, 2 * size, 2 * size)
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+    return renderer
+
+
+def fast_picture(renderer: Any, data: Any, camera: str) -> UInt8[np.ndarray, "S S 3"]:
+    """What a camera sees now."""
+    renderer.update_scene(data, camera=camera)
+    double = renderer.render()
+    size = len(double) // 2
+    return double.reshape(size, 2, size, 2, 3).mean((1, 3)).round().astype(np.uint8)
+
+
+def no_simulator(library: str, error: Exception) -> SimulationError:
+    """What to install where a simulator cannot be imported."""
+    return SimulationError(
+        f"{library} cannot be imported ({error!r}); expected the packages of `pip install 'jaxreflow[sim]'` and the GL "
+        "libraries of `apt-get install libegl1 libgl1 libgl1-mesa-dri` (or libosmesa6 with MUJOCO_GL=osmesa)"
+    )
+
+
+def no_renderer(error: Exception) -> SimulationError:
+    """What to install where nothing can be rendered."""
+    return SimulationError(
+        f"MuJoCo cannot render off-screen with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} ({error!r}); install "
+        "`apt-get install libegl1 libgl1 libgl1-mesa-dri` for MUJOCO_GL=egl, or libosmesa6 for MUJOCO_GL=osmesa"
+    )
