@@ -22,7 +22,7 @@ try:
     from gym_aloha.constants import ACTIONS, JOINTS
     from gym_aloha.env import AlohaEnv as StockEnv
 except Exception as error:  # A missing library shows itself as ImportError, AttributeError or a GL error of its own.
-    raise no_simulator("gym-aloha", error) from error
+    raise no_simulator(f"gym-aloha cannot be imported ({error!r})") from error
 
 TASK, CAMERA, STOCK_SIZE = "transfer-cube", "top", (480, 640)
 # What LeRobot 0.6.1 tells a policy, and LeRobot 0.4.4. Demonstrations have both.

@@ -21,7 +21,7 @@ from jaxreflow.sim.rendering import fast_picture, fast_renderer, no_renderer, no
 try:
     import metaworld
 except Exception as error:  # A missing library shows itself as ImportError, AttributeError or a GL error of its own.
-    raise no_simulator("Meta-World", error) from error
+    raise no_simulator(f"Meta-World cannot be imported ({error!r})") from error
 
 CAMERA = "corner2"
 STOCK_SIZE = 480

@@ -37,10 +37,10 @@ def fast_picture(renderer: Any, data: Any, camera: str) -> UInt8[np.ndarray, "S 
     return double.reshape(size, 2, size, 2, 3).mean((1, 3)).round().astype(np.uint8)
 
 
-def no_simulator(library: str, error: Exception) -> SimulationError:
-    """What to install where a simulator cannot be imported."""
+def no_simulator(found: str) -> SimulationError:
+    """What to install where a simulator cannot be imported, as `found` says."""
     return SimulationError(
-        f"{library} cannot be imported ({error!r}); expected the packages of `pip install 'jaxreflow[sim]'` and the GL "
+        f"{found}; expected the packages of `pip install 'jaxreflow[sim]'` and the GL "
         "libraries of `apt-get install libegl1 libgl1 libgl1-mesa-dri` (or libosmesa6 with MUJOCO_GL=osmesa)"
     )
 
