@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.recipe import latency
-from benchmarks.recipe.latency import CONTENDERS, FULL, STALE, STUDENT, TWO_RATES, commands, write_latency
+from benchmarks.recipe.latency import (
+    CONTENDERS,
+    FULL,
+    STALE,
+    STUDENT,
+    TEACHER,
+    TWO_RATES,
+    commands,
+    measured_command,
+    write_latency,
+)  # fmt: skip
 from jaxreflow.errors import ConfigError
 from jaxreflow.sim.closed_loop import SimConfig
 from jaxreflow.sim.results import Result
@@ -28,12 +38,17 @@ def result(policy: Path, steps: int, timing: Timing, successes: int) -> Result:
 
 def test_the_studys_commands_are_flags_of_the_simulator() -> None:
     every = [parse(SimConfig, [*flags, "--out", "x"], prog="sim", about="") for flags in commands(FULL)]
+    *every, deciding = every
+    assert (deciding.num_steps, deciding.delay, deciding.episodes) == ((10, 1), ("5", "10", "20"), 300)
     grid = [config for config in every if len(config.policy) == 4]
     assert {config.execution for config in grid} == {(name,) for name in latency.EXECUTIONS}
     assert all(config.num_steps == (10, 1, 1, 2) and config.delay == ("0", "5", "10", "20") for config in grid)
     assert [config.episodes for config in every] == [100] * len(every)
     rates = [config for config in every if len(config.policy) == 1]
     assert len(rates) == len(FULL.tasks) * (len(TWO_RATES) + len(STALE))
+    measured = parse(SimConfig, [*measured_command(FULL), "--out", "x"], prog="sim", about="")
+    assert measured.delay == ("measured",)
+    assert measured.env == "metaworld:wall-detour,button-press-topdown-v3"
 
 
 def test_the_page_gets_every_table_and_the_figure_every_execution(tmp_path: Path) -> None:
@@ -42,7 +57,11 @@ def test_the_page_gets_every_table_and_the_figure_every_execution(tmp_path: Path
     cells += [result(policy, steps, Timing(50), 10) for policy, steps in CONTENDERS]
     cells += [result(policy, steps, Timing(20, "asynchronous", 5), 16) for policy, steps in CONTENDERS]
     cells += [result(STUDENT, 1, timing, 10 + i) for i, timing in enumerate(TWO_RATES)]
-    write_latency(tmp_path, cells)
+    own_delays = [
+        result(TEACHER, 10, Timing(20, "asynchronous", 18), 8),
+        result(STUDENT, 1, Timing(20, "asynchronous", 7), 14),
+    ]
+    write_latency(tmp_path, cells, own_delays)
     page = (tmp_path / "results.md").read_text()
     assert "| wall-detour | asynchronous | 10 | 0.40 [0.22, 0.61] | 0.50" in page
     assert "| 0.60 [0.39, 0.78] | 0.70 [0.48, 0.85] | +0.20 [" in page
@@ -51,12 +70,24 @@ def test_the_page_gets_every_table_and_the_figure_every_execution(tmp_path: Path
     assert "| asynchronous | student@1 | 0.60 [0.39, 0.78] | 0.25 | 0.5 | 5 | 100 |" in page
     assert "| wall-detour | 22 | 22 | 22 | 0.50 [0.30, 0.70] |  |" in page
     assert "| wall-detour | 20 | 5 | 2 | 0.65 [0.43, 0.82] | +0.15 [" in page
+    assert "| wall-detour | student@1 | 7 | 0.70 [0.48, 0.85] | +0.30 [" in page
     assert "stale images" not in page, "a table without all its measurements is left out"
     assert (tmp_path / "images" / "latency.png").stat().st_size > 10_000
     figure = latency.plot_latency(cells)
     assert [axis.get_title() for axis in figure.axes] == [
         "wall-detour\nblocking, 50 executed", "wall-detour\nasynchronous"
     ]  # fmt: skip
+
+
+def test_of_two_results_the_one_with_more_episodes_counts(tmp_path: Path) -> None:
+    slow = Timing(20, "asynchronous", 10)
+    few = [result(policy, steps, slow, 20) for policy, steps in CONTENDERS]
+    many = [
+        dataclasses.replace(cell, episodes=2 * EPISODES, success=cell.success + (0,) * EPISODES) for cell in few[:1]
+    ]
+    write_latency(tmp_path, [*many, *few], [])
+    row = f"| wall-detour | asynchronous | 10 | 0.50 [0.35, 0.65] | {' | '.join(['1.00 [0.84, 1.00]'] * 3)} | +0.00 ["
+    assert row in (tmp_path / "results.md").read_text(), "and the difference is that of the episodes that both have"
 
 
 def test_results_without_the_grid_are_refused() -> None:

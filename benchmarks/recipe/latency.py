@@ -25,7 +25,7 @@ from jaxreflow.sim.intervals import paired_difference, wilson
 from jaxreflow.sim.results import Result, pooled, read_results
 from jaxreflow.sim.timing import Execution, Timing
 
-RESULTS = "latency.jsonl"
+RESULTS, MEASURED = "latency.jsonl", "equal_hardware.jsonl"
 POLICIES = Path("benchmarks/recipe/policies")
 TEACHER, STUDENT = POLICIES / "teacher", POLICIES / "student"
 TASKS = ("wall-detour", "button-press-topdown-v3")
@@ -36,6 +36,8 @@ SPACING, WHOLE = 20, 50
 """Steps between two observations: LeRobot's `queue_threshold` of 30 leaves 20 of 50 actions; SmolVLA's default is 50."""
 FASTER = ((20, 10), (20, 5), (10, 5))
 """A delay, and that of a call which takes a half or a quarter as long."""
+SLOWER = 25
+"""A robot's computer so many times as slow as this machine: the small teacher's call then takes about 20 steps."""
 CONTENDERS = ((TEACHER, 10), (TEACHER, 1), (STUDENT, 1), (STUDENT, 2))
 _NAMES = [f"{policy.name}@{steps}" for policy, steps in CONTENDERS]
 _COLOURS = {"teacher@10": "#2b5c8a", "teacher@1": "#7aa6cf", "student@1": "#c1521f", "student@2": "#e59a6e"}
@@ -52,15 +54,17 @@ STALE = (Timing(5), *(Timing(5, look_every=every) for every in (10, 20, 40, 80))
 
 @dataclasses.dataclass(frozen=True)
 class LatencyScale:
-    """Episodes of every cell, and delays."""
+    """Episodes of every cell, and delays; and more episodes of the first task where intervals decide."""
 
     episodes: int
     delays: Sequence[int]
     tasks: Sequence[str]
+    more_episodes: int
+    slower: int = SLOWER
 
 
-FULL = LatencyScale(100, DELAYS, TASKS)
-SMOKE = LatencyScale(2, DELAYS[:2], TASKS[:1])
+FULL = LatencyScale(100, DELAYS, TASKS, more_episodes=300)
+SMOKE = LatencyScale(2, DELAYS[:2], TASKS[:1], more_episodes=3)
 
 
 def run_study(lab: Lab, scale: LatencyScale, out: Path) -> None:
@@ -68,14 +72,29 @@ def run_study(lab: Lab, scale: LatencyScale, out: Path) -> None:
     results = out / "results" / RESULTS
     for number, flags in enumerate(commands(scale)):
         lab.simulate(f"latency_{number}", *flags, "--seed", str(SEED), "--out", str(results))
-    write_latency(out, list(read_results(results)))
+    measured = out / "results" / MEASURED
+    if not measured.exists():
+        lab.simulate("equal_hardware", *measured_command(scale), "--seed", str(SEED), "--out", str(measured))
+    write_latency(out, list(read_results(results)), list(read_results(measured)))
+
+
+def _named(policies: Sequence[tuple[Path, int]]) -> list[str]:
+    paths, steps = zip(*policies, strict=True)
+    return ["--policy", *map(str, paths), "--num-steps", *map(str, steps)]
+
+
+def measured_command(scale: LatencyScale) -> list[str]:
+    """Flags of a run in which each policy has the delay that its own latency gives it."""
+    where = ["--env", f"metaworld:{','.join(scale.tasks)}", "--episodes", str(scale.episodes)]
+    how = ["--execution", "asynchronous", "--n-action-steps", str(SPACING)]
+    return [*_named(CONTENDERS), *where, *how, "--delay", "measured", "--slower", str(scale.slower)]
 
 
 def commands(scale: LatencyScale) -> Iterator[list[str]]:
     """Flags of `python -m jaxreflow.sim`, the most telling first."""
-    policies = ["--policy", *(str(policy) for policy, _ in CONTENDERS)]
-    every = [*policies, "--num-steps", *(str(steps) for _, steps in CONTENDERS)]
+    every = _named(CONTENDERS)
     delays = ["--delay", *map(str, scale.delays)]
+    late = ["--delay", *(str(delay) for delay in scale.delays if delay)]
     for task in scale.tasks:
         where = ["--env", f"metaworld:{task}", "--episodes", str(scale.episodes)]
         for execution in EXECUTIONS:
@@ -83,6 +102,16 @@ def commands(scale: LatencyScale) -> Iterator[list[str]]:
         yield [*every, *where, "--n-action-steps", str(WHOLE), *delays]
         for timing in (*TWO_RATES, *STALE):
             yield ["--policy", str(STUDENT), "--num-steps", "1", *where, *_flags(timing)]
+    deciding = ["--env", f"metaworld:{scale.tasks[0]}", "--episodes", str(scale.more_episodes)]
+    yield [
+        *_named(((TEACHER, 10), (STUDENT, 1))),
+        *deciding,
+        "--execution",
+        "asynchronous",
+        "--n-action-steps",
+        str(SPACING),
+        *late,
+    ]
 
 
 def _flags(timing: Timing) -> list[str]:
@@ -91,13 +120,15 @@ def _flags(timing: Timing) -> list[str]:
     return shlex.split(" ".join(f"{name} {value}" for name, value in (values | looks).items()))
 
 
-def write_latency(out: Path, results: Sequence[Result]) -> None:
+def write_latency(out: Path, results: Sequence[Result], measured: Sequence[Result]) -> None:
     """Fills the blocks of `out`/results.md that have all their measurements, and draws the figure."""
+    results = sorted(results, key=lambda result: result.episodes)  # so that of two the one with more episodes counts
     fill_page(
         out / "results.md",
         {
             "latency": lambda: latency_table(results),
             "equal hardware": lambda: hardware_table(results),
+            "measured delays": lambda: measured_table(measured),
             "motion": lambda: motion_table(results),
             "two rates": lambda: rates_table(results, TWO_RATES),
             "stale images": lambda: rates_table(results, STALE),
@@ -136,7 +167,8 @@ def _rate(result: Result) -> str:
 
 
 def _difference(reference: Result, own: Result) -> str:
-    difference = paired_difference(pooled([reference]), pooled([own]))
+    common = min(reference.episodes, own.episodes)  # all begin with the same episode
+    difference = paired_difference(pooled([reference])[:common], pooled([own])[:common])
     return f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
 
 
@@ -170,6 +202,17 @@ def hardware_table(results: Sequence[Result]) -> str | None:
                 rows.append([task, kind, f"{slow} and {fast}", _rate(reference), *shown])
     heads = ["task", "execution", "delays", "teacher@10", "student@1, less teacher@10", "teacher@1, less teacher@10"]
     return markdown_table(heads, rows) if rows else None
+
+
+def measured_table(results: Sequence[Result]) -> str | None:
+    """Every policy at its own delay, and its difference to the first."""
+    rows = []
+    for task in _tasks(results):
+        cells = [r for r in results if r.task == task]
+        for cell in cells:
+            difference = "" if cell is cells[0] else _difference(cells[0], cell)
+            rows.append([task, _name(cell), str(cell.delay), _rate(cell), difference])
+    return markdown_table(["task", "policy", "delay", "success", "less teacher@10"], rows) if rows else None
 
 
 def motion_table(results: Sequence[Result], delay: int = 10) -> str | None:
