@@ -100,7 +100,7 @@ def test_pictures_show_the_cube(env: AlohaEnv) -> None:
     red = []
     for seed in (0, 1):
         picture = env.reset(seed=seed)[0]["pixels"]["top"].astype(int)
-        assert picture.shape == (96, 96, 3)
+        assert picture.shape == (72, 96, 3), "the same view as 480 x 640"
         red.append(np.argwhere((picture[..., 0] > 150) & (picture[..., 1] < 90)).mean(0))
     env.renders = False
     assert np.abs(red[0] - red[1]).max() > 1
@@ -127,7 +127,7 @@ def test_recorded_demonstrations_are_a_dataset_with_both_of_lerobots_instruction
     assert {episode.task for episode in dataset.episodes} == set(INSTRUCTIONS)
     assert dataset.camera_keys == ("observation.images.top",)
     frame = dataset.frame(dataset.episodes[0].last, dataset.camera_keys)
-    assert frame["observation.images.top"].shape == (48, 48, 3)
+    assert frame["observation.images.top"].shape == (36, 48, 3)
     assert frame["observation.state"].shape == (14,)
     assert main(["record", "--env", "aloha:insertion", "--out", str(tmp_path / "no")]) == 1
     assert "expected transfer-cube" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 Physics, resets by seed, reward and success are gym-aloha's own, as LeRobot runs them (`--env.type=aloha
 --env.task=AlohaTransferCube-v0`). The stock pictures are those of its camera `top`, 480 x 640. The fast ones show the same view
-without shadows, reflections and multisampling, at twice the wanted size and averaged.
+without shadows, reflections and multisampling, at twice the wanted size and averaged; they are as wide as `--options.size` says.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class AlohaEnv(gymnasium.Env):
             raise ConfigError(f"--env: aloha has no task {task!r}; expected {TASK}")
         self.task, self.task_description, self.max_steps = task, INSTRUCTIONS[0], max_steps
         self.renders = True
-        self._stock, self._size = render == "stock", size
+        self._stock = render == "stock"
         self._env = StockEnv("transfer_cube", obs_type="pixels_agent_pos")
         self._physics = self._env._env.physics
         # The stock task renders three pictures of 480 x 640 for every observation, of which one is used.
@@ -88,8 +88,8 @@ class AlohaEnv(gymnasium.Env):
     @staticmethod
     def cameras(options: EnvOptions) -> dict[str, tuple[int, int]]:
         """Height and width of the pictures, by the names that policies know."""
-        size = STOCK_SIZE if options.render == "stock" else (options.size, options.size)
-        return {f"observation.images.{CAMERA}": size}
+        fast = (options.size * STOCK_SIZE[0] // STOCK_SIZE[1], options.size)
+        return {f"observation.images.{CAMERA}": STOCK_SIZE if options.render == "stock" else fast}
 
     @property
     def model(self) -> Any:
@@ -160,7 +160,7 @@ class AlohaEnv(gymnasium.Env):
         if self._stock:
             return self._physics.render(*STOCK_SIZE, camera_id=CAMERA)
         if self._renderer is None:
-            self._renderer = fast_renderer(self.model, self._size)
+            self._renderer = fast_renderer(self.model, *self._pixels.shape[:2])
         return fast_picture(self._renderer, self.data, CAMERA)
 
     def _left_grips(self) -> bool:

@@ -56,7 +56,7 @@ class EnvOptions:
     render: Literal["fast", "stock"] = "fast"
     """`fast` pictures have no shadows and `--options.size` pixels. `stock` are LeRobot's own, larger and slower."""
     size: int = 96
-    """Width and height of fast pictures."""
+    """Width of fast pictures. Meta-World's are as high, Aloha's three quarters of it."""
     max_steps: int | None = None
     """Steps after which an episode has failed (default: the environment's; 200 in Meta-World, 400 in Aloha)."""
 

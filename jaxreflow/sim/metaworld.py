@@ -155,7 +155,7 @@ class MetaWorldEnv(gymnasium.Env):
     def _fast_picture(self) -> np.ndarray:
         if self._renderer is None:
             try:
-                self._renderer = fast_renderer(self._env.model, self._size)
+                self._renderer = fast_renderer(self._env.model, self._size, self._size)
             except Exception as error:
                 raise no_renderer(error) from error
         return fast_picture(self._renderer, self._env.data, CAMERA)

@@ -15,26 +15,26 @@ if "DISPLAY" not in os.environ:
     os.environ.setdefault("MUJOCO_GL", "egl")
 
 
-def fast_renderer(model: Any, size: int) -> Any:
-    """A `mujoco.Renderer` for `fast_picture`s of `size` x `size` pixels."""
+def fast_renderer(model: Any, height: int, width: int) -> Any:
+    """A `mujoco.Renderer` for `fast_picture`s of `height` x `width` pixels."""
     import mujoco
 
     model.vis.quality.offsamples = 0
     model.vis.quality.shadowsize = 512
-    model.vis.global_.offwidth = max(2 * size, model.vis.global_.offwidth)
-    model.vis.global_.offheight = max(2 * size, model.vis.global_.offheight)
-    renderer = mujoco.Renderer(model, 2 * size, 2 * size)
+    model.vis.global_.offwidth = max(2 * width, model.vis.global_.offwidth)
+    model.vis.global_.offheight = max(2 * height, model.vis.global_.offheight)
+    renderer = mujoco.Renderer(model, 2 * height, 2 * width)
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
     return renderer
 
 
-def fast_picture(renderer: Any, data: Any, camera: str) -> UInt8[np.ndarray, "S S 3"]:
+def fast_picture(renderer: Any, data: Any, camera: str) -> UInt8[np.ndarray, "H W 3"]:
     """What a camera sees now."""
     renderer.update_scene(data, camera=camera)
     double = renderer.render()
-    size = len(double) // 2
-    return double.reshape(size, 2, size, 2, 3).mean((1, 3)).round().astype(np.uint8)
+    height, width = (side // 2 for side in double.shape[:2])
+    return double.reshape(height, 2, width, 2, 3).mean((1, 3)).round().astype(np.uint8)
 
 
 def no_simulator(found: str) -> SimulationError:
