@@ -250,7 +250,16 @@ def test_table_has_a_line_per_policy_and_a_column_per_set() -> None:
 
 def test_a_training_loss_of_zero_is_no_measure() -> None:
     """As of a teacher of one step, from which its student starts out equal."""
-    assert against_training(0.5, (0.0, 90, 100)) == Consistency(
-        0.5, 0.0, None, "not available: the training loss of updates 90 to 100 is 0"
+    log = [{"step": step, "loss": 0.0, "loss_mean": 0.0} for step in (90, 100)]
+    assert against_training(0.5, log, None) == Consistency(
+        0.5, 0.0, None, "not available: the training loss of updates 91 to 100 is 0"
     )
-    assert against_training(0.5, (0.25, 90, 100)).ratio == 2
+
+
+def test_the_runs_own_held_out_loss_comes_first() -> None:
+    """A student that overfits is exported well: its training loss is low, and its held-out loss is the same here and there."""
+    log = [{"step": step, "loss": 0.25, "loss_mean": 0.25} for step in (90, 100)]
+    assert against_training(0.5, log, None) == Consistency(0.5, 0.25, 2.0, "training loss of updates 91 to 100")
+    log += [{"step": 90, "held_out_loss": 0.8}, {"step": 100, "held_out_loss": 0.5}]
+    assert against_training(0.5, log, None) == Consistency(0.5, 0.25, 1.0, "run's held-out loss of update 100", 0.5)
+    assert against_training(0.4, log, 90).ratio == 0.5, "that of the checkpoint's own update"

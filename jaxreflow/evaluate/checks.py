@@ -97,7 +97,7 @@ def _loss_consistency(measures: Measures, limits: Thresholds) -> Check:
             else "not available: no run with this teacher is known to have made the student"
         )
         return Check(name, None, None, limit, reason)
-    detail = f"exported weights {found.loss:.4g} on held-out frames, {found.note} {found.train_loss:.4g}"
+    detail = f"exported weights {found.loss:.4g} on held-out frames, {found.note} {found.logged:.4g}"
     if found.ratio < limits.loss_consistency_low:
         return Check(name, False, found.ratio, limit, f"less than {limits.loss_consistency_low:g}: {detail}")
     return _at_most(name, found.ratio, limit, detail)

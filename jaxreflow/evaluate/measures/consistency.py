@@ -21,16 +21,23 @@ from jaxreflow.training.losses import CONTEXT_PARAMS
 
 @dataclasses.dataclass(frozen=True)
 class Consistency:
-    """The reflow loss of the exported weights on held-out frames, and that of the run's last updates."""
+    """The reflow loss of the exported weights on held-out frames, and what the run itself measured."""
 
     loss: float
     """With fresh noise, and with the run's own loss, noises per observation and law of t."""
     train_loss: float | None
     """Mean over the last tenth of its updates; None where there is no log of them."""
     ratio: float | None
-    """Their quotient: 1 is right."""
+    """`loss` over `logged`: 1 is right."""
     note: str
-    """Where `train_loss` comes from, or why there is none."""
+    """Where `logged` comes from, or why there is none."""
+    held_out_loss: float | None = None
+    """The run's own, of the same weights on the episodes that it held out; None where it measured none at this update."""
+
+    @property
+    def logged(self) -> float | None:
+        """The run's held-out loss where there is one: unlike `train_loss` it is as large for a student that overfits."""
+        return self.train_loss if self.held_out_loss is None else self.held_out_loss
 
 
 def find_run(student: Path) -> Path | None:
@@ -67,6 +74,12 @@ def final_train_loss(records: Iterable[Record], last: int | None = None) -> tupl
     return float(np.mean(losses)), firsts[0], end
 
 
+def last_held_out_loss(records: Iterable[Record], step: int) -> float | None:
+    """The held-out loss that was measured after an update; None if there is none."""
+    found = [r["held_out_loss"] for r in records if "held_out_loss" in r and r["step"] == step]
+    return float(found[-1]) if found else None
+
+
 def measure_consistency(
     trial: Trial,
     positions: Sequence[int],
@@ -98,16 +111,23 @@ def measure_consistency(
         part_sum, part_count = measure(own, shared, theirs, part.batch, draws)
         total, count = total + float(part_sum), count + float(part_count)
     loss = total / count
-    found = final_train_loss(read_metrics(run), last) if run is not None and (run / METRICS_FILE).is_file() else None
-    return against_training(loss, found)
+    records = read_metrics(run) if run is not None and (run / METRICS_FILE).is_file() else []
+    return against_training(loss, records, last)
 
 
-def against_training(loss: float, found: tuple[float, int, int] | None) -> Consistency:
-    """The loss against that of training (None: there is no log of it), which says nothing where it is zero."""
+def against_training(loss: float, records: Sequence[Record], last: int | None) -> Consistency:
+    """The loss against that of the run's log up to the update `last`. A logged loss of zero says nothing."""
+    found = final_train_loss(records, last)
     if found is None:
         return Consistency(loss, None, None, f"not available: no {METRICS_FILE} of the run that made the student")
     train_loss, first, end = found
-    note = f"training loss of updates {first} to {end}"
-    if train_loss == 0:
-        return Consistency(loss, 0.0, None, f"not available: the {note} is 0")
-    return Consistency(loss, train_loss, loss / train_loss, note)
+    held_out_loss = last_held_out_loss(records, end)
+    note = (
+        f"training loss of updates {first} to {end}"
+        if held_out_loss is None
+        else f"run's held-out loss of update {end}"
+    )
+    logged = train_loss if held_out_loss is None else held_out_loss
+    if logged == 0:
+        return Consistency(loss, train_loss, None, f"not available: the {note} is 0", held_out_loss)
+    return Consistency(loss, train_loss, loss / logged, note, held_out_loss)

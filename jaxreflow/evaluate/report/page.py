@@ -250,8 +250,12 @@ def _training(report: Report, records: Sequence[Record]) -> str:
     else:
         text = _p(
             f"The reflow loss of the exported weights on held-out frames, with fresh noise and the run's own law of t, is "
-            f"{found.loss:.4g}; the {found.note} is {found.train_loss:.4g}. Their quotient is {found.ratio:.2f}; 1 is right."
+            f"{found.loss:.4g}; the {found.note} is {found.logged:.4g}. Their quotient is {found.ratio:.2f}; 1 is right."
         )
+        if found.held_out_loss is not None:
+            text += _p(
+                f"The loss of its last tenth of updates is {found.train_loss:.4g}. It is lower where a student overfits."
+            )
     if any("loss" in record for record in records):
         text += _picture(
             figures.plot_losses(records), "Training and held-out loss over updates", "Loss of the student's run."
