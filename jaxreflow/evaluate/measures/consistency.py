@@ -111,7 +111,7 @@ def measure_consistency(
         part_sum, part_count = measure(own, shared, theirs, part.batch, draws)
         total, count = total + float(part_sum), count + float(part_count)
     loss = total / count
-    records = read_metrics(run) if run is not None and (run / METRICS_FILE).is_file() else []
+    records = list(read_metrics(run)) if run is not None and (run / METRICS_FILE).is_file() else []
     return against_training(loss, records, last)
 
 
