@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 from benchmarks.recipe.__main__ import Part, RecipeConfig, _short_runs
-from benchmarks.recipe.compact import FINALISTS, NETWORKS, TRAINED, compact_lab, write_compact
+from benchmarks.recipe.compact import FINALISTS, STUDENTS, compact_lab, write_compact
 from benchmarks.recipe.lab import SMOKE, Lab, side_by_side
 from benchmarks.recipe.sides import BOTH, LEFT, NEITHER, RIGHT, Drawn, ways
 from benchmarks.recipe.variants import (
@@ -249,12 +249,12 @@ def test_compact_students_name_networks_that_their_teacher_has(tmp_path: Path) -
     assert (tokens, vlm["text_config"]["num_hidden_layers"]) == (64, 8)
     assert not list((tmp_path / "vlm").glob("*.safetensors"))
     assert lab.teacher_flags[:2] == ("--policy.vlm", str(tmp_path / "vlm"))
-    for variant in (*NETWORKS, *TRAINED):
+    for variant in STUDENTS:
         settings = tyro.cli(ReflowConfig, args=list(variant.flags), default=metaworld.config)
         unit = vlm["vision_config"]["patch_size"] * vlm["scale_factor"]
         assert (settings.student.image_size or 128) % unit == 0
         assert variant.shares_tokens is (variant.name == "full")
-    assert set(FINALISTS) <= {variant.name for variant in NETWORKS}
+    assert set(FINALISTS) <= {variant.name for variant in STUDENTS}
 
 
 def test_the_compact_studys_page_says_what_a_call_costs(tmp_path: Path) -> None:

@@ -56,7 +56,17 @@ TRAINED = tuple(
         ("adapters", "expert+connector+language:lora", ("--lora.rank", "16")),
     )
 )
-FINALISTS = ("full", "tokens_16", "layers_first", "both")
+LONGER = (
+    Variant(
+        "tokens_16_long",
+        "network",
+        "16 of 64 image tokens, three times as long",
+        (*_QUARTER, *_LANGUAGE),
+        times_as_long=3,
+    ),
+)
+STUDENTS = (*NETWORKS, *LONGER, *TRAINED)
+FINALISTS = ("full", "tokens_16", "tokens_16_long", "layers_first", "both")
 # Fewer demonstrations and shorter runs than the first study: an update of this teacher takes five times as long.
 COMPACT = dataclasses.replace(
     FULL, demonstrations=(400, 160, 100, 140), teacher_updates=8_000, student_updates=3_000, episodes=130
@@ -84,9 +94,8 @@ def write_vlm(folder: Path) -> None:
 def run_study(lab: Lab, out: Path, jobs: int) -> None:
     """Trains and measures what is missing: all students at equal updates, then the finalists in closed loop."""
     lab.prepare()
-    students = (*NETWORKS, *TRAINED)
-    side_by_side(jobs, [functools.partial(_train_and_measure, lab, student) for student in students])
-    lab.close_loop([dataclasses.replace(student, acts_in=(1,)) for student in students if student.name in FINALISTS])
+    side_by_side(jobs, [functools.partial(_train_and_measure, lab, student) for student in STUDENTS])
+    lab.close_loop([dataclasses.replace(student, acts_in=(1,)) for student in STUDENTS if student.name in FINALISTS])
     write_compact(out, lab)
 
 
@@ -97,7 +106,7 @@ def _train_and_measure(lab: Lab, student: Variant) -> None:
 
 def write_compact(out: Path, lab: Lab) -> None:
     """Fills the blocks of `out`/results.md, draws the figure, and copies what stands behind them."""
-    measured = [student for student in (*NETWORKS, *TRAINED) if _report(lab, student).exists()]
+    measured = [student for student in STUDENTS if _report(lab, student).exists()]
     results = list(read_results(lab.results / CLOSED_LOOP))
     fill_page(
         out / "results.md",

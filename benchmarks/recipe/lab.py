@@ -111,14 +111,14 @@ class Lab:
         """Trains a student."""
         teacher = self.teacher if variant.teacher is None else self.student(variant.teacher)
         out = self.root / "students" / variant.name
+        updates = (self.scale.student_updates or 0) * variant.times_as_long
         if variant.config == SNAPFLOW:
             own = ("--teacher", teacher, "--dataset", self.root / "data", "--features", self.root / "features")
-            more = ("--updates", str(self.scale.student_updates)) if self.scale.student_updates else ()
+            more = ("--updates", str(updates)) if updates else ()
             rival = ("-m", "benchmarks.recipe.snapflow", *own, "--out", out, *variant.flags, *more)
             self.run(f"students/{variant.name}", self.student(variant.name), *rival)
             return
         flag = "--policy.path" if variant.config == "metaworld_biased" else "--teacher.path"
-        updates = length(self.scale.student_updates) if self.scale.student_updates else ()
         self._train(
             f"students/{variant.name}",
             variant.config,
@@ -129,7 +129,7 @@ class Lab:
             *self._images(variant),
             *(() if variant.config == "metaworld_biased" else ("--no-report",)),
             *variant.flags,
-            *updates,
+            *(length(updates) if updates else ()),
             "--output-dir",
             out,
         )

@@ -22,6 +22,8 @@ class Variant:
     """Another student that is its teacher; None: the teacher itself."""
     cached: bool = True
     """Whether it learns from cached image tokens of its teacher; not if it shares a vision tower that is trained, too."""
+    times_as_long: int = 1
+    """Its updates, where the study sets a number of them, in multiples of that number."""
     acts_in: tuple[int, ...] = (1, 2)
     """The numbers of Euler steps in which it is tried in closed loop."""
 
