@@ -1,6 +1,7 @@
 """Robots that do not wait for their policy: what is executed when, and what the policy is told of it."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,8 @@ from jaxreflow.sim import closed_loop
 from jaxreflow.sim.acting import Looks, delays_in_steps, make_act, noise_shape
 from jaxreflow.sim.closed_loop import SimConfig
 from jaxreflow.sim.rollout import Query
-from jaxreflow.sim.timing import HOLD, Timing, plan
+from jaxreflow.sim.timing import HOLD, NEW, OLD, STILL, Execution, Timing, plan
+from tests.point_env import PointEnv
 from tests.test_sim_rollout import run
 
 TEACHER = Path(__file__).parent / "assets" / "teacher"
@@ -33,29 +35,31 @@ CHUNK, LEFT = column(0, 1, 2, 3, 4), column(8, 9)
 
 
 @pytest.mark.parametrize(
-    ("execution", "delay", "left", "actions", "switch", "left_over"),
+    ("execution", "delay", "left", "actions", "left_over"),
     [
-        ("blocking", 0, LEFT, [0, 1, 2], 0, [3, 4]),
-        ("blocking", 2, LEFT, [H, H, 0, 1, 2], 2, [3, 4]),
-        ("asynchronous", 0, LEFT, [0, 1, 2], 0, [3, 4]),
-        ("asynchronous", 1, LEFT, [8, 1, 2], 1, [3, 4]),
+        ("blocking", 0, LEFT, [0, 1, 2], [3, 4]),
+        ("blocking", 2, LEFT, [H, H, 0, 1, 2], [3, 4]),
+        ("asynchronous", 0, LEFT, [0, 1, 2], [3, 4]),
+        ("asynchronous", 1, LEFT, [8, 1, 2], [3, 4]),
         # What is left is not enough: the robot stands still, and leaves out what it has executed, not what it has waited.
-        ("asynchronous", 4, LEFT, [8, 9, H, H, 2], 4, [3, 4]),
-        ("asynchronous", 2, NONE, [H, H, 0, 1, 2], 2, [3, 4]),
-        ("candidates", 1, LEFT, [8, 1, 2], 1, [3, 4]),
+        ("asynchronous", 4, LEFT, [8, 9, H, H, 2], [3, 4]),
+        ("asynchronous", 2, NONE, [H, H, 0, 1, 2], [3, 4]),
+        ("candidates", 1, LEFT, [8, 1, 2], [3, 4]),
         # LeRobot's engine leaves out the delay, also where the robot has waited.
-        ("rtc", 1, LEFT, [8, 1, 2], 1, [3, 4]),
-        ("rtc", 2, NONE, [H, H, 2], 2, [3, 4]),
-        ("rtc", 4, LEFT, [8, 9, H, H], 4, [4]),
-        ("rtc-counted", 2, NONE, [H, H, 0, 1, 2], 2, [3, 4]),
-        ("rtc", 7, LEFT, [8, 9, H, H, H, H, H], 7, []),
+        ("rtc", 1, LEFT, [8, 1, 2], [3, 4]),
+        ("rtc", 2, NONE, [H, H, 2], [3, 4]),
+        ("rtc", 4, LEFT, [8, 9, H, H], [4]),
+        ("rtc-counted", 2, NONE, [H, H, 0, 1, 2], [3, 4]),
+        ("rtc", 7, LEFT, [8, 9, H, H, H, H, H], []),
     ],
 )
-def test_what_is_executed_up_to_the_next_observation(execution, delay, left, actions, switch, left_over) -> None:
+def test_what_is_executed_up_to_the_next_observation(execution, delay, left, actions, left_over) -> None:
     timing = Timing(3, execution, delay, candidates=4 if execution == "candidates" else 1)
     found = plan(timing, CHUNK, left)
     np.testing.assert_array_equal(found.actions[:, 0], actions)
-    assert found.switch == switch
+    named = {OLD: {8.0, 9.0}, NEW: {0.0, 1.0, 2.0, 3.0, 4.0}}
+    for action, chunk in zip(found.actions[:, 0], found.chunks, strict=True):
+        assert np.isnan(action) if chunk == STILL else action in named[chunk]
     np.testing.assert_array_equal(found.left_over[:, 0], left_over)
 
 
@@ -93,7 +97,35 @@ def test_what_is_left_reaches_the_policy_and_none_does_at_the_start() -> None:
     np.testing.assert_allclose(asked[1].left_over[0][:, 0], [0.03, 0.04])
     assert [query.clock[0] for query in asked[:3]] == [0, 4, 7]
     # From 0.03, the action before the switch, to 0.01, the first of the new chunk that is in time.
-    np.testing.assert_allclose(outcome.jump[:1], 0.02 - 0.01 / outcome.queries[:1], atol=2e-3)
+    np.testing.assert_allclose(outcome.jump[:1], 0.02)
+
+
+@pytest.mark.parametrize("execution", ["blocking", "asynchronous", "rtc"])
+@pytest.mark.parametrize("delay", [0, 1, 2, 3, 4, 7])
+def test_jumps_are_those_between_chunks_that_follow_each_other(
+    execution: Execution, delay: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the delay, also where a chunk begins when the next observation is taken, and later. To stand still is no jump."""
+
+    unit, executed = 2.0**-20, []
+    step = PointEnv.step
+
+    def recorded(env: PointEnv, action: np.ndarray) -> Any:
+        executed.append(action[0] / unit)
+        return step(env, action)
+
+    def act(query: Query) -> np.ndarray:
+        """Actions that say when their chunk was asked for, and which of its twelve they are; none solves the task."""
+        return unit * (1 + np.arange(12)[:, None] + 20 * query.clock[:, None, None])
+
+    monkeypatch.setattr(PointEnv, "step", recorded)
+    outcome = run(1, range(1), act=act, execution=execution, delay=delay)
+    jumps = [
+        abs(new - old) for old, new in itertools.pairwise(executed) if 0 not in (old, new) and old // 20 != new // 20
+    ]
+    assert len(executed) == outcome.steps[0] == 20
+    assert bool(jumps) is (execution != "blocking" or delay == 0)
+    np.testing.assert_allclose(outcome.jump[0], unit * np.mean(jumps) if jumps else np.nan)
 
 
 def test_jerk_is_the_third_difference_of_positions() -> None:

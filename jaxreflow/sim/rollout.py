@@ -48,7 +48,8 @@ class Outcomes:
     jerk: Float[np.ndarray, " E"]
     """Root mean square of the third difference of the arm's positions, in their unit per step^3."""
     jump: Float[np.ndarray, " E"]
-    """Mean length of the difference between the last action before a chunk and the first action of it; NaN without a switch."""
+    """Mean length of the difference, in units of an action, between the last action of a chunk and the first of the next one where
+    one follows the other without a stop; NaN where none does."""
     also: dict[str, Bool[np.ndarray, " E"]]
     """What else the environment says of an episode."""
 
@@ -117,7 +118,7 @@ def rollout(
         over = terminated | truncated
         ended = running & over
         for slot in np.flatnonzero(running):
-            tracks[episode[slot]].add(int(slot), info, plans[slot].switch)
+            tracks[episode[slot]].add(int(slot), info, plans[slot].chunks)
         for slot in np.flatnonzero(over):
             left_over[slot], clock[slot], queries[slot] = nothing, 0, 0
         for slot in np.flatnonzero(ended):
@@ -148,14 +149,14 @@ class _Track:
     held: int = 0
     commands: list[np.ndarray] = dataclasses.field(default_factory=list)
     positions: list[np.ndarray] = dataclasses.field(default_factory=list)
-    switches: list[int] = dataclasses.field(default_factory=list)
+    chunks: list[np.ndarray] = dataclasses.field(default_factory=list)
+    """The number of the chunk that each command is from, or -1 where the robot stood still."""
 
-    def add(self, slot: int, info: Mapping[str, np.ndarray], switch: int) -> None:
-        """The steps of one plan, whose new chunk begins at `switch`."""
-        steps, past = int(info["steps"][slot]), len(self.commands)
+    def add(self, slot: int, info: Mapping[str, np.ndarray], chunks: Int[np.ndarray, " L"]) -> None:
+        """The steps of one plan, and whether they are of the chunk that was just asked for (see `Plan.chunks`)."""
+        steps = int(info["steps"][slot])
         self.queries += 1
-        if past + switch and switch < steps:
-            self.switches.append(past + switch)
+        self.chunks.extend(np.array([-1, self.queries - 1, self.queries])[chunks[:steps]])
         self.commands.extend(info["commands"][slot, :steps])
         self.positions.extend(info["positions"][slot, :steps])
         self.also = {name: bool(info[name][slot]) for name in self.also}
@@ -166,10 +167,11 @@ class _Track:
         return float(np.sqrt(np.mean(np.sum(np.square(thirds), axis=1))))
 
     def jump(self) -> float:
-        if not self.switches:
+        chunks = np.array(self.chunks)
+        switches = (chunks[1:] != chunks[:-1]) & (chunks[1:] >= 0) & (chunks[:-1] >= 0)
+        if not switches.any():
             return float("nan")
-        commands, at = np.array(self.commands), np.array(self.switches)
-        return float(np.linalg.norm(commands[at] - commands[at - 1], axis=1).mean())
+        return float(np.linalg.norm(np.diff(self.commands, axis=0)[switches], axis=1).mean())
 
 
 def _outcomes(tracks: Sequence[_Track]) -> Outcomes:

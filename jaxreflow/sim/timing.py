@@ -6,12 +6,13 @@ import dataclasses
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxreflow.errors import ConfigError
 
 Execution: TypeAlias = Literal["blocking", "asynchronous", "rtc", "rtc-counted", "candidates"]
 GUIDED = ("rtc", "rtc-counted")
+STILL, OLD, NEW = range(3)
 HOLD, STOP = np.nan, np.inf
 """In place of an action: stand still for a step, and: the chunk ends here."""
 
@@ -83,8 +84,8 @@ class Plan(NamedTuple):
 
     actions: Float[np.ndarray, "L d"]
     """Actions, and HOLD where there is none."""
-    switch: int
-    """The first action of the new chunk among them."""
+    chunks: Int[np.ndarray, " L"]
+    """Where each is from: the chunk before (OLD), this one (NEW), or none (STILL)."""
     left_over: Float[np.ndarray, "T d"]
     """What will be left of the new chunk when the next observation is taken."""
 
@@ -98,4 +99,5 @@ def plan(
     new = chunk[timing.delay if timing.execution == "rtc" else len(under_way) :]
     now = new[: max(len(new) - (len(chunk) - timing.n_action_steps), 0)]
     still = np.full((delay - len(under_way), chunk.shape[1]), HOLD, chunk.dtype)
-    return Plan(np.concatenate([under_way, still, now]), delay, new[len(now) :])
+    chunks = np.repeat([OLD, STILL, NEW], [len(under_way), len(still), len(now)])
+    return Plan(np.concatenate([under_way, still, now]), chunks, new[len(now) :])
