@@ -101,7 +101,7 @@ def test_what_is_left_reaches_the_policy_and_none_does_at_the_start() -> None:
 
 
 @pytest.mark.parametrize("execution", ["blocking", "asynchronous", "rtc"])
-@pytest.mark.parametrize("delay", [0, 1, 2, 3, 4, 7])
+@pytest.mark.parametrize("delay", [0, 1, 2, 3, 4, 5])
 def test_jumps_are_those_between_chunks_that_follow_each_other(
     execution: Execution, delay: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
