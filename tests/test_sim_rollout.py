@@ -181,8 +181,8 @@ def test_statistics_of_a_file_replace_the_policys_own_and_make_other_results(tmp
     before, after = (p.transforms.unnormalize_action(normalized) for p in (own, *policies.values()))
     np.testing.assert_allclose(after - action["mean"], 2 * (before - action["mean"]), rtol=1e-4, atol=1e-6)  # float32
     # A results file of the policy's own statistics, or of another file's, is not taken for these.
-    first, second = (list(closed_loop._plan(c, "reach-v3", policies)) for c in (plain, config))
+    first, second = (closed_loop._plan(c, policies) for c in (plain, config))
     file.write_bytes(format_tensors(stats))
-    third = closed_loop._plan(config, "reach-v3", policies)
+    third = closed_loop._plan(config, policies)
     assert len({result.identity for result in (*first, *second, *third)}) == 3
     assert "stats_from" not in first[0].options

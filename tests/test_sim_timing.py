@@ -146,7 +146,8 @@ def test_jerk_is_the_third_difference_of_positions() -> None:
         ({"candidates": 4}, "--execution blocking --candidates 4"),
         ({"execution": "candidates"}, "--execution candidates --candidates 1"),
         ({"look_every": 4}, "--look-every 4: expected a multiple of the 3 steps.*such as 3"),
-        ({"look_delay": 1}, "--look-delay 1: expected at most the 0 steps"),
+        ({"look_delay": 1}, "--look-delay 1: expected a --look-every, found none"),
+        ({"look_every": 6, "look_delay": 7}, "--look-delay 7: expected at most the 6 steps"),
     ],
 )
 def test_wrong_timings_are_named(settings: dict[str, Any], message: str) -> None:
@@ -165,6 +166,11 @@ def test_wrong_timings_are_named(settings: dict[str, Any], message: str) -> None
         ({"execution": ("rtc",), "execution_horizon": 0}, "--execution-horizon: expected at least 1 action, found 0"),
         ({"slower": 0.0}, "--slower: expected a positive number, found 0.0"),
         ({"act_every": (0,)}, "--act-every must be at least 1"),
+        ({"delay": ()}, "--delay: expected at least one value, found none"),
+        ({"execution": ()}, "--execution: expected at least one value, found none"),
+        ({"slower": 2.0}, "--slower: expected --delay measured beside it"),
+        ({"candidates": 4}, "--candidates: expected --execution candidates beside it"),
+        ({"execution_horizon": 4}, "--execution-horizon: expected --execution rtc or rtc-counted beside it"),
     ],
 )
 def test_wrong_flags_are_named(flags: dict[str, Any], message: str) -> None:
@@ -174,11 +180,11 @@ def test_wrong_flags_are_named(flags: dict[str, Any], message: str) -> None:
 
 def timings(**flags: Any) -> list[Timing]:
     config = SimConfig((str(TEACHER),), "metaworld:reach-v3", num_steps=(1,), **flags)
-    return [result.timing for result in closed_loop._plan(config, "reach-v3", closed_loop._load(config))]
+    return [result.timing for result in closed_loop._plan(config, closed_loop._load(config))]
 
 
 def test_every_execution_runs_with_every_delay() -> None:
-    found = timings(execution=("blocking", "rtc", "candidates"), delay=("0", "5"), candidates=4)
+    found = timings(execution=("blocking", "rtc", "candidates", "rtc"), delay=("0", "5", "05"), candidates=4)
     assert [(t.execution, t.delay, t.n_action_steps, t.candidates) for t in found] == [
         ("blocking", 0, 50, 1), ("blocking", 5, 50, 1), ("rtc", 0, 20, 1), ("rtc", 5, 20, 1),
         ("candidates", 0, 20, 4), ("candidates", 5, 20, 4),
@@ -187,6 +193,39 @@ def test_every_execution_runs_with_every_delay() -> None:
     assert found.n_action_steps == 5
     (found,) = timings(act_every=(5,), look_every=20)
     assert (found.n_action_steps, found.look_every) == (5, 20)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"execution": ("rtc",), "execution_horizon": 60},
+            "--execution-horizon 60: .*teacher predicts 50 actions at once",
+        ),
+        ({"delay": ("200",)}, "--delay 200: expected fewer than the 200 steps of an episode"),
+        (
+            {"look_every": 500, "act_every": (5,), "look_delay": 300},
+            "--look-delay 300: expected fewer than the 200 steps",
+        ),
+    ],
+)
+def test_what_a_policy_or_an_episode_is_too_short_for_is_named(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        timings(**flags)
+
+
+def test_a_policy_is_measured_once_for_all_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    delays = iter([(6, 0), (9, 0)])
+    monkeypatch.setattr(closed_loop, "delays_in_steps", lambda *args: next(delays))
+    settings = {"num_steps": (10, 1), "execution": ("asynchronous",), "delay": ("measured", "6")}
+    config = SimConfig((str(TEACHER), str(TEACHER)), "metaworld:reach-v3,push-v3", **settings)
+    plan = closed_loop._plan(config, closed_loop._load(config))
+    assert [(cell.task, cell.num_steps, cell.delay, cell.measured) for cell in plan] == [
+        (task, *how)
+        for task in ("reach-v3", "push-v3")
+        for how in ((10, 6, True), (10, 6, False), (1, 9, True), (1, 6, False))
+    ]
+    assert len({cell.identity for cell in plan}) == 6, "measured or not, ten steps at a delay of 6 run once"
 
 
 def test_a_measured_delay_is_the_latency_in_control_steps(monkeypatch: pytest.MonkeyPatch) -> None:

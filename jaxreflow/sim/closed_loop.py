@@ -34,8 +34,8 @@ from jaxreflow.support.console import progress
 from jaxreflow.support.storage import check_path
 
 MEASURED = "measured"
-QUEUE_THRESHOLD = 30
-"""LeRobot's (`RTCInferenceEngine`)."""
+QUEUE_THRESHOLD, CANDIDATES = 30, 16
+"""The first is LeRobot's (`RTCInferenceEngine`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +68,8 @@ class SimConfig:
     """Actions that are left when a robot that does not block asks for the next chunk (default: 30, as in LeRobot)."""
     execution_horizon: int | None = None
     """Actions towards which rtc guides (default: as the policy's rtc_config says, else 10, as in LeRobot)."""
-    candidates: int = 16
-    """Chunks among which --execution candidates chooses."""
+    candidates: int | None = None
+    """Chunks among which --execution candidates chooses (default: 16)."""
     look_every: int = 0
     """Control steps between two looks at the images. Chunks between them know newer states only (default: a look for each)."""
     look_delay: int = 0
@@ -110,6 +110,9 @@ class SimConfig:
         check_path("--stats-from", self.stats_from, schemes=())
 
     def _check_timing(self) -> None:
+        for name in ("delay", "execution"):
+            if not getattr(self, name):
+                raise ConfigError(f"--{name}: expected at least one value, found none; leave it out for the default")
         for delay in self.delay:
             if delay != MEASURED and not delay.isdecimal():
                 raise ConfigError(f"--delay: expected whole numbers of control steps, or {MEASURED}, found {delay!r}")
@@ -127,8 +130,22 @@ class SimConfig:
             raise ConfigError(f"--slower: expected a positive number, found {self.slower}")
         if self.execution_horizon is not None and self.execution_horizon < 1:
             raise ConfigError(f"--execution-horizon: expected at least 1 action, found {self.execution_horizon}")
-        if "candidates" in self.execution and self.candidates < 2:
-            raise ConfigError(f"--candidates: expected at least 2 with --execution candidates, found {self.candidates}")
+        if self.candidates is not None and self.candidates < 2:
+            raise ConfigError(f"--candidates: expected at least 2, found {self.candidates}")
+        unread = {
+            "--slower": self.slower != 1 and MEASURED not in self.delay and f"--delay {MEASURED}",
+            "--candidates": self.candidates is not None
+            and "candidates" not in self.execution
+            and "--execution candidates",
+            "--execution-horizon": self.execution_horizon is not None
+            and not set(GUIDED) & set(self.execution)
+            and f"--execution {' or '.join(GUIDED)}",
+        }
+        for name, needed in unread.items():
+            if needed:
+                raise ConfigError(
+                    f"{name}: expected {needed} beside it, found none; without it, {name} changes nothing"
+                )
 
 
 def run_trials(config: SimConfig) -> str:
@@ -139,14 +156,14 @@ def run_trials(config: SimConfig) -> str:
     """
     policies = _load(config)
     done = {result.identity: result for result in read_results(config.out)} if config.out else {}
-    plan = [cell for task in parse_env(config.env)[1] for cell in _plan(config, task, policies)]
+    plan = _plan(config, policies)
     for task in parse_env(config.env)[1]:
-        missing = [cell for cell in plan if cell.task == task and cell.identity not in done]
-        for result in _run(config, missing, policies) if missing else ():
+        missing = {cell.identity: cell for cell in plan if cell.task == task and cell.identity not in done}
+        for result in _run(config, list(missing.values()), policies) if missing else ():
             done[result.identity] = result
             if config.out:
                 append_result(config.out, result)
-    results = [dataclasses.replace(done[cell.identity], policy=cell.policy) for cell in plan]
+    results = [dataclasses.replace(done[cell.identity], policy=cell.policy, measured=cell.measured) for cell in plan]
     if config.video is not None:
         write_videos(config.video, results, policies, config.instruction)
     return comparison_table(results)
@@ -168,46 +185,72 @@ def _load(config: SimConfig) -> dict[str, SmolVLAPolicy]:
     return policies
 
 
-def _plan(config: SimConfig, task: str, policies: dict[str, SmolVLAPolicy]) -> Iterator[Result]:
-    """What is to be run on a task, as results without outcomes."""
+def _plan(config: SimConfig, policies: dict[str, SmolVLAPolicy]) -> list[Result]:
+    """What is to be run, task by task, as results without outcomes. Nothing is there twice."""
     steps = config.num_steps * len(config.policy) if len(config.num_steps) == 1 else config.num_steps
-    name = parse_env(config.env)[0]
+    name, tasks = parse_env(config.env)
     options = {**dataclasses.asdict(config.options.of(name)), "dtype": config.dtype, "instruction": config.instruction}
     if config.stats_from is not None:
         # By its content: whatever lies in that file later makes other results.
         options["stats_from"] = hashlib.sha256(Path(config.stats_from).read_bytes()).hexdigest()
+    cells = []
     for i, path in enumerate(config.policy):
         policy = policies[path]
         num_steps = steps[i] if steps else policy.config.num_steps
-        for timing in _timings(config, policy, num_steps):
-            yield Result(
+        cells += [
+            Result(
                 policy=path,
                 sha256=policy.checkpoint.tensors.sha256,
                 num_steps=num_steps,
                 env=name,
-                task=task,
+                task=tasks[0],
                 options=options,
                 seed=config.seed,
                 episodes=config.episodes,
+                measured=measured,
                 **dataclasses.asdict(timing),
             )
+            for timing, measured in _timings(config, policy, num_steps)
+        ]
+    plan: dict[tuple[object, ...], Result] = {}
+    for cell in (dataclasses.replace(cell, task=task) for task in tasks for cell in cells):
+        plan.setdefault((cell.identity, cell.measured), cell)
+    return list(plan.values())
 
 
-def _timings(config: SimConfig, policy: SmolVLAPolicy, num_steps: int) -> Iterator[Timing]:
-    """How a policy runs: each execution with each delay and each spacing of chunks."""
-    for execution, delay in itertools.product(dict.fromkeys(config.execution), dict.fromkeys(config.delay)):
+def _timings(config: SimConfig, policy: SmolVLAPolicy, num_steps: int) -> Iterator[tuple[Timing, bool]]:
+    """How a policy runs, and whether its delay was measured: each execution with each delay and each spacing of chunks."""
+    for execution, delay in itertools.product(config.execution, config.delay):
         for spacing in _spacings(config, policy, execution):
             horizon = config.execution_horizon or execution_horizon(policy.config)
+            if execution in GUIDED and horizon > policy.config.chunk_size:
+                raise ConfigError(
+                    f"--execution-horizon {horizon}: {policy.checkpoint.directory} predicts {policy.config.chunk_size} actions at "
+                    "once; give at most so many"
+                )
             timing = Timing(
                 n_action_steps=spacing,
                 execution=execution,
                 delay=0 if delay == MEASURED else int(delay),
-                candidates=config.candidates if execution == "candidates" else 1,
+                candidates=(config.candidates or CANDIDATES) if execution == "candidates" else 1,
                 **({"execution_horizon": horizon} if execution in GUIDED else {}),
                 look_every=config.look_every,
                 look_delay=config.look_delay,
             )
-            yield timing if delay != MEASURED else _measured(config, policy, num_steps, timing)
+            timing = timing if delay != MEASURED else _measured(config, policy, num_steps, timing)
+            _check_length(config, timing)
+            yield timing, delay == MEASURED
+
+
+def _check_length(config: SimConfig, timing: Timing) -> None:
+    name = parse_env(config.env)[0]
+    most = config.options.of(name).max_steps
+    for flag, steps in (("--delay", timing.delay), ("--look-delay", timing.look_delay)):
+        if most is not None and steps >= most:
+            raise ConfigError(
+                f"{flag} {steps}: expected fewer than the {most} steps of an episode (--options.max-steps), in which the robot "
+                f"would never act; lower it, or --slower with --delay {MEASURED}"
+            )
 
 
 def _spacings(config: SimConfig, policy: SmolVLAPolicy, execution: Execution) -> tuple[int, ...]:

@@ -47,6 +47,8 @@ class Result:
     jerk: tuple[float | None, ...] = ()
     jump: tuple[float | None, ...] = ()
     also: dict[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    measured: bool = False
+    """Whether the delays are those that the policy has on the machine: then it is compared with others at their own delays."""
 
     @property
     def timing(self) -> Timing:
@@ -58,6 +60,12 @@ class Result:
         """What must be equal for a result to stand for a run; a policy is its weights, wherever they lie."""
         options = tuple(sorted(self.options.items()))
         return self.sha256, self.num_steps, self.timing, self.env, self.task, options, self.seed, self.episodes
+
+    @property
+    def pairing(self) -> tuple[bool, Timing]:
+        """What must be equal for two policies to be compared: the timing, without delays if they were measured."""
+        timing = dataclasses.replace(self.timing, delay=0, look_delay=0) if self.measured else self.timing
+        return self.measured, timing
 
     @property
     def contender(self) -> tuple[str, int]:
@@ -115,10 +123,10 @@ def pooled(results: Sequence[Result]) -> np.ndarray:
 def comparison_table(results: Sequence[Result]) -> str:
     """A Markdown table: a line per policy and timing, success with Wilson's 95 % interval on each task and over all.
 
-    The last columns compare with the first policy at the same timing, on the same episodes: the difference with Newcombe's 95 %
-    interval and its one-sided lower 95 % bound, and McNemar's exact p. Where not every robot blocks without a delay, there are
-    columns of how it moved: the means over episodes of jerk and jump, and the steps in which it stood still. What else an
-    environment says of its episodes, as of a handover, has a column after the success.
+    The last columns compare with the first policy at the same timing, or at its own delay if delays were measured, on the same
+    episodes: the difference with Newcombe's 95 % interval and its one-sided lower 95 % bound, and McNemar's exact p. Where not
+    every robot blocks without a delay, there are columns of how it moved: the means over episodes of jerk and jump, and the steps
+    in which it stood still. What else an environment says of its episodes, as of a handover, has a column after the success.
     """
     tasks = list(dict.fromkeys(result.task for result in results))
     reference = results[0].contender
@@ -129,12 +137,14 @@ def comparison_table(results: Sequence[Result]) -> str:
     also = list(dict.fromkeys(name for result in results for name in result.also))
     heads = ["policy", "n_action_steps", *([] if plain else ["execution"]), *tasks, "all", *also, *_COMPARED, *motion]
     lines = ["| " + " | ".join(heads) + " |", "| --- |" + " --- |" * (len(heads) - 1)]
-    for contender, timing in dict.fromkeys((r.contender, r.timing) for r in results):
-        own = _cells(results, contender, timing)
+    for contender, timing, measured in dict.fromkeys((r.contender, r.timing, r.measured) for r in results):
+        own = [r for r in results if (r.contender, r.timing, r.measured) == (contender, timing, measured)]
         cells = [own[0].label, str(timing.n_action_steps), *([] if plain else [timing.label])]
-        cells += [*(_rate(pooled([result])) for result in own), _rate(pooled(own))]
+        by_task = {result.task: result for result in own}
+        cells += [_rate(pooled([by_task[task]])) if task in by_task else "" for task in tasks]
+        cells += [_rate(pooled(own))]
         cells += [_rate(np.concatenate([result.also[name] for result in own])) for name in also]
-        rivals = _cells(results, reference, timing)
+        rivals = _rivals(results, reference, own)
         if contender == reference or not rivals:
             cells += [""] * len(_COMPARED)
         else:
@@ -143,8 +153,13 @@ def comparison_table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def _cells(results: Sequence[Result], contender: tuple[str, int], timing: Timing) -> list[Result]:
-    return [r for r in results if r.contender == contender and r.timing == timing]
+def _rivals(results: Sequence[Result], reference: tuple[str, int], own: Sequence[Result]) -> list[Result]:
+    """The reference's results on the same episodes at the same timing, or at its own measured one; none unless it has all."""
+    found = {
+        (r.task, r.seed, r.episodes): r for r in results if r.contender == reference and r.pairing == own[0].pairing
+    }
+    wanted = [(r.task, r.seed, r.episodes) for r in own]
+    return [found[key] for key in wanted] if set(wanted) <= set(found) else []
 
 
 def _motion(results: Sequence[Result]) -> list[str]:

@@ -58,6 +58,10 @@ class Timing:
                 f"--look-every {self.look_every}: expected a multiple of the {self.n_action_steps} steps between two chunks "
                 f"(--act-every), such as {self.n_action_steps * max(self.look_every // self.n_action_steps, 1)}"
             )
+        if self.look_delay and not self.look_every:
+            raise ConfigError(
+                f"--look-delay {self.look_delay}: expected a --look-every, found none; give the steps between two looks"
+            )
         if self.look_delay > self.look_every:
             raise ConfigError(
                 f"--look-delay {self.look_delay}: expected at most the {self.look_every} steps between two looks (--look-every); "
