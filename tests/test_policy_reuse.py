@@ -1,5 +1,6 @@
 """One look for several chunks: newer states on older images, and the best of many candidates."""
 
+import copy
 import re
 
 import jax
@@ -70,6 +71,13 @@ def test_a_context_of_something_else_is_named(policy):
     with pytest.raises(ConfigError, match=r"present `params`.*call `observe` again"):
         other.predict_action_chunk(observation(), context=old)
     other.predict_action_chunk(observation(), context=other.observe(observation()))
+    with pytest.raises(ConfigError, match="found another policy's context, or a copy of one"):
+        policy.predict_action_chunk(observation(), context=copy.deepcopy(seen))
+    with pytest.raises(ConfigError, match="`context`: expected what `observe` returned, found dict"):
+        # As users call it: in tests all arguments' types are checked before.
+        SmolVLAPolicy.predict_action_chunk.__wrapped__(policy, observation(), context=observation())
+    with pytest.raises(ConfigError, match=r"`rows`: expected shape \[1\], found \[2\]"):
+        seen.with_rows(np.array([True, False]), seen)
     two = {STATE: np.zeros((2, 6), np.float32)}
     with pytest.raises(ConfigError, match=r"expected 2 observation\(s\), as in `observation.state`, found 1"):
         policy.predict_action_chunk(two, context=seen)
@@ -157,6 +165,7 @@ def test_programs_of_both_kinds_compile_ahead_of_time():
             ConfigError,
             "`execution_horizon`: expected none with `candidates`",
         ),
+        ({"candidates": 10**20}, ConfigError, "`candidates`: 100000000000000000000 need .* GiB, the device has"),
         ({"candidates": 10**9}, ConfigError, "`candidates`: 1000000000 need .* GiB, the device has"),
         ({"candidates": 2, "noise": np.zeros((1, 6, 32))}, ProcessorError, re.escape("expected shape [1, 2, 6, 32]")),
         ({"prev_chunk_left_over": [np.zeros((2, 6))] * 3}, ProcessorError, "a list of 1 arrays.*found 3"),
@@ -179,3 +188,28 @@ def test_left_overs_of_different_lengths_are_each_robots_own(policy):
             observation(), noise(policy, 2)[i : i + 1], 1, prev_chunk_left_over=row, inference_delay=2
         )
         np.testing.assert_allclose(found[i], alone[0], atol=1e-5)
+
+
+def test_memory_that_others_have_taken_is_named(policy, monkeypatch):
+    def fails(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 11016008772 bytes.")
+
+    monkeypatch.setattr(policy._programs, "run", fails)
+    with pytest.raises(ConfigError, match="`candidates`: 4 need more memory than is free; give fewer"):
+        policy.predict_action_chunk(observation(), num_steps=1, candidates=4)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        policy.predict_action_chunk(observation(), num_steps=1)
+
+
+def test_parameters_of_another_network_are_refused_and_change_nothing():
+    policy = SmolVLAPolicy.from_pretrained(CROSS)
+    before = policy.params
+    with pytest.raises(
+        ConfigError, match=r"`params`: .*: expected .*, found none; give all of this network's parameters"
+    ):
+        policy.params = {"state_proj": before["state_proj"]}
+    wrong = {**before, "state_proj": jax.tree.map(lambda leaf: leaf[..., :1], before["state_proj"])}
+    with pytest.raises(ConfigError, match=r"`params`: state_proj/bias: expected \[\d+\], found \[1\]"):
+        policy.params = wrong
+    assert policy.params is before
+    policy.params = jax.tree.map(np.asarray, before)

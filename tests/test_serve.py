@@ -135,8 +135,19 @@ def test_a_state_alone_goes_on_with_the_images_before(served, port, policy):
         # Another connection has its own images, another task its own context, and images are kept on request only.
         with pytest.raises(ProcessorError, match="none of this connection are kept"):
             other.predict_action_chunk(state, keep_images=True)
-        with pytest.raises(ProcessorError, match=r"expected the task \['open the drawer'\].*found \['push'\]"):
+        with pytest.raises(
+            ProcessorError, match=r"`task`: expected 'open the drawer', which the kept images.*found 'push'"
+        ):
             client.predict_action_chunk({**state, "prompt": "push"}, keep_images=True)
+        two = {"observation.state": np.ones((2, 6), np.float32)}
+        with pytest.raises(ProcessorError, match=r"`observation.state`: expected one robot's state, found 2"):
+            client.predict_action_chunk(two, keep_images=True)
+        # A refused request changes nothing.
+        with pytest.raises(ProcessorError, match=r"`observation.state`: not finite"):
+            client.predict_action_chunk({**observation(2), "observation.state": np.full(6, np.nan)}, keep_images=True)
+        later = client.predict_action_chunk({**state, "keep_images": np.True_})
+        expected = policy.predict_action_chunk({**observation(1), **state}, None, 1, key(0, 6))
+        np.testing.assert_allclose(later, expected, atol=1e-5)
         with pytest.raises(ProcessorError, match="expected the cameras"):
             client.predict_action_chunk({**state, "task": "open the drawer"})
         with pytest.raises(ProcessorError, match=r"`keep_images`: expected true or false, found 1"):
@@ -232,6 +243,12 @@ def test_forms_of_pictures_are_bounded(served, monkeypatch, caplog):
     for request in (observation(), one_camera, observation()):
         answers(request, 0, 0)
     assert caplog.text.count("another form") == 1
+    state = {"observation.state": np.ones(6, np.float32), "keep_images": True}
+    with pytest.raises(ProcessorError, match="expected images in this request"):
+        answers(state, 0, 0)
+    answers({**observation(), "keep_images": True}, 0, 0)
+    answers(state, 0, 0)
+    assert caplog.text.count("another form") == 1, "no picture is no form of pictures"
     with pytest.raises(ProcessorError, match=r"2 different forms.*20, 20"):
         answers({**one_camera, TOP: np.zeros((20, 20, 3), np.uint8)}, 0, 0)
 

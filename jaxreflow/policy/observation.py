@@ -102,7 +102,7 @@ class Transforms:
         Raises:
             ProcessorError: the state is missing or has the wrong form.
         """
-        return self.pad_state(_state(self._renamed(observation), self))
+        return self.pad_state(_state(self.renamed(observation), self))
 
     def tasks(self, observation: Mapping[str, Any], batch_size: int) -> list[str]:
         """The instruction of each robot.
@@ -110,9 +110,9 @@ class Transforms:
         Raises:
             ProcessorError: there is none, or not as many as robots.
         """
-        return _tasks(self._renamed(observation), batch_size)
+        return _tasks(self.renamed(observation), batch_size)
 
-    def _renamed(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+    def renamed(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         return {self.processors.rename_map.get(key, key): value for key, value in observation.items()}
 
     def pad_state(self, state: Float32[np.ndarray, "B d"]) -> Float32[np.ndarray, "B max_state_dim"]:
@@ -132,7 +132,7 @@ def prepare_observation(observation: Mapping[str, Any], transforms: Transforms) 
     Raises:
         ProcessorError: something is missing or has the wrong form; the message names the key.
     """
-    renamed = transforms._renamed(observation)
+    renamed = transforms.renamed(observation)
     cameras = _present_cameras(renamed, transforms)
     images = {key: transforms.normalize_image(key, _image(key, renamed[key])) for key in cameras}
     state = _state(renamed, transforms)

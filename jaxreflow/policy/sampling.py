@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -18,6 +20,7 @@ from jaxreflow.model.params import stored_in_compute_dtype
 from jaxreflow.model.types import Context, HostOrDevice, Observation, Params
 from jaxreflow.policy.seen import Weights
 from jaxreflow.support.device_memory import device_memory
+from jaxreflow.support.jax_errors import is_out_of_memory
 
 
 @flax.struct.dataclass
@@ -118,7 +121,26 @@ class Programs:
 
 def _check_memory(compiled: jax.stages.Compiled, candidates: int) -> None:
     analysis: Any = compiled.memory_analysis()
-    needed = analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    _refuse(candidates, analysis.temp_size_in_bytes + analysis.argument_size_in_bytes + analysis.output_size_in_bytes)
+
+
+def check_candidates(shape: tuple[int, int, int, int]) -> None:
+    """ConfigError if the noise alone, `[B, K, C, A]` in float32, needs more memory than the device has."""
+    _refuse(shape[1], 4 * math.prod(shape))
+
+
+@contextlib.contextmanager
+def few_enough(candidates: int) -> Iterator[None]:
+    """ConfigError where the device has enough memory for several candidates, and too little of it is free."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if candidates > 1 and is_out_of_memory(error):
+            raise ConfigError(f"`candidates`: {candidates} need more memory than is free; give fewer") from error
+        raise
+
+
+def _refuse(candidates: int, needed: int) -> None:
     if needed > (most := device_memory()):
         raise ConfigError(
             f"`candidates`: {candidates} need {needed / 2**30:.1f} GiB, the device has {most / 2**30:.1f}; give fewer"

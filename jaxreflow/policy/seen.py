@@ -41,9 +41,13 @@ class SeenContext:
         """This context, with `other`'s where `rows` is true: for robots of one batch that look at different times.
 
         Raises:
-            ConfigError: `other` is of another policy, of other parameters, or of another batch size.
+            ConfigError: `other` is of another policy, of other parameters, or of another batch size; or `rows` is.
         """
         other.check(self.weights, self.batch_size)
+        if np.shape(rows) != (self.batch_size,):
+            raise ConfigError(
+                f"`rows`: expected shape {[self.batch_size]}, found {list(np.shape(rows))}; give one for each robot"
+            )
         tasks = tuple(new if row else old for row, new, old in zip(rows, other.tasks, self.tasks, strict=True))
         context = _chosen(np.asarray(rows, bool), other.context, self.context)
         return dataclasses.replace(self, context=context, tasks=tasks)
@@ -52,7 +56,8 @@ class SeenContext:
         """ConfigError unless it was made with these weights, of as many observations."""
         if self.weights.policy is not weights.policy:
             raise ConfigError(
-                "`context`: expected one of this policy, found another policy's; give what this policy's `observe` returned"
+                "`context`: expected what this policy's `observe` returned, found another policy's context, or a copy of one; call "
+                "this policy's `observe`"
             )
         if self.weights != weights:
             raise ConfigError(

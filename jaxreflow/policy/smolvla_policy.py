@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float, Float32
 
 from jaxreflow import flow
@@ -20,7 +21,7 @@ from jaxreflow.model.types import Observation, Params
 from jaxreflow.policy.candidates import choose
 from jaxreflow.policy.observation import TASK, Transforms, example_observation
 from jaxreflow.policy.real_time_chunking import make_guidance, no_guidance, read_left_over
-from jaxreflow.policy.sampling import Programs, Seen, form_of
+from jaxreflow.policy.sampling import Programs, Seen, check_candidates, few_enough, form_of
 from jaxreflow.policy.saved import SavedPolicy, load_saved_policy, save_pretrained
 from jaxreflow.policy.seen import SeenContext
 
@@ -33,7 +34,7 @@ class SmolVLAPolicy:
         self._identity = object()
         self.checkpoint = checkpoint
         self.config = checkpoint.policy
-        self.params = params
+        self._take(params)
         self.transforms = transforms
         self._key = jax.random.key(seed)
         self._draws = 0
@@ -68,11 +69,15 @@ class SmolVLAPolicy:
 
     @property
     def params(self) -> Params:
-        """The network's parameters in float32."""
+        """The network's parameters in float32. ConfigError if others of other shapes are assigned."""
         return self._params
 
     @params.setter
     def params(self, params: Params) -> None:
+        _check_shapes(params, self._params)
+        self._take(params)
+
+    def _take(self, params: Params) -> None:
         self._params = jax.tree.map(jnp.asarray, params)
         self._programs = Programs(self._params, self.checkpoint.config, self._identity)
 
@@ -110,6 +115,7 @@ class SmolVLAPolicy:
             self._programs.compile(form_of(inputs, None), inputs)
             seen = self.observe(example)
             inputs = Seen(seen.context, inputs.state)
+        check_candidates(self._noise_shape(batch_size, count))
         noise = jax.ShapeDtypeStruct(self._noise_shape(batch_size, count), jnp.float32)
         guidance = no_guidance(self.config, batch_size) if guided else None
         self._programs.compile(form_of(inputs, steps, count, guided), inputs, noise, guidance)
@@ -122,7 +128,7 @@ class SmolVLAPolicy:
         return time.perf_counter() - start
 
     def observe(self, observation: Mapping[str, Any]) -> SeenContext:
-        """Looks at images and language, the dear part of a chunk; `predict_action_chunk(..., context=...)` adds a newer state.
+        """Looks at images and language, which takes most of a chunk's time; `predict_action_chunk(context=...)` adds a newer state.
 
         So a robot may look less often than it acts, and pays with older images.
 
@@ -174,10 +180,14 @@ class SmolVLAPolicy:
         inputs: Observation | Seen
         if context is None:
             inputs = self.transforms.prepare(observation)
+        elif not isinstance(context, SeenContext):
+            raise ConfigError(
+                f"`context`: expected what `observe` returned, found {type(context).__name__}; call `observe` with the observation"
+            )
         else:
             inputs = Seen(context.context, self.transforms.prepare_state(observation))
             context.check(self._programs.weights, len(inputs.state))
-            if TASK in observation:
+            if TASK in self.transforms.renamed(observation):
                 context.check_tasks(self.transforms.tasks(observation, context.batch_size))
         guidance, left_over = None, None
         settings: dict[str, Any] = {
@@ -196,8 +206,10 @@ class SmolVLAPolicy:
         shape, form = self._noise_shape(batch, count), form_of(inputs, steps, count, guidance is not None)
         if count > 1:
             # Before the noise is drawn: too many candidates are an error, and not the end of this process.
+            check_candidates(shape)
             self._programs.compile(form, inputs, jax.ShapeDtypeStruct(shape, jnp.float32), guidance)
-        chunks = np.asarray(self._programs.run(form, inputs, self._noise(noise, key, shape), guidance))
+        with few_enough(count):
+            chunks = np.asarray(self._programs.run(form, inputs, self._noise(noise, key, shape), guidance))
         if count == 1:
             return self.transforms.unnormalize_action(chunks[:, 0])
         chosen = choose(chunks[..., : self.config.action_dim], left_over)
@@ -229,7 +241,8 @@ class SmolVLAPolicy:
         """The next action in dataset units, `[B, action_dim]`, from a queue of the last chunk's first `n_action_steps`.
 
         The queue is refilled when it is empty; only then do the arguments, `predict_action_chunk`'s, count. With `candidates`
-        the rest of the last chunk is the left-over, unless another is given.
+        the rest of the last chunk is the left-over, unless another is given. With `n_action_steps` equal to the chunk's size
+        nothing is left, and the medoid is taken.
         """
         if not self._queue:
             if options.get("candidates", 1) != 1:
@@ -258,6 +271,17 @@ class SmolVLAPolicy:
     def _next_key(self) -> Array:
         self._draws += 1
         return jax.random.fold_in(self._key, self._draws - 1)
+
+
+def _check_shapes(params: Params, others: Params) -> None:
+    """ConfigError unless these are all parameters of the same network as the others."""
+    expected, found = ({path: np.shape(leaf) for path, leaf in flatten_dict(tree).items()} for tree in (others, params))
+    for path in sorted(expected.keys() | found.keys()):
+        if expected.get(path) != found.get(path):
+            wanted, got = (list(shapes[path]) if path in shapes else "none" for shapes in (expected, found))
+            raise ConfigError(
+                f"`params`: {'/'.join(path)}: expected {wanted}, found {got}; give all of this network's parameters"
+            )
 
 
 def _candidates(count: Any) -> int:

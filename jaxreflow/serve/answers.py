@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxreflow.errors import ProcessorError
+from jaxreflow.policy.names import STATE
 from jaxreflow.policy.observation import TASK
 from jaxreflow.policy.seen import SeenContext
 from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
@@ -39,11 +40,11 @@ class Answers:
             ProcessorError: the observation has the wrong form, or more forms came than are kept.
         """
         form = self._form(request)
-        if form not in self._forms and len(self._forms) == MOST_FORMS:
+        if form and form not in self._forms and len(self._forms) == MOST_FORMS:
             raise ProcessorError(
                 f"observation: pictures of {MOST_FORMS} different forms came before; send them in one size, found {form}"
             )
-        if form not in self._forms and self._forms:
+        if form and form not in self._forms and self._forms:
             _log.warning("client %d sends pictures of another form, which may compile: %a", client, form)
         noise = request.get(NOISE)
         if noise is not None:
@@ -58,7 +59,8 @@ class Answers:
             raise ProcessorError(
                 "the policy's actions for this observation are not finite; check its values and the noise's"
             )
-        self._forms.add(form)
+        if form:
+            self._forms.add(form)
         return actions
 
     def leave(self, client: int) -> None:
@@ -68,21 +70,35 @@ class Answers:
     def _context(self, observation: dict[str, Any], client: int, has_images: bool) -> SeenContext | None:
         """What the network has of the images that count, or None where they are not to be kept."""
         keep = observation.get(KEEP_IMAGES, False)
-        if not isinstance(keep, bool):
+        if not isinstance(keep, (bool, np.bool_)):
             raise ProcessorError(f"`{KEEP_IMAGES}`: expected true or false, found {keep!r}")
         if not keep:
             return None
-        if has_images:
-            self.leave(client)
-            self._kept[client] = self._policy.observe(observation)
-            while len(self._kept) > MOST_KEPT:
-                self.leave(next(iter(self._kept)))
-        if client not in self._kept:
+        seen = self._policy.observe(observation) if has_images else self._kept.get(client)
+        if seen is None:
             raise ProcessorError(
                 f"`{KEEP_IMAGES}`: expected images in this request, for none of this connection are kept; they are kept for the "
                 f"{MOST_KEPT} clients that sent some last; send them again"
             )
-        return self._kept[client]
+        self._check_kept(observation, seen)
+        if has_images:
+            self.leave(client)
+            self._kept[client] = seen
+            while len(self._kept) > MOST_KEPT:
+                self.leave(next(iter(self._kept)))
+        return seen
+
+    def _check_kept(self, observation: dict[str, Any], kept: SeenContext) -> None:
+        """In a client's words what `predict_action_chunk` says of a context that does not fit."""
+        transforms = self._policy.transforms
+        if (found := len(transforms.prepare_state(observation))) != 1:
+            raise ProcessorError(
+                f"`{STATE}`: expected one robot's state, found {found}; send one observation at a time"
+            )
+        if TASK in observation and (tasks := transforms.tasks(observation, 1)) != list(kept.tasks):
+            raise ProcessorError(
+                f"`{TASK}`: expected {kept.tasks[0]!r}, which the kept images came with, found {tasks[0]!r}; send images with it"
+            )
 
     def _form(self, request: dict[str, Any]) -> tuple[Any, ...]:
         """Shapes and types of the pictures, of which a program is compiled."""

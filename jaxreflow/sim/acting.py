@@ -105,6 +105,12 @@ def delays_in_steps(
     options: dict[str, Any] = {"candidates": timing.candidates}
     if timing.look_every:
         options["context"] = policy.observe(example)
+    if timing.candidates > 1:
+        options |= {
+            "prev_chunk_left_over": np.zeros(
+                (policy.config.chunk_size - timing.n_action_steps, policy.config.action_dim)
+            )
+        }
     if timing.execution in GUIDED:
         options |= {"prev_chunk_left_over": np.zeros((timing.execution_horizon, policy.config.action_dim))}
     calls: list[Callable[[], object]] = [
