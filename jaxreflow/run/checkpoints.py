@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -162,7 +163,12 @@ class CheckpointStore:
         if self._pending is not None:
             name = self.path(self._pending)
             if is_first():
-                remove_folder(name)
+                # After the first error Orbax's other writers go on for a moment, and may put a file into a folder that is going.
+                for _ in range(20):
+                    remove_folder(name)
+                    if not name.exists():
+                        break
+                    time.sleep(0.1)
             self._pending = None
         return CheckpointError(
             f"{name}: cannot be written ({_first_line(error)}); {kept}: free space, then continue with --resume"
