@@ -36,7 +36,7 @@ from benchmarks.recipe.write_up import (
 from configs import metaworld
 from jaxreflow.errors import ConfigError, TrainingError
 from jaxreflow.run.config import ReflowConfig
-from jaxreflow.sim.results import Result, append_result
+from jaxreflow.sim.results import Result, append_result, read_results
 
 
 def test_chunks_go_to_the_sides_that_they_reach() -> None:
@@ -275,7 +275,7 @@ def test_the_compact_studys_page_says_what_a_call_costs(tmp_path: Path) -> None:
                 options={}, seed=0, episodes=10, success=(1,) * successes + (0,) * (10 - successes), steps=(9,) * 10,
             ),
         )  # fmt: skip
-    (tmp_path / "images").mkdir()
+    write_compact(tmp_path, lab)
     write_compact(tmp_path, lab)
     page = (tmp_path / "results.md").read_text()
     rows = {
@@ -287,5 +287,8 @@ def test_the_compact_studys_page_says_what_a_call_costs(tmp_path: Path) -> None:
     assert one_step == student
     assert 0.1 < float(one_step.strip("| ")) < 1.0
     assert "| full@1 | 10 | 0.700" in page
+    assert page.index("| teacher@10 |") < page.index("| teacher@1 | 10") < page.index("| full@1 |")
+    kept = list(read_results(tmp_path / "results" / "compact_closed_loop.jsonl"))
+    assert [result.policy for result in kept] == ["teacher", "teacher", "full"], "no path of a machine"
     assert (tmp_path / "images" / "compact.png").stat().st_size > 10_000
     assert (tmp_path / "results" / "compact_full" / "report.json").is_file()

@@ -31,8 +31,9 @@ from benchmarks.recipe.write_up import distribution, relative_error
 from jaxreflow.policy.saved import load_saved_policy
 from jaxreflow.run.arithmetic import call_operations
 from jaxreflow.sim.intervals import wilson
-from jaxreflow.sim.results import Result, comparison_table, pooled, read_results
+from jaxreflow.sim.results import Result, append_result, comparison_table, pooled, read_results
 
+TEACHER = "teacher"
 VLM = Path("tests/assets/teacher/vlm")
 IMAGE_SIZE, PATCH_SIZE, LAYERS = 128, 8, 8
 _HALF, _QUARTER, _LAYERS = ("--student.image-size", "96"), ("--student.image-size", "64"), ("--student.vlm-layers", "4")
@@ -107,7 +108,7 @@ def _train_and_measure(lab: Lab, student: Variant) -> None:
 def write_compact(out: Path, lab: Lab) -> None:
     """Fills the blocks of `out`/results.md, draws the figure, and copies what stands behind them."""
     measured = [student for student in STUDENTS if _report(lab, student).exists()]
-    results = list(read_results(lab.results / CLOSED_LOOP))
+    results = sorted(read_results(lab.results / CLOSED_LOOP), key=_teacher_first)
     fill_page(
         out / "results.md",
         {
@@ -116,9 +117,13 @@ def write_compact(out: Path, lab: Lab) -> None:
         },
     )
     if results:
-        plot_cost(results).savefig(out / "images" / "compact.png", dpi=130, facecolor="white")
-        (out / "results").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(lab.results / CLOSED_LOOP, out / "results" / "compact_closed_loop.jsonl")
+        picture = out / "images" / "compact.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        plot_cost(results).savefig(picture, dpi=130, facecolor="white")
+        closed_loop = out / "results" / "compact_closed_loop.jsonl"
+        closed_loop.unlink(missing_ok=True)
+        for result in results:
+            append_result(closed_loop, _named(result))
     for student in measured:
         folder = out / "results" / f"compact_{student.name}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,9 +181,13 @@ def _measured(report: dict[str, Any], role: str, steps: int) -> list[str]:
     ]
 
 
+def _teacher_first(result: Result) -> tuple[bool, int]:
+    return _named(result).policy != TEACHER, -result.num_steps
+
+
 def _named(result: Result) -> Result:
     parts = Path(result.policy).parts
-    name = parts[parts.index("students") + 1] if "students" in parts else "teacher"
+    name = parts[parts.index("students") + 1] if "students" in parts else TEACHER
     return dataclasses.replace(result, policy=name)
 
 
@@ -187,7 +196,7 @@ def plot_cost(results: Sequence[Result]) -> Figure:
     named = [(_named(result), Path(result.policy)) for result in results]
     executed = sorted({result.n_action_steps for result, _ in named})
     costs = {(r.policy, r.num_steps): _cost(path, r.num_steps) for r, path in named}
-    whole = costs["teacher", 10]
+    whole = costs[TEACHER, 10]
     with mpl.rc_context({"font.family": "DejaVu Sans"}):
         figure = Figure(figsize=(4.6 * len(executed), 3.6), layout="constrained")
         FigureCanvasAgg(figure)
@@ -196,7 +205,7 @@ def plot_cost(results: Sequence[Result]) -> Figure:
                 own = [r for r, _ in named if (r.policy, r.num_steps, r.n_action_steps) == (name, steps, n)]
                 success = pooled(own)
                 rate = wilson(int(success.sum()), len(success))
-                colour = "#2b5c8a" if name == "teacher" else "#c1521f"
+                colour = "#2b5c8a" if name == TEACHER else "#c1521f"
                 bars = [[rate.value - rate.low], [rate.high - rate.value]]
                 axis.errorbar(cost / whole, rate.value, bars, fmt="o", ms=4, capsize=3, color=colour)
                 axis.annotate(
