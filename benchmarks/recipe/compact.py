@@ -211,7 +211,7 @@ def plot_cost(results: Sequence[Result]) -> Figure:
                 axis.annotate(
                     f"{name}@{steps}", (cost / whole, rate.value), (5, 4), textcoords="offset points", fontsize=7
                 )
-            axis.set(title=f"{n} actions executed", xlabel="operations of a call, teacher@10 = 1", xlim=(0, 1.15))
+            axis.set(title=f"{n} actions executed", xlabel="operations of a call, teacher@10 = 1", xlim=(0, 1.3))
             axis.grid(visible=True, alpha=0.3)
         figure.axes[0].set_ylabel("success")
     return figure
