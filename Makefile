@@ -83,6 +83,7 @@ dist: .venv/ready
 results: .venv/ready
 	@echo "results: data, teacher, students, reports and closed loops into runs/metaworld; tables and pictures into docs"
 	$(BIN)/python -m benchmarks.recipe
+	$(BIN)/python -m benchmarks.recipe --study latency
 
 .venv/ready: requirements.lock
 	@$(CHECK_PYTHON)
