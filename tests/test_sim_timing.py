@@ -217,7 +217,7 @@ def test_what_a_policy_or_an_episode_is_too_short_for_is_named(flags: dict[str, 
 def test_a_policy_is_measured_once_for_all_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     delays = iter([(6, 0), (9, 0)])
     monkeypatch.setattr(closed_loop, "delays_in_steps", lambda *args: next(delays))
-    settings = {"num_steps": (10, 1), "execution": ("asynchronous",), "delay": ("measured", "6")}
+    settings = {"num_steps": (10, 1), "execution": ("asynchronous",), "delay": ("measured", "6", "measured")}
     config = SimConfig((str(TEACHER), str(TEACHER)), "metaworld:reach-v3,push-v3", **settings)
     plan = closed_loop._plan(config, closed_loop._load(config))
     assert [(cell.task, cell.num_steps, cell.delay, cell.measured) for cell in plan] == [

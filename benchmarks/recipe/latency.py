@@ -60,7 +60,6 @@ class LatencyScale:
     delays: Sequence[int]
     tasks: Sequence[str]
     more_episodes: int
-    slower: int = SLOWER
 
 
 FULL = LatencyScale(100, DELAYS, TASKS, more_episodes=300)
@@ -87,7 +86,7 @@ def measured_command(scale: LatencyScale) -> list[str]:
     """Flags of a run in which each policy has the delay that its own latency gives it."""
     where = ["--env", f"metaworld:{','.join(scale.tasks)}", "--episodes", str(scale.episodes)]
     how = ["--execution", "asynchronous", "--n-action-steps", str(SPACING)]
-    return [*_named(CONTENDERS), *where, *how, "--delay", "measured", "--slower", str(scale.slower)]
+    return [*_named(CONTENDERS), *where, *how, "--delay", "measured", "--slower", str(SLOWER)]
 
 
 def commands(scale: LatencyScale) -> Iterator[list[str]]:

@@ -113,6 +113,7 @@ class Transforms:
         return _tasks(self.renamed(observation), batch_size)
 
     def renamed(self, observation: Mapping[str, Any]) -> dict[str, Any]:
+        """The observation under the policy's names, by its `rename_map`."""
         return {self.processors.rename_map.get(key, key): value for key, value in observation.items()}
 
     def pad_state(self, state: Float32[np.ndarray, "B d"]) -> Float32[np.ndarray, "B max_state_dim"]:

@@ -130,7 +130,7 @@ def check_candidates(shape: tuple[int, int, int, int]) -> None:
 
 
 @contextlib.contextmanager
-def few_enough(candidates: int) -> Iterator[None]:
+def refusing_too_many(candidates: int) -> Iterator[None]:
     """ConfigError where the device has enough memory for several candidates, and too little of it is free."""
     try:
         yield

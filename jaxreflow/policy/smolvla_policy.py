@@ -21,7 +21,7 @@ from jaxreflow.model.types import Observation, Params
 from jaxreflow.policy.candidates import choose
 from jaxreflow.policy.observation import TASK, Transforms, example_observation
 from jaxreflow.policy.real_time_chunking import make_guidance, no_guidance, read_left_over
-from jaxreflow.policy.sampling import Programs, Seen, check_candidates, few_enough, form_of
+from jaxreflow.policy.sampling import Programs, Seen, check_candidates, form_of, refusing_too_many
 from jaxreflow.policy.saved import SavedPolicy, load_saved_policy, save_pretrained
 from jaxreflow.policy.seen import SeenContext
 
@@ -115,7 +115,8 @@ class SmolVLAPolicy:
             self._programs.compile(form_of(inputs, None), inputs)
             seen = self.observe(example)
             inputs = Seen(seen.context, inputs.state)
-        check_candidates(self._noise_shape(batch_size, count))
+        if count > 1:
+            check_candidates(self._noise_shape(batch_size, count))
         noise = jax.ShapeDtypeStruct(self._noise_shape(batch_size, count), jnp.float32)
         guidance = no_guidance(self.config, batch_size) if guided else None
         self._programs.compile(form_of(inputs, steps, count, guided), inputs, noise, guidance)
@@ -208,7 +209,7 @@ class SmolVLAPolicy:
             # Before the noise is drawn: too many candidates are an error, and not the end of this process.
             check_candidates(shape)
             self._programs.compile(form, inputs, jax.ShapeDtypeStruct(shape, jnp.float32), guidance)
-        with few_enough(count):
+        with refusing_too_many(count):
             chunks = np.asarray(self._programs.run(form, inputs, self._noise(noise, key, shape), guidance))
         if count == 1:
             return self.transforms.unnormalize_action(chunks[:, 0])

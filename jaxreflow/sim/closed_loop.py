@@ -132,17 +132,17 @@ class SimConfig:
             raise ConfigError(f"--execution-horizon: expected at least 1 action, found {self.execution_horizon}")
         if self.candidates is not None and self.candidates < 2:
             raise ConfigError(f"--candidates: expected at least 2, found {self.candidates}")
-        unread = {
-            "--slower": self.slower != 1 and MEASURED not in self.delay and f"--delay {MEASURED}",
-            "--candidates": self.candidates is not None
-            and "candidates" not in self.execution
-            and "--execution candidates",
-            "--execution-horizon": self.execution_horizon is not None
-            and not set(GUIDED) & set(self.execution)
-            and f"--execution {' or '.join(GUIDED)}",
-        }
-        for name, needed in unread.items():
-            if needed:
+        for name, typed, read, needed in (
+            ("--slower", self.slower != 1, MEASURED in self.delay, f"--delay {MEASURED}"),
+            ("--candidates", self.candidates is not None, "candidates" in self.execution, "--execution candidates"),
+            (
+                "--execution-horizon",
+                self.execution_horizon is not None,
+                not set(GUIDED).isdisjoint(self.execution),
+                f"--execution {' or '.join(GUIDED)}",
+            ),
+        ):
+            if typed and not read:
                 raise ConfigError(
                     f"{name}: expected {needed} beside it, found none; without it, {name} changes nothing"
                 )
@@ -220,7 +220,7 @@ def _plan(config: SimConfig, policies: dict[str, SmolVLAPolicy]) -> list[Result]
 
 def _timings(config: SimConfig, policy: SmolVLAPolicy, num_steps: int) -> Iterator[tuple[Timing, bool]]:
     """How a policy runs, and whether its delay was measured: each execution with each delay and each spacing of chunks."""
-    for execution, delay in itertools.product(config.execution, config.delay):
+    for execution, delay in itertools.product(dict.fromkeys(config.execution), dict.fromkeys(config.delay)):
         for spacing in _spacings(config, policy, execution):
             horizon = config.execution_horizon or execution_horizon(policy.config)
             if execution in GUIDED and horizon > policy.config.chunk_size:

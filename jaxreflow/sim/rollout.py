@@ -149,14 +149,14 @@ class _Track:
     held: int = 0
     commands: list[np.ndarray] = dataclasses.field(default_factory=list)
     positions: list[np.ndarray] = dataclasses.field(default_factory=list)
-    chunks: list[np.ndarray] = dataclasses.field(default_factory=list)
+    chunks: list[int] = dataclasses.field(default_factory=list)
     """The number of the chunk that each command is from, or -1 where the robot stood still."""
 
     def add(self, slot: int, info: Mapping[str, np.ndarray], chunks: Int[np.ndarray, " L"]) -> None:
         """The steps of one plan, and whether they are of the chunk that was just asked for (see `Plan.chunks`)."""
         steps = int(info["steps"][slot])
         self.queries += 1
-        self.chunks.extend(np.array([-1, self.queries - 1, self.queries])[chunks[:steps]])
+        self.chunks.extend(np.array([-1, self.queries - 1, self.queries])[chunks[:steps]].tolist())
         self.commands.extend(info["commands"][slot, :steps])
         self.positions.extend(info["positions"][slot, :steps])
         self.also = {name: bool(info[name][slot]) for name in self.also}

@@ -127,7 +127,7 @@ def against_training(loss: float, records: Sequence[Record], last: int | None) -
         if held_out_loss is None
         else f"run's held-out loss of update {end}"
     )
-    logged = train_loss if held_out_loss is None else held_out_loss
-    if logged == 0:
-        return Consistency(loss, train_loss, None, f"not available: the {note} is 0", held_out_loss)
-    return Consistency(loss, train_loss, loss / logged, note, held_out_loss)
+    result = Consistency(loss, train_loss, None, note, held_out_loss)
+    if not result.logged:
+        return dataclasses.replace(result, note=f"not available: the {note} is 0")
+    return dataclasses.replace(result, ratio=loss / result.logged)
