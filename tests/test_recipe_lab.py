@@ -12,7 +12,8 @@ import tyro
 
 from benchmarks.recipe.__main__ import Part, RecipeConfig, _short_runs
 from benchmarks.recipe.compact import FINALISTS, STUDENTS, compact_lab, write_compact
-from benchmarks.recipe.lab import SMOKE, Lab, side_by_side
+from benchmarks.recipe.lab import CLOSED_LOOP, SIDES, SMOKE, Lab, side_by_side
+from benchmarks.recipe.rival import RivalLab, write_rival
 from benchmarks.recipe.sides import BOTH, LEFT, NEITHER, RIGHT, Drawn, ways
 from benchmarks.recipe.variants import (
     CAPACITY,
@@ -292,3 +293,39 @@ def test_the_compact_studys_page_says_what_a_call_costs(tmp_path: Path) -> None:
     assert [result.policy for result in kept] == ["teacher", "teacher", "full"], "no path of a machine"
     assert (tmp_path / "images" / "compact.png").stat().st_size > 10_000
     assert (tmp_path / "results" / "compact_full" / "report.json").is_file()
+
+
+def test_the_rivals_page_waits_for_all_reports_and_names_no_path(tmp_path: Path) -> None:
+    lab = RivalLab(tmp_path / "lab", SMOKE)
+    (lab.results).mkdir(parents=True)
+    sides = [
+        {"policy": str(path), "num_steps": 1, "neither": share}
+        for path, share in ((lab.teacher, 0.99), (lab.student("student"), 0.14), (lab.student("snapflow"), 0.25))
+    ]
+    (lab.results / SIDES).write_text(json.dumps(sides))
+    for path, successes in ((lab.teacher, 2), (lab.student("student"), 8), (lab.student("snapflow"), 5)):
+        append_result(
+            lab.results / CLOSED_LOOP,
+            Result(
+                policy=str(path), sha256=f"{path}"[-40:], num_steps=1, n_action_steps=50, env="metaworld", task="wall-detour",
+                options={}, seed=0, episodes=10, success=(1,) * successes + (0,) * (10 - successes), steps=(9,) * 10,
+            ),
+        )  # fmt: skip
+    for name in ("student", "snapflow"):
+        write_report(lab, name, 0.1)
+    write_rival(tmp_path, lab)
+    page = (tmp_path / "results.md").read_text()
+    assert "| in one step |" not in page
+    assert "| snapflow@1 | 50 | 0.500" in page
+    write_report(lab, "snapflow_long", 0.1)
+    write_rival(tmp_path, lab)
+    page = (tmp_path / "results.md").read_text()
+    assert "| reflow, 16,000 updates | 0.100 [0.090, 0.110] |" in page
+    assert [line.split(" | ")[-1] for line in page.splitlines() if "0.090" in line] == [
+        "0.990 |",
+        "0.140 |",
+        "0.250 |",
+        " |",
+    ]
+    kept = list(read_results(tmp_path / "results" / "rival_closed_loop.jsonl"))
+    assert [result.policy for result in kept] == ["teacher", "student", "snapflow"]

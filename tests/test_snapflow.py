@@ -1,10 +1,13 @@
 """The rival of docs/results.md: its loss by hand, and the ordinary SmolVLA that its one-step policy is."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.recipe import snapflow
 from benchmarks.recipe.snapflow import (
     AFTER,
     MLP_OUT,
@@ -17,7 +20,10 @@ from benchmarks.recipe.snapflow import (
 )
 from jaxreflow.model import memorise, observe, velocity
 from jaxreflow.model.params import split_params
+from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
+from jaxreflow.support.safetensors_file import TensorFile
 from jaxreflow.training.losses import CONTEXT_PARAMS, Draws, finetune_loss
+from tests.cached_policy import make_cached_policy
 from tests.tiny import tiny_model
 from tests.tiny_policy import make_batch
 
@@ -92,3 +98,21 @@ def test_half_of_the_observations_learn_each(parts) -> None:
     both = snapflow_loss(CONFIG, ACTION_DIM, alpha=0.5, weight=0.1)(start, frozen, {}, batch, draws)
     valid = int((~batch.action_is_pad[:2]).sum()) * ACTION_DIM
     assert float(both[1]) == valid + 2 * CONFIG.chunk_size * ACTION_DIM
+
+
+@pytest.mark.slow
+def test_a_run_writes_a_one_step_policy_and_is_not_repeated(tmp_path: Path) -> None:
+    made = make_cached_policy(tmp_path / "made", tmp_path / "vlm")
+    teacher = made.folder / "policy"
+    inputs = ["--teacher", str(teacher), "--dataset", str(made.root), "--features", str(made.cache.root)]
+    run = [*inputs, "--batch-size", "4", "--updates", "2", "--out", str(tmp_path / "run")]
+    assert snapflow._main(run) == 0
+    student = tmp_path / "run" / "checkpoints" / "last" / "pretrained_model"
+    assert SmolVLAPolicy.from_pretrained(str(student)).config.num_steps == 1
+    before, after = (TensorFile(path / "model.safetensors") for path in (teacher, student))
+    moved = {key for key in before.keys if not np.array_equal(before.read(key), after.read(key))}
+    assert moved
+    assert not any("vlm_with_expert.vlm." in key for key in moved)
+    written = (student / "model.safetensors").stat()
+    assert snapflow._main(run) == 0
+    assert (student / "model.safetensors").stat().st_mtime_ns == written.st_mtime_ns

@@ -6,6 +6,7 @@
     python -m benchmarks.recipe --smoke                # the same with almost no data, in build/smoke
     python -m benchmarks.recipe --study compact        # students that see cheaper, of a teacher of their own
     python -m benchmarks.recipe --study latency        # robots that do not wait for their policy
+    python -m benchmarks.recipe --study rival          # SnapFlow beside reflow
     python -m benchmarks.recipe --study aloha          # two arms that hand over a cube
 
 Every step is a command, which is printed before it runs. You can give it by hand, too. Its output goes to ROOT/logs.
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from benchmarks.recipe import aloha, compact, latency
+from benchmarks.recipe import aloha, compact, latency, rival
 from benchmarks.recipe.lab import FULL, SIDES, SIDES_LENGTHS, SMOKE, Lab, Scale, side_by_side
 from benchmarks.recipe.variants import (
     CAPACITY,
@@ -51,9 +52,10 @@ PARTS: tuple[Part, ...] = get_args(Part)
 class RecipeConfig:
     """The experiments behind docs/results.md."""
 
-    study: Literal["recipe", "compact", "latency", "aloha"] = "recipe"
+    study: Literal["recipe", "compact", "latency", "rival", "aloha"] = "recipe"
     """recipe: docs/results.md from nothing; compact: students with fewer image tokens and layers, of a teacher of their own;
-    latency: success where time passes while the policies of benchmarks/recipe/policies think; aloha: gym-aloha's TransferCube."""
+    latency: success where time passes while the policies of benchmarks/recipe/policies think; rival: SnapFlow on their teacher;
+    aloha: gym-aloha's TransferCube."""
     parts: tuple[Part, ...] = PARTS
     """core: the tables of the default and the baselines; screen: one change at a time; confirm: three seeds; rounds: k = 2, 3;
     length: more and more updates; capacity: fewer and more trained parameters."""
@@ -98,6 +100,8 @@ def _run_study(config: RecipeConfig, root: Path, out: Path) -> None:
         compact.run_study(compact.compact_lab(root, SMOKE if config.smoke else compact.COMPACT), out, config.jobs)
     elif config.study == "latency":
         latency.run_study(Lab(root, FULL), latency.SMOKE if config.smoke else latency.FULL, out)
+    elif config.study == "rival":
+        rival.run_study(rival.RivalLab(root, SMOKE if config.smoke else rival.SCALE), out)
     else:
         smoke = dataclasses.replace(SMOKE, demonstrations=(3,), held_out=(2,))
         aloha.run_study(aloha.aloha_lab(root, smoke if config.smoke else aloha.ALOHA), out)

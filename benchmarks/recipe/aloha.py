@@ -13,12 +13,12 @@ from pathlib import Path
 
 from benchmarks.recipe.lab import CLOSED_LOOP, FULL, Lab, Scale
 from benchmarks.recipe.page import fill_page
-from benchmarks.recipe.variants import DEFAULT, NOISE_BIASED, RIVAL
+from benchmarks.recipe.variants import DEFAULT, NOISE_BIASED, RIVALS
 from jaxreflow.sim.results import comparison_table, read_results
 
 ENV, EARLY_TASK = "aloha:transfer-cube", "transfer_cube"
 ALOHA = dataclasses.replace(FULL, demonstrations=(1_500,), held_out=(120,), episodes=500)
-STUDENTS = (dataclasses.replace(DEFAULT, config="aloha"), NOISE_BIASED, RIVAL)
+STUDENTS = (dataclasses.replace(DEFAULT, config="aloha"), NOISE_BIASED, *RIVALS)
 
 
 class AlohaLab(Lab):

@@ -116,7 +116,7 @@ class Lab:
             own = ("--teacher", teacher, "--dataset", self.root / "data", "--features", self.root / "features")
             more = ("--updates", str(updates)) if updates else ()
             rival = ("-m", "benchmarks.recipe.snapflow", *own, "--out", out, *variant.flags, *more)
-            self.run(f"students/{variant.name}", self.student(variant.name), *rival)
+            self.run(f"students/{variant.name}", None, *rival)
             return
         flag = "--policy.path" if variant.config == "metaworld_biased" else "--teacher.path"
         self._train(

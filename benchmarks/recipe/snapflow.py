@@ -177,6 +177,7 @@ def folded(trained: Params, network: ModelConfig) -> Params:
 def train(config: SnapFlowConfig) -> None:
     """Trains to the last update, from the last checkpoint if there is one."""
     settings = run_settings(config)
+    config.out.mkdir(parents=True, exist_ok=True)
     mesh = set_up_devices(settings)
     setup = set_up(settings, mesh, config.out)
     weights = split_weights(settings, setup.saved, mesh)
@@ -216,7 +217,7 @@ def run_settings(config: SnapFlowConfig) -> FinetuneConfig:
         biased,
         policy=dataclasses.replace(biased.policy, path=config.teacher),
         dataset=DatasetConfig(
-            root=config.dataset, features=config.features, cache_frames=0 if config.features else 4.0
+            root=config.dataset, features=config.features, cache_frames=0.0 if config.features else 4.0
         ),
         steps=config.updates,
         batch_size=config.batch_size,
