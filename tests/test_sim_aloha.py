@@ -1,6 +1,8 @@
 """Aloha's TransferCube: places by seed, two ways to hand over, pictures, success and handover, recording."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +89,13 @@ def test_a_robot_that_holds_stays_where_it_was_sent(env: AlohaEnv) -> None:
     over = [env.step(env.hold())[3] for _ in range(4)]
     env.max_steps = steps
     assert over == [False, False, False, True]
+
+
+def test_mujoco_is_told_how_to_render_before_the_expert_imports_it() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "DISPLAY")}
+    show = "import jaxreflow.sim.aloha_expert, mujoco.gl_context, os; print(os.environ['MUJOCO_GL'])"
+    done = subprocess.run([sys.executable, "-c", show], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "egl"
 
 
 def test_other_tasks_are_named() -> None:

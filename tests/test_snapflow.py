@@ -100,6 +100,10 @@ def test_half_of_the_observations_learn_each(parts) -> None:
     assert float(both[1]) == valid + 2 * CONFIG.chunk_size * ACTION_DIM
 
 
+def _statistics(policy: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(policy.glob("*normalizer_processor.safetensors"))]
+
+
 @pytest.mark.slow
 def test_a_run_writes_a_one_step_policy_and_is_not_repeated(tmp_path: Path) -> None:
     made = make_cached_policy(tmp_path / "made", tmp_path / "vlm")
@@ -113,6 +117,7 @@ def test_a_run_writes_a_one_step_policy_and_is_not_repeated(tmp_path: Path) -> N
     moved = {key for key in before.keys if not np.array_equal(before.read(key), after.read(key))}
     assert moved
     assert not any("vlm_with_expert.vlm." in key for key in moved)
+    assert _statistics(student) == _statistics(teacher)
     written = (student / "model.safetensors").stat()
     assert snapflow._main(run) == 0
     assert (student / "model.safetensors").stat().st_mtime_ns == written.st_mtime_ns

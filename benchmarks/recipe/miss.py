@@ -8,6 +8,7 @@ the gripper's first 80 steps. A policy that has not found the cube misses by 7 t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from typing import Any
@@ -51,8 +52,8 @@ class MissConfig:
 def measure(config: MissConfig) -> Float[np.ndarray, " E"]:
     """The miss of each episode, in metres."""
     policy = SmolVLAPolicy.from_pretrained(config.policy)
-    env: Any = make_env("aloha", "transfer-cube", config.options)
-    return np.array([_miss(env, policy, config, config.seed + i) for i in range(config.episodes)])
+    with contextlib.closing(make_env("aloha", "transfer-cube", config.options)) as env:
+        return np.array([_miss(env, policy, config, config.seed + i) for i in range(config.episodes)])
 
 
 def _miss(env: Any, policy: SmolVLAPolicy, config: MissConfig, seed: int) -> float:

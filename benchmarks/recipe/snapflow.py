@@ -216,6 +216,7 @@ def run_settings(config: SnapFlowConfig) -> FinetuneConfig:
     return dataclasses.replace(
         biased,
         policy=dataclasses.replace(biased.policy, path=config.teacher),
+        stats_from="policy",
         dataset=DatasetConfig(
             root=config.dataset, features=config.features, cache_frames=0.0 if config.features else 4.0
         ),

@@ -10,10 +10,6 @@ from jaxtyping import UInt8
 
 from jaxreflow.errors import SimulationError
 
-# Without a screen MuJoCo needs to be told, before it is imported, that EGL can render off one.
-if "DISPLAY" not in os.environ:
-    os.environ.setdefault("MUJOCO_GL", "egl")
-
 
 def fast_renderer(model: Any, height: int, width: int) -> Any:
     """A `mujoco.Renderer` for `fast_picture`s of `height` x `width` pixels."""
