@@ -26,7 +26,7 @@ from jaxreflow.model.params import merge_params, stored_in_compute_dtype
 from jaxreflow.model.types import Batch, HostOrDevice, Memory, Observation, Params
 from jaxreflow.policy.sampling import sample_chunks
 from jaxreflow.policy.saved import load_saved_policy
-from jaxreflow.run.config import FinetuneConfig, ReflowConfig
+from jaxreflow.run.config import FinetuneConfig, OptimizerFlags, ReflowConfig
 from jaxreflow.run.programs import make_update, split_weights
 from jaxreflow.support.mesh import make_mesh, replicate, shard_batch
 from jaxreflow.training import experimental
@@ -46,6 +46,7 @@ def seconds(work: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 def make_reflow_step(settings: dict[str, Any]) -> tuple[Work, dict[str, float]]:
     """One update as train.py runs it, and its operations. `objective` "finetune" is plain flow matching."""
     common: Any = {"batch_size": settings["batch"], "noises": settings["noises"], "dtype": settings["dtype"]}
+    common["optimizer"] = OptimizerFlags(name=settings["optimizer"])
     run = (
         ReflowConfig(**common, teacher_steps=settings["steps"], ema_decay=0.0)
         if settings["objective"] == "reflow"

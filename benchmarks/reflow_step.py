@@ -1,4 +1,4 @@
-"""One update of reflow: the teacher's endpoints, the student's loss and gradient, clipping and AdamW."""
+"""One update of reflow: the teacher's endpoints, the student's loss and gradient, clipping and the optimizer."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class ReflowStepConfig(NetworkConfig):
 
     features: bool = False
     """Image tokens come from a cache, as with train.py's --dataset.features."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW is LeRobot's; configs/reflow.py has Muon."""
     against: Rival | Literal["flow-matching"] | None = None
     """Run in turn: LeRobot's PyTorch on the same pairs (needs the environment of `make parity`), or plain flow matching."""
 

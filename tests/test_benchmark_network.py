@@ -91,7 +91,7 @@ def read(path: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_updates_with_and_without_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = ReflowStepConfig(TEACHER, cameras=1, noises=2, runs=2, steps=2, features=True, json=tmp_path / "lines")
-    reflow_step.run(dataclasses.replace(config, against="flow-matching"))
+    reflow_step.run(dataclasses.replace(config, against="flow-matching", optimizer="muon"))
     found = read(config.json)
     assert found["floor"]["operations"]["images"] == 0
     updates = found["jaxreflow"]["seconds"]["update"]

@@ -1,8 +1,10 @@
 """The optimizer against LeRobot's numbers: literal learning rates, and one AdamW update worked out by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from jaxreflow.errors import ConfigError
@@ -71,6 +73,45 @@ def test_muon_makes_the_singular_values_of_matrices_alike_and_leaves_the_rest_to
     adamw = optax.adamw(1e-3, 0.9, 0.95, weight_decay=0.0, nesterov=True)
     expected, _ = adamw.update({"scale": gradient["scale"]}, adamw.init({"scale": params["scale"]}), params)
     np.testing.assert_allclose(updates["scale"], expected["scale"], rtol=1e-6)
+
+
+def test_muon_is_optaxs_and_reads_its_state() -> None:
+    """Matrices of one shape in several layers, another shape, and a vector, over three updates."""
+    rng = np.random.default_rng(0)
+
+    def tree() -> dict[str, dict[str, jnp.ndarray]]:
+        shapes = {"in": (8, 20), "out": (20, 8), "scale": (8,)}
+        return {
+            f"layer_{i}": {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in shapes.items()} for i in range(3)
+        }
+
+    config = OptimizerConfig(name="muon", lr=1e-3, warmup_steps=0, weight_decay=0.1, clip_norm=1e9)
+    schedule = make_schedule(config, 30_000)
+    reference = optax.chain(
+        optax.clip_by_global_norm(1e9),
+        optax.contrib.muon(
+            schedule, weight_decay=0.1, adam_b1=0.9, adam_b2=0.95, adam_weight_decay=0.1, consistent_rms=0.2
+        ),
+    )
+    ours, params = make_optimizer(config, 30_000), tree()
+    state, expected_state = ours.init(params), reference.init(params)
+    assert jax.tree.structure(state) == jax.tree.structure(expected_state)
+    for _ in range(3):
+        gradient = tree()
+        updates, state = ours.update(gradient, state, params)
+        expected, expected_state = reference.update(gradient, expected_state, params)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-8), updates, expected)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), state, expected_state)
+
+
+def test_muons_program_does_not_grow_with_layers() -> None:
+    optimizer = make_optimizer(OptimizerConfig(name="muon"), 30_000)
+
+    def products(layers: int) -> int:
+        params = {f"layer_{i}": jnp.ones((4, 8)) for i in range(layers)}
+        return str(jax.make_jaxpr(optimizer.update)(params, optimizer.init(params), params)).count("dot_general")
+
+    assert products(1) == products(5) > 0
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from jaxreflow.errors import ConfigError
 
@@ -93,17 +94,65 @@ def _adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientT
 
 
 def _muon(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Momentum whose singular values are made about equal, for matrices; AdamW (with Nesterov's) for the rest."""
+    """Momentum whose singular values are made about equal, for matrices; AdamW (with Nesterov's) for the rest.
+
+    It is `optax.contrib.muon` in other words, with matrices of one shape taken together.
+    """
     first, second = config.betas
-    return optax.contrib.muon(
-        schedule,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        adam_b1=first,
-        adam_b2=second,
-        adam_weight_decay=config.weight_decay,
-        consistent_rms=MUON_RMS,
+    matrices = optax.chain(
+        _by_shape(optax.contrib.scale_by_muon(eps=config.eps, weight_dimension_numbers=_stack_dimensions)),
+        optax.stateless(lambda updates, _: jax.tree.map(_with_consistent_rms, updates)),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
     )
+    rest = optax.adamw(schedule, first, second, config.eps, weight_decay=config.weight_decay, nesterov=True)
+    return optax.partition(
+        {"muon": matrices, "adam": rest},
+        lambda params: jax.tree.map(lambda leaf: "muon" if leaf.ndim == 2 else "adam", params),
+    )
+
+
+def _with_consistent_rms(update: Float[Array, "m n"]) -> Float[Array, "m n"]:
+    return MUON_RMS * math.sqrt(max(update.shape)) * update
+
+
+def _by_shape(muon: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Lets Muon work on one stack for each shape of a matrix; its state stays that of single matrices.
+
+    A SmolVLA has a hundred matrices of five shapes. One by one their products are a program of thousands of operations, which
+    takes 1.7 times as long on two cores and holds more at once.
+    """
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params
+        stacks, after = muon.update(_stacked(updates), state._replace(mu=_stacked(state.mu)))
+        return _unstacked(stacks, updates), after._replace(mu=_unstacked(after.mu, updates))
+
+    return optax.GradientTransformation(muon.init, update)
+
+
+_Shape: TypeAlias = tuple[int, ...]
+
+
+def _stacked(tree: Any) -> dict[_Shape, Array]:
+    """The matrices of a tree, stacked by shape in the order of its leaves."""
+    groups: dict[_Shape, list[Array]] = {}
+    for leaf in jax.tree.leaves(tree):
+        groups.setdefault(leaf.shape, []).append(leaf)
+    return {shape: jnp.stack(group) for shape, group in groups.items()}
+
+
+def _unstacked(stacks: dict[_Shape, Array], like: Any) -> Any:
+    """The tree with the structure of `like` whose matrices `stacks` holds."""
+    leaves, structure = jax.tree.flatten(like)
+    rows = {shape: iter(stack) for shape, stack in stacks.items()}
+    return jax.tree.unflatten(structure, [next(rows[leaf.shape]) for leaf in leaves])
+
+
+def _stack_dimensions(stacks: dict[_Shape, Array]) -> dict[_Shape, optax.contrib.MuonDimensionNumbers]:
+    return dict.fromkeys(stacks, optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2))
 
 
 _Make: TypeAlias = Callable[[OptimizerConfig, optax.Schedule], optax.GradientTransformation]
