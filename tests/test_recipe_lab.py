@@ -19,6 +19,7 @@ from benchmarks.recipe.variants import (
     CAPACITY,
     DEFAULT,
     EQUAL_TIME,
+    FULL_COST,
     LENGTHS,
     NOISE_BIASED_MIDDLE,
     ROUNDS,
@@ -28,6 +29,7 @@ from benchmarks.recipe.variants import (
 from benchmarks.recipe.write_up import (
     capacity_table,
     fidelity_table,
+    full_cost_table,
     length_table,
     rounds_table,
     screening_table,
@@ -68,7 +70,7 @@ def test_errors_are_told_apart_by_whether_the_chunk_goes_the_teachers_way() -> N
     assert (same["another_way"], same["another_way_share_of_error"], same["error"]) == (0.0, 0.0, 0.0)
 
 
-EVERY = (DEFAULT, *SCREENED, *EQUAL_TIME, *ROUNDS, *LENGTHS, *CAPACITY)
+EVERY = (DEFAULT, *SCREENED, *EQUAL_TIME, *ROUNDS, *LENGTHS, *CAPACITY, *FULL_COST)
 
 
 def test_variants_of_one_name_are_the_same_run() -> None:
@@ -178,6 +180,7 @@ def test_unknown_variants_are_not_confirmed() -> None:
         ("rounds", rounds_table),
         ("length", length_table),
         ("capacity", capacity_table),
+        ("full-cost", full_cost_table),
     ],
 )
 def test_each_part_runs_what_its_table_shows(tmp_path: Path, part: Part, table: Callable[[Lab], str | None]) -> None:

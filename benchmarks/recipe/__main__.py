@@ -27,6 +27,7 @@ from benchmarks.recipe.variants import (
     CAPACITY,
     DEFAULT,
     EQUAL_TIME,
+    FULL_COST,
     GROUPED,
     LENGTHS,
     NOISE_BIASED,
@@ -44,7 +45,7 @@ from jaxreflow.errors import ConfigError
 from jaxreflow.support.command_line import parse
 from jaxreflow.support.command_line import run as run_command
 
-Part = Literal["core", "screen", "confirm", "rounds", "length", "capacity"]
+Part = Literal["core", "screen", "confirm", "rounds", "length", "capacity", "full-cost"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -58,7 +59,8 @@ class RecipeConfig:
     aloha: gym-aloha's TransferCube."""
     parts: tuple[Part, ...] = PARTS
     """core: the tables of the default and the baselines; screen: one change at a time; confirm: three seeds; rounds: k = 2, 3;
-    length: more and more updates; capacity: fewer and more trained parameters."""
+    length: more and more updates; capacity: fewer and more trained parameters; full-cost: noises per observation in the time that
+    they take at full size."""
     root: Path | None = None
     """Where data, runs, their reports and logs lie (default: runs/metaworld, and for studies runs/STUDY)."""
     out: Path = Path("docs")
@@ -132,6 +134,7 @@ def _short_runs(scale: Scale, confirmed: tuple[str, ...]) -> dict[Part, list[tup
         "rounds": [baseline, short(DEFAULT, *ROUNDS[:2]), short(GROUPED, *ROUNDS[2:4]), short(REAL_SHARE, *ROUNDS[4:])],
         "length": [(variant,) for variant in (NOISE_BIASED_MIDDLE, *LENGTHS)],
         "capacity": [(variant,) for variant in (NOISE_BIASED_MIDDLE, *CAPACITY)],
+        "full-cost": [(variant,) for variant in FULL_COST],
     }
 
 

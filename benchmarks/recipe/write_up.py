@@ -22,6 +22,7 @@ from benchmarks.recipe.variants import (
     CAPACITY,
     DEFAULT,
     EQUAL_TIME,
+    FULL_COST,
     GROUPED,
     LENGTHS,
     NOISE_BIASED,
@@ -62,6 +63,7 @@ def write_up(out: Path, lab: Lab) -> None:
         "rounds": rounds_table,
         "length": length_table,
         "capacity": capacity_table,
+        "full cost": full_cost_table,
     }
     fill_page(out / "results.md", {name: functools.partial(make, lab) for name, make in blocks.items()})
     results = _closed_loop(lab)
@@ -74,7 +76,7 @@ def write_up(out: Path, lab: Lab) -> None:
 
 def _publish(lab: Lab, folder: Path) -> None:
     """Copies what stands behind the page, except the runs of the screening: figures, one whole report, the closed loops."""
-    variants = (DEFAULT, NOISE_BIASED, NOISE_BIASED_MIDDLE, *LENGTHS, *CAPACITY)
+    variants = (DEFAULT, NOISE_BIASED, NOISE_BIASED_MIDDLE, *LENGTHS, *CAPACITY, *FULL_COST)
     figures = dict.fromkeys(f"{variant.name}/report.json" for variant in variants)
     for name in (f"{DEFAULT.name}/report.html", *figures, SIDES, SIDES_LENGTHS, CLOSED_LOOP):
         if (lab.results / name).exists():
@@ -149,6 +151,11 @@ def length_table(lab: Lab) -> str | None:
 def capacity_table(lab: Lab) -> str | None:
     """Fewer and more trained parameters, for the same number of updates."""
     return _variants_table(lab, (NOISE_BIASED_MIDDLE, *CAPACITY))
+
+
+def full_cost_table(lab: Lab) -> str | None:
+    """More and more noises per observation, in the time that they take at full size."""
+    return _variants_table(lab, FULL_COST)
 
 
 def _short(variant: Variant) -> Variant:
