@@ -3,7 +3,9 @@
 import dataclasses
 import importlib
 import logging
+import os
 import re
+import subprocess
 import sys
 from types import ModuleType
 
@@ -18,7 +20,7 @@ from jaxreflow.run.directory import check_resumable, read_config, write_config
 from jaxreflow.run.flags import TITLES, read_settings
 from jaxreflow.sim import __main__ as sim
 from jaxreflow.support import installation
-from jaxreflow.support.command_line import choose, parse, wrapped
+from jaxreflow.support.command_line import choose, parse, run, wrapped
 from jaxreflow.support.console import console_log
 from jaxreflow.support.option import boxes, labelled, option
 from tests.test_lerobot_flags import settings
@@ -316,3 +318,32 @@ def test_an_installed_package_names_its_own_commands(
     found = capsys.readouterr().err
     assert "jaxreflow-train: expected one of" in found
     assert "train.py" not in found
+
+
+HELP_OF = "import sys, {module}; sys.exit({module}.main({words!r}))"
+
+
+def _into_a_pipe_that_nobody_reads(program: str) -> subprocess.CompletedProcess[str]:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stdout:
+        return subprocess.run(
+            [sys.executable, "-c", program], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+        )
+
+
+@pytest.mark.parametrize("words", [["--help"], ["reflow", "--help"]])
+def test_a_reader_that_leaves_ends_a_command_without_a_word(words):
+    """As in `train.py --help | head`."""
+    done = _into_a_pipe_that_nobody_reads(HELP_OF.format(module="train", words=words))
+    assert (done.stderr, done.returncode) == ("", 1)
+
+
+def test_another_pipe_that_breaks_is_an_error_as_before():
+    """Here the broken pipe is not the output, such as a connection of a tracker."""
+
+    def program(words: list[str]) -> int:
+        raise BrokenPipeError(f"connection lost after {words}")
+
+    with pytest.raises(BrokenPipeError):
+        run(program, [])

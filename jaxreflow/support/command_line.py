@@ -8,15 +8,18 @@ spellings into its own. Wrong usage ends with exit code 2.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
 import itertools
+import os
+import select
 import shutil
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -56,6 +59,31 @@ class Translation:
     translate: Callable[[Sequence[Flag], Mapping[str, Any]], list[Flag]]
 
 
+@contextlib.contextmanager
+def _while_somebody_reads() -> Iterator[None]:
+    """Ends the program with exit code 1, without a word, if the one that reads its output has gone, such as `head`."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        if not _nobody_reads_on():
+            raise
+        raise SystemExit(1) from error
+
+
+def _nobody_reads_on() -> bool:
+    """Whether the output is a pipe without a reader. What is left to print is then thrown away."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
+
+
+@_while_somebody_reads()
 def run(program: Callable[[list[str]], int], argv: Sequence[str] | None, *, out_of_memory: str = _FREE_MEMORY) -> int:
     """Runs a command and shows its log; its exit code, or 1 after one of the package's errors, with a traceback under `--debug`.
 
@@ -89,6 +117,7 @@ def usage_error(prog: str, message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+@_while_somebody_reads()
 def choose(args: Sequence[str], commands: Mapping[str, str], *, prog: str, about: str) -> tuple[str, list[str]]:
     """The command that the first argument names, and its own arguments; `commands` has a sentence for each."""
     name, *rest = args or [""]
@@ -119,6 +148,7 @@ def first_sentence(module: Path) -> str:
     return " ".join(doc.split("\n\n")[0].split())
 
 
+@_while_somebody_reads()
 def parse(
     target: Callable[..., T],
     args: Sequence[str],
