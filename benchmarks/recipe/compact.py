@@ -197,21 +197,34 @@ def plot_cost(results: Sequence[Result]) -> Figure:
     executed = sorted({result.n_action_steps for result, _ in named})
     costs = {(r.policy, r.num_steps): _cost(path, r.num_steps) for r, path in named}
     whole = costs[TEACHER, 10]
+    places = _beside_each_other([cost / whole for cost in costs.values()])
+    colours = [*mpl.color_sequences["tab10"], *mpl.color_sequences["Dark2"]]
     with mpl.rc_context({"font.family": "DejaVu Sans"}):
-        figure = Figure(figsize=(4.6 * len(executed), 3.6), layout="constrained")
+        figure = Figure(figsize=(2.4 + 4.0 * len(executed), 3.6), layout="constrained")
         FigureCanvasAgg(figure)
-        for axis, n in zip(figure.subplots(1, len(executed), sharey=True, squeeze=False)[0], executed, strict=True):
-            for (name, steps), cost in costs.items():
+        axes = figure.subplots(1, len(executed), sharey=True, squeeze=False)[0]
+        for axis, n in zip(axes, executed, strict=True):
+            for (name, steps), place, colour in zip(costs, places, colours, strict=False):
                 own = [r for r, _ in named if (r.policy, r.num_steps, r.n_action_steps) == (name, steps, n)]
-                success = pooled(own)
-                rate = wilson(int(success.sum()), len(success))
-                colour = "#2b5c8a" if name == TEACHER else "#c1521f"
-                bars = [[rate.value - rate.low], [rate.high - rate.value]]
-                axis.errorbar(cost / whole, rate.value, bars, fmt="o", ms=4, capsize=3, color=colour)
-                axis.annotate(
-                    f"{name}@{steps}", (cost / whole, rate.value), (5, 4), textcoords="offset points", fontsize=7
-                )
-            axis.set(title=f"{n} actions executed", xlabel="operations of a call, teacher@10 = 1", xlim=(0, 1.3))
+                if own:
+                    success = pooled(own)
+                    rate = wilson(int(success.sum()), len(success))
+                    bars = [[rate.value - rate.low], [rate.high - rate.value]]
+                    axis.errorbar(
+                        place, rate.value, bars, fmt="o", ms=4, capsize=3, color=colour, label=f"{name}@{steps}"
+                    )
+            axis.set(title=f"{n} actions executed", xlabel="operations of a call, teacher@10 = 1", xlim=(0, 1.1))
             axis.grid(visible=True, alpha=0.3)
-        figure.axes[0].set_ylabel("success")
+        axes[0].set_ylabel("success")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     return figure
+
+
+def _beside_each_other(places: Sequence[float], apart: float = 0.02) -> list[float]:
+    """The places of points on an axis, with those that would lie on each other moved to the right."""
+    taken: list[float] = []
+    for place in places:
+        while any(abs(place - other) < apart * 0.9 for other in taken):
+            place += apart
+        taken.append(place)
+    return taken
