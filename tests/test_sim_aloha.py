@@ -91,6 +91,20 @@ def test_a_robot_that_holds_stays_where_it_was_sent(env: AlohaEnv) -> None:
     assert over == [False, False, False, True]
 
 
+def test_an_episode_whose_physics_break_has_failed_and_the_next_one_is_as_ever(env: AlohaEnv) -> None:
+    env.reset(seed=1)
+    random = np.random.default_rng(0)
+    for _ in range(env.max_steps):
+        observation, reward, terminated, _, info = env.step(random.uniform(-300, 300, 14))
+        if terminated:
+            break
+    assert terminated, "MuJoCo stands everything"
+    assert (reward, info) == (0.0, {"is_success": False, "handover": False})
+    assert np.isfinite(observation["agent_pos"]).all()
+    *_, info = demonstrate(env, 0)
+    assert info == {"is_success": True, "handover": True}
+
+
 def test_mujoco_is_told_how_to_render_before_the_expert_imports_it() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "DISPLAY")}
     show = "import jaxreflow.sim.aloha_expert, mujoco.gl_context, os; print(os.environ['MUJOCO_GL'])"

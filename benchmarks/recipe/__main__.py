@@ -105,7 +105,7 @@ def _run_study(config: RecipeConfig, root: Path, out: Path) -> None:
     elif config.study == "rival":
         rival.run_study(rival.RivalLab(root, SMOKE if config.smoke else rival.SCALE), out)
     else:
-        smoke = dataclasses.replace(SMOKE, demonstrations=(3,), held_out=(2,))
+        smoke = dataclasses.replace(SMOKE, demonstrations=(3,), held_out=(6,))
         aloha.run_study(aloha.aloha_lab(root, smoke if config.smoke else aloha.ALOHA), out)
 
 

@@ -19,6 +19,7 @@ from jaxreflow.sim.environment import EnvOptions, Recording
 from jaxreflow.sim.rendering import fast_picture, fast_renderer, no_renderer, no_simulator
 
 try:
+    from dm_control.rl.control import PhysicsError
     from gym_aloha.constants import ACTIONS, JOINTS
     from gym_aloha.env import AlohaEnv as StockEnv
 except Exception as error:  # A missing library shows itself as ImportError, AttributeError or a GL error of its own.
@@ -74,6 +75,7 @@ class AlohaEnv(gymnasium.Env):
         self._env._env.task.get_observation = self._seen
         ((_, shape),) = self.cameras(EnvOptions(render="stock" if self._stock else "fast", size=size)).items()
         self._pixels = np.zeros((*shape, 3), np.uint8)
+        self._observation: dict[str, Any] = {}
         self._renderer: Any = None
         self._steps, self._since_success, self._last = 0, 0, np.zeros(14)
         picture = gymnasium.spaces.Box(0, 255, self._pixels.shape, np.uint8)
@@ -110,14 +112,20 @@ class AlohaEnv(gymnasium.Env):
         """Starts an episode; the cube's place depends on `seed` alone, if one is given."""
         super().reset(seed=seed, options=options)
         self._steps = self._since_success = 0
-        observation, _ = self._env.reset(seed=seed)
-        self._last = np.asarray(observation["agent_pos"], np.float64)
-        return observation, {"is_success": False, "handover": False}
+        self._observation, _ = self._env.reset(seed=seed)
+        self._last = np.asarray(self._observation["agent_pos"], np.float64)
+        return self._observation, {"is_success": False, "handover": False}
 
     def step(self, action: Float[np.ndarray, " 14"]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """One step of 1/50 s; the episode ends half a second after success, with a handover, or after `max_steps`."""
+        """One step of 1/50 s; the episode ends half a second after success, with a handover, or after `max_steps`.
+
+        It also ends, as it stands, where the physics breaks. gym-aloha raises an error there.
+        """
         self._last = np.asarray(action, np.float64)
-        observation, reward, *_ = self._env.step(self._last)
+        try:
+            self._observation, reward, *_ = self._env.step(self._last)
+        except PhysicsError:  # Such actions throw the arms about until MuJoCo gives up.
+            return self._observation, 0.0, True, False, {"is_success": self._since_success > 0, "handover": False}
         self._steps += 1
         if self._since_success or reward == LIFTED_BY_LEFT:
             self._since_success += 1
@@ -125,7 +133,7 @@ class AlohaEnv(gymnasium.Env):
         success = self._since_success > 0
         over = handover or self._since_success > GRACE
         truncated = not over and self._steps >= self.max_steps
-        return observation, float(reward), over, truncated, {"is_success": success, "handover": handover}
+        return self._observation, float(reward), over, truncated, {"is_success": success, "handover": handover}
 
     def hold(self) -> Float[np.ndarray, " 14"]:
         """The last targets."""
