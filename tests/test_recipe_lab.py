@@ -11,6 +11,7 @@ import pytest
 import tyro
 
 from benchmarks.recipe.__main__ import Part, RecipeConfig, _short_runs
+from benchmarks.recipe.aloha import aloha_lab, write_aloha
 from benchmarks.recipe.compact import FINALISTS, STUDENTS, compact_lab, write_compact
 from benchmarks.recipe.lab import CLOSED_LOOP, SIDES, SMOKE, Lab, side_by_side
 from benchmarks.recipe.rival import RivalLab, write_rival
@@ -107,6 +108,7 @@ def write_report(lab: Lab, name: str, error: float) -> None:
             "num_steps": steps,
             "frames": frames,
             "error": estimate,
+            "padded_error": error / 10,
             "episode_errors": [error**2, 4 * error**2],
             "episode_references": [1.0, 4.0],
         }
@@ -332,3 +334,25 @@ def test_the_rivals_page_waits_for_all_reports_and_names_no_path(tmp_path: Path)
     ]
     kept = list(read_results(tmp_path / "results" / "rival_closed_loop.jsonl"))
     assert [result.policy for result in kept] == ["teacher", "student", "snapflow"]
+
+
+def test_alohas_page_shows_what_is_measured_and_names_no_path(tmp_path: Path) -> None:
+    lab = aloha_lab(tmp_path / "lab", SMOKE)
+    write_aloha(tmp_path, lab)
+    assert "<!--" not in (tmp_path / "results.md").read_text()
+    write_report(lab, "default", 0.1)
+    append_result(
+        lab.results / CLOSED_LOOP,
+        Result(
+            policy=str(lab.student("default")), sha256="0" * 40, num_steps=1, n_action_steps=10, env="aloha", task="transfer-cube",
+            options={}, seed=0, episodes=10, success=(1,) * 10, steps=(9,) * 10, also={"handover": (1,) * 4 + (0,) * 6},
+        ),
+    )  # fmt: skip
+    write_aloha(tmp_path, lab)
+    page = (tmp_path / "results.md").read_text()
+    assert "| default@1 | 0.100 [0.090, 0.110] | 0.010 |" in page
+    assert [line.split(" | ")[0] for line in page.splitlines() if "[0.090" in line] == [
+        f"| {name}" for name in ("teacher@2", "teacher@1", "default@2", "default@1")
+    ]
+    assert "| default@1 | 10 | 1.000" in page
+    assert str(tmp_path) not in page + (tmp_path / "results" / "aloha_closed_loop.jsonl").read_text()

@@ -24,16 +24,15 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.recipe.lab import CLOSED_LOOP, FULL, Lab, Scale, side_by_side
+from benchmarks.recipe.lab import CLOSED_LOOP, FULL, TEACHER, Lab, Scale, keep_results, named, side_by_side
 from benchmarks.recipe.page import fill_page, markdown_table
 from benchmarks.recipe.variants import Variant
 from benchmarks.recipe.write_up import distribution, relative_error
 from jaxreflow.policy.saved import load_saved_policy
 from jaxreflow.run.arithmetic import call_operations
 from jaxreflow.sim.intervals import wilson
-from jaxreflow.sim.results import Result, append_result, comparison_table, pooled, read_results
+from jaxreflow.sim.results import Result, comparison_table, pooled, read_results
 
-TEACHER = "teacher"
 VLM = Path("tests/assets/teacher/vlm")
 IMAGE_SIZE, PATCH_SIZE, LAYERS = 128, 8, 8
 _HALF, _QUARTER, _LAYERS = ("--student.image-size", "96"), ("--student.image-size", "64"), ("--student.vlm-layers", "4")
@@ -113,17 +112,14 @@ def write_compact(out: Path, lab: Lab) -> None:
         out / "results.md",
         {
             "compact students": lambda: students_table(lab, measured) if measured else None,
-            "compact closed loop": lambda: comparison_table([_named(r) for r in results]) if results else None,
+            "compact closed loop": lambda: comparison_table([named(r) for r in results]) if results else None,
         },
     )
     if results:
         picture = out / "images" / "compact.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot_cost(results).savefig(picture, dpi=130, facecolor="white")
-        closed_loop = out / "results" / "compact_closed_loop.jsonl"
-        closed_loop.unlink(missing_ok=True)
-        for result in results:
-            append_result(closed_loop, _named(result))
+        keep_results(out / "results" / "compact_closed_loop.jsonl", map(named, results))
     for student in measured:
         folder = out / "results" / f"compact_{student.name}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,20 +178,14 @@ def _measured(report: dict[str, Any], role: str, steps: int) -> list[str]:
 
 
 def _teacher_first(result: Result) -> tuple[bool, int]:
-    return _named(result).policy != TEACHER, -result.num_steps
-
-
-def _named(result: Result) -> Result:
-    parts = Path(result.policy).parts
-    name = parts[parts.index("students") + 1] if "students" in parts else TEACHER
-    return dataclasses.replace(result, policy=name)
+    return named(result).policy != TEACHER, -result.num_steps
 
 
 def plot_cost(results: Sequence[Result]) -> Figure:
     """Success over the operations of a call, with Wilson's intervals; a panel for each number of executed actions."""
-    named = [(_named(result), Path(result.policy)) for result in results]
-    executed = sorted({result.n_action_steps for result, _ in named})
-    costs = {(r.policy, r.num_steps): _cost(path, r.num_steps) for r, path in named}
+    measured = [(named(result), Path(result.policy)) for result in results]
+    executed = sorted({result.n_action_steps for result, _ in measured})
+    costs = {(r.policy, r.num_steps): _cost(path, r.num_steps) for r, path in measured}
     whole = costs[TEACHER, 10]
     places = _beside_each_other([cost / whole for cost in costs.values()])
     colours = [*mpl.color_sequences["tab10"], *mpl.color_sequences["Dark2"]]
@@ -205,7 +195,7 @@ def plot_cost(results: Sequence[Result]) -> Figure:
         axes = figure.subplots(1, len(executed), sharey=True, squeeze=False)[0]
         for axis, n in zip(axes, executed, strict=True):
             for (name, steps), place, colour in zip(costs, places, colours, strict=False):
-                own = [r for r, _ in named if (r.policy, r.num_steps, r.n_action_steps) == (name, steps, n)]
+                own = [r for r, _ in measured if (r.policy, r.num_steps, r.n_action_steps) == (name, steps, n)]
                 if own:
                     success = pooled(own)
                     rate = wilson(int(success.sum()), len(success))

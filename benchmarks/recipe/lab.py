@@ -8,12 +8,13 @@ import queue
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.recipe.variants import SNAPFLOW, Variant, length
 from jaxreflow.errors import ConfigError, TrainingError
+from jaxreflow.sim.results import Result, append_result
 
 TASKS = ("wall-detour", "button-press-topdown-v3", "handle-press-v3", "drawer-close-v3")
 ENV = "metaworld:" + ",".join(TASKS)
@@ -21,6 +22,8 @@ ENV = "metaworld:" + ",".join(TASKS)
 # closed loop.
 SIDES, SIDES_LENGTHS = "sides.json", "sides_lengths.json"
 CLOSED_LOOP = "closed_loop.jsonl"
+TEACHER, STUDENTS = "teacher", "students"
+_EXPORTED = Path("checkpoints", "last", "pretrained_model")
 EARLY_TASK = "Bypass a wall and reach a goal"
 # Layouts of the demonstrations, of the episodes on which students are measured, and of the closed loop are drawn far apart.
 DATA_SEED, HELD_OUT_SEED, CLOSED_LOOP_SEED = 1_000, 50_000, 100_000
@@ -71,11 +74,11 @@ class Lab:
     @property
     def teacher(self) -> Path:
         """The policy that is distilled."""
-        return self.root / "teacher" / "checkpoints" / "last" / "pretrained_model"
+        return self.root / TEACHER / _EXPORTED
 
     def student(self, name: str) -> Path:
         """A variant's exported policy."""
-        return self.root / "students" / name / "checkpoints" / "last" / "pretrained_model"
+        return self.root / STUDENTS / name / _EXPORTED
 
     def prepare(self) -> None:
         """Records the demonstrations, trains the teacher, and computes image tokens."""
@@ -207,6 +210,24 @@ class Lab:
             status = subprocess.run([sys.executable, *words], stdout=output, stderr=output, env=os.environ, check=False)
         if status.returncode:
             raise TrainingError(f"{name} failed with exit status {status.returncode}; its output is in {log}")
+
+
+def named(result: Result) -> Result:
+    """The result under its policy's name in a study, instead of a path: `teacher`, or a student's."""
+    path = Path(result.policy)
+    if STUDENTS in path.parts:
+        name = path.parts[path.parts.index(STUDENTS) + 1]
+    else:
+        name = TEACHER if path.name == _EXPORTED.name else path.name
+    return dataclasses.replace(result, policy=name)
+
+
+def keep_results(path: Path, results: Iterable[Result]) -> None:
+    """Writes the results that stand behind a page, in place of those that are there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    for result in results:
+        append_result(path, result)
 
 
 def side_by_side(jobs: int, steps: Sequence[Callable[[], None]]) -> None:

@@ -12,12 +12,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.recipe.lab import CLOSED_LOOP, FULL, SIDES, Lab
+from benchmarks.recipe.lab import CLOSED_LOOP, FULL, SIDES, Lab, keep_results, named
 from benchmarks.recipe.latency import STUDENT, TEACHER
 from benchmarks.recipe.page import fill_page, markdown_table
 from benchmarks.recipe.variants import RIVALS, Variant
 from benchmarks.recipe.write_up import distribution, relative_error
-from jaxreflow.sim.results import Result, append_result, comparison_table, read_results
+from jaxreflow.sim.results import comparison_table, read_results
 
 REFLOW = Variant("student", "reflow", "reflow, 16,000 updates", acts_in=(1,))
 STUDENTS = (REFLOW, *RIVALS)
@@ -54,7 +54,7 @@ def run_study(lab: RivalLab, out: Path) -> None:
 
 def write_rival(out: Path, lab: RivalLab) -> None:
     """Fills the study's blocks of `out`/results.md, and keeps the results behind them."""
-    results = [_named(result) for result in read_results(lab.results / CLOSED_LOOP)]
+    results = [named(result) for result in read_results(lab.results / CLOSED_LOOP)]
     fill_page(
         out / "results.md",
         {
@@ -62,11 +62,7 @@ def write_rival(out: Path, lab: RivalLab) -> None:
             "rival closed loop": lambda: comparison_table(results) if results else None,
         },
     )
-    kept = out / "results" / "rival_closed_loop.jsonl"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.unlink(missing_ok=True)
-    for result in results:
-        append_result(kept, result)
+    keep_results(out / "results" / "rival_closed_loop.jsonl", results)
 
 
 def fidelity_table(lab: RivalLab) -> str | None:
@@ -92,9 +88,3 @@ def _neither(lab: RivalLab, policy: Path) -> str:
     path = lab.results / SIDES
     records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     return next((f"{r['neither']:.3f}" for r in records if (r["policy"], r["num_steps"]) == (str(policy), 1)), "")
-
-
-def _named(result: Result) -> Result:
-    """The result under its policy's name in this study, without a path."""
-    names = {student.name for student in STUDENTS} | {TEACHER.name}
-    return dataclasses.replace(result, policy=next(part for part in Path(result.policy).parts if part in names))

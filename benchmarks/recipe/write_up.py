@@ -238,20 +238,21 @@ def _renamed(result: Result) -> Result:
     return Result(**{**vars(result), "policy": _role(result)})
 
 
-def _fidelity(report: Report, role: str, steps: int, frames: str) -> Report:
+def fidelity(report: Report, role: str, steps: int, frames: str) -> Report:
+    """A report's record of a policy's errors to teacher@10."""
     rows = report["measures"]["fidelity"]
     return next(r for r in rows if (r["name"], r["num_steps"], r["frames"]) == (role, steps, frames))
 
 
 def relative_error(report: Report, role: str, steps: int, frames: str) -> str:
     """A relative error to teacher@10 with its interval, over `all` or `early` frames."""
-    estimate = _fidelity(report, role, steps, frames)["error"]
+    estimate = fidelity(report, role, steps, frames)["error"]
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
 def _difference(first: Report, report: Report, role: str, steps: int) -> str:
     """Difference of the errors over all frames to the first report's student, on the same episodes. That student has none."""
-    theirs, ours = _fidelity(first, "student", steps, "all"), _fidelity(report, role, steps, "all")
+    theirs, ours = fidelity(first, "student", steps, "all"), fidelity(report, role, steps, "all")
     if ours is theirs:
         return ""
     reference, other = (np.array(row.get("episode_references", ())) for row in (theirs, ours))
