@@ -259,7 +259,7 @@ def test_compact_students_name_networks_that_their_teacher_has(tmp_path: Path) -
         settings = tyro.cli(ReflowConfig, args=list(variant.flags), default=metaworld.config)
         unit = vlm["vision_config"]["patch_size"] * vlm["scale_factor"]
         assert (settings.student.image_size or 128) % unit == 0
-        assert variant.shares_tokens is (variant.name == "full")
+        assert variant.shares_tokens is (variant.name in ("full", "layers_first", "layers_spaced"))
     assert set(FINALISTS) <= {variant.name for variant in STUDENTS}
 
 

@@ -37,14 +37,16 @@ VLM = Path("tests/assets/teacher/vlm")
 IMAGE_SIZE, PATCH_SIZE, LAYERS = 128, 8, 8
 _HALF, _QUARTER, _LAYERS = ("--student.image-size", "96"), ("--student.image-size", "64"), ("--student.vlm-layers", "4")
 _EXPERT, _LANGUAGE = ("--trainable", "expert"), ("--trainable", "expert+connector+language")
+# With as many image tokens as the teacher, which are then the teacher's own.
+_SAME_TOKENS = ("--trainable", "expert+language")
 
 SAME = Variant("full", "network", "the teacher's", _EXPERT)
 NETWORKS = (
     SAME,
     Variant("tokens_36", "network", "36 of 64 image tokens", (*_HALF, *_LANGUAGE)),
     Variant("tokens_16", "network", "16 of 64 image tokens", (*_QUARTER, *_LANGUAGE)),
-    Variant("layers_first", "network", "the first 4 of 8 layers", (*_LAYERS, *_LANGUAGE)),
-    Variant("layers_spaced", "network", "4 of 8 layers, spaced", (*_LAYERS, "--student.layers", "spaced", *_LANGUAGE)),
+    Variant("layers_first", "network", "the first 4 of 8 layers", (*_LAYERS, *_SAME_TOKENS)),
+    Variant("layers_spaced", "network", "4 of 8 layers, spaced", (*_LAYERS, "--student.layers", "spaced", *_SAME_TOKENS)),
     Variant("both", "network", "16 of 64 image tokens, the first 4 of 8 layers", (*_QUARTER, *_LAYERS, *_LANGUAGE)),
 )
 TRAINED = tuple(
