@@ -9,14 +9,12 @@ the teacher's miss (`python -m benchmarks.recipe.miss`) and its success before a
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
-from benchmarks.recipe.lab import CLOSED_LOOP, FULL, TEACHER, Lab, Scale, keep_results, named
-from benchmarks.recipe.page import fill_page, markdown_table
+from benchmarks.recipe.lab import FULL, TEACHER, Lab, Scale
+from benchmarks.recipe.page import markdown_table
 from benchmarks.recipe.variants import DEFAULT, NOISE_BIASED, RIVALS
-from benchmarks.recipe.write_up import Report, distribution, fidelity, relative_error
-from jaxreflow.sim.results import comparison_table, read_results
+from benchmarks.recipe.write_up import Report, fidelity, measured, read_report, write_study
 
 ENV, EARLY_TASK = "aloha:transfer-cube", "transfer_cube"
 ALOHA = dataclasses.replace(FULL, demonstrations=(1_500,), held_out=(120,), episodes=500)
@@ -56,46 +54,22 @@ def run_study(lab: AlohaLab, out: Path) -> None:
 
 def write_aloha(out: Path, lab: AlohaLab) -> None:
     """Fills the study's blocks of `out`/results.md with what is measured, and keeps the results behind them."""
-    results = [named(result) for result in read_results(lab.results / CLOSED_LOOP)]
-    fill_page(
-        out / "results.md",
-        {
-            "aloha fidelity": lambda: fidelity_table(lab),
-            "aloha closed loop": lambda: comparison_table(results) if results else None,
-        },
-    )
-    if results:
-        keep_results(out / "results" / "aloha_closed_loop.jsonl", results)
+    write_study(out, lab, "aloha", lambda: fidelity_table(lab))
 
 
 def fidelity_table(lab: AlohaLab) -> str | None:
     """How far every policy is from the teacher in ten steps, over real action dims and over those that only pad; None before."""
     rows: list[list[str]] = []
     for student in STUDENTS:
-        path = lab.results / student.name / "report.json"
-        if path.exists():
-            report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_report(lab, student.name)
+        if report is not None:
             if not rows:
-                rows += [[f"{TEACHER}@{steps}", *_measured(report, TEACHER, steps)] for steps in (2, 1)]
-            rows += [
-                [f"{student.name}@{steps}", *_measured(report, "student", steps)] for steps in student.acts_in[::-1]
-            ]
-    heads = [
-        "relative error to teacher@10",
-        "all frames",
-        "padded dims",
-        "early frames",
-        "energy distance",
-        "spread kept",
-    ]
-    return markdown_table(heads, rows) if rows else None
+                rows += [[f"{TEACHER}@{steps}", *_errors(report, TEACHER, steps)] for steps in (2, 1)]
+            rows += [[f"{student.name}@{steps}", *_errors(report, "student", steps)] for steps in student.acts_in[::-1]]
+    heads = ["relative error to teacher@10", "all frames", "early frames", "energy distance", "spread kept"]
+    return markdown_table([*heads, "all frames, padded dims"], rows) if rows else None
 
 
-def _measured(report: Report, role: str, steps: int) -> list[str]:
-    every, early = (relative_error(report, role, steps, frames) for frames in ("all", "early"))
-    return [
-        every,
-        f"{fidelity(report, role, steps, 'all')['padded_error']:.3f}",
-        early,
-        *distribution(report, role, steps),
-    ]
+def _errors(report: Report, role: str, steps: int) -> list[str]:
+    padded = fidelity(report, role, steps, "all")["padded_error"]
+    return [*measured(report, role, steps), f"{padded:.3f}"]

@@ -18,7 +18,6 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,7 +26,7 @@ from matplotlib.figure import Figure
 from benchmarks.recipe.lab import CLOSED_LOOP, FULL, TEACHER, Lab, Scale, keep_results, named, side_by_side
 from benchmarks.recipe.page import fill_page, markdown_table
 from benchmarks.recipe.variants import Variant
-from benchmarks.recipe.write_up import distribution, relative_error
+from benchmarks.recipe.write_up import measured
 from jaxreflow.policy.saved import load_saved_policy
 from jaxreflow.run.arithmetic import call_operations
 from jaxreflow.sim.intervals import wilson
@@ -46,7 +45,9 @@ NETWORKS = (
     Variant("tokens_36", "network", "36 of 64 image tokens", (*_HALF, *_LANGUAGE)),
     Variant("tokens_16", "network", "16 of 64 image tokens", (*_QUARTER, *_LANGUAGE)),
     Variant("layers_first", "network", "the first 4 of 8 layers", (*_LAYERS, *_SAME_TOKENS)),
-    Variant("layers_spaced", "network", "4 of 8 layers, spaced", (*_LAYERS, "--student.layers", "spaced", *_SAME_TOKENS)),
+    Variant(
+        "layers_spaced", "network", "4 of 8 layers, spaced", (*_LAYERS, "--student.layers", "spaced", *_SAME_TOKENS)
+    ),
     Variant("both", "network", "16 of 64 image tokens, the first 4 of 8 layers", (*_QUARTER, *_LAYERS, *_LANGUAGE)),
 )
 TRAINED = tuple(
@@ -108,12 +109,12 @@ def _train_and_measure(lab: Lab, student: Variant) -> None:
 
 def write_compact(out: Path, lab: Lab) -> None:
     """Fills the blocks of `out`/results.md, draws the figure, and copies what stands behind them."""
-    measured = [student for student in STUDENTS if _report(lab, student).exists()]
+    students = [student for student in STUDENTS if _report(lab, student).exists()]
     results = sorted(read_results(lab.results / CLOSED_LOOP), key=_teacher_first)
     fill_page(
         out / "results.md",
         {
-            "compact students": lambda: students_table(lab, measured) if measured else None,
+            "compact students": lambda: students_table(lab, students) if students else None,
             "compact closed loop": lambda: comparison_table([named(r) for r in results]) if results else None,
         },
     )
@@ -122,7 +123,7 @@ def write_compact(out: Path, lab: Lab) -> None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot_cost(results).savefig(picture, dpi=130, facecolor="white")
         keep_results(out / "results" / "compact_closed_loop.jsonl", map(named, results))
-    for student in measured:
+    for student in students:
         folder = out / "results" / f"compact_{student.name}"
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(_report(lab, student), folder / "report.json")
@@ -146,7 +147,7 @@ def students_table(lab: Lab, students: Sequence[Variant]) -> str:
         report = json.loads(_report(lab, student).read_text(encoding="utf-8"))
         if i == 0:
             rows += [
-                ["teacher", f"@{n}", "", *_measured(report, "teacher", n), f"{_cost(lab.teacher, n) / whole:.2f}"]
+                ["teacher", f"@{n}", "", *measured(report, "teacher", n)[:3], f"{_cost(lab.teacher, n) / whole:.2f}"]
                 for n in (2, 1)
             ]
         cost = _cost(lab.student(student.name), 1) / whole
@@ -156,7 +157,7 @@ def students_table(lab: Lab, students: Sequence[Variant]) -> str:
                 student.change if student.group == "network" else student.group,
                 "@1",
                 trained,
-                *_measured(report, "student", 1),
+                *measured(report, "student", 1)[:3],
                 f"{cost:.2f}",
             ]
         )
@@ -172,22 +173,15 @@ def students_table(lab: Lab, students: Sequence[Variant]) -> str:
     return markdown_table(heads, rows)
 
 
-def _measured(report: dict[str, Any], role: str, steps: int) -> list[str]:
-    return [
-        *(relative_error(report, role, steps, frames) for frames in ("all", "early")),
-        distribution(report, role, steps)[0],
-    ]
-
-
 def _teacher_first(result: Result) -> tuple[bool, int]:
     return named(result).policy != TEACHER, -result.num_steps
 
 
 def plot_cost(results: Sequence[Result]) -> Figure:
     """Success over the operations of a call, with Wilson's intervals; a panel for each number of executed actions."""
-    measured = [(named(result), Path(result.policy)) for result in results]
-    executed = sorted({result.n_action_steps for result, _ in measured})
-    costs = {(r.policy, r.num_steps): _cost(path, r.num_steps) for r, path in measured}
+    shown = [(named(result), Path(result.policy)) for result in results]
+    executed = sorted({result.n_action_steps for result, _ in shown})
+    costs = {(r.policy, r.num_steps): _cost(path, r.num_steps) for r, path in shown}
     whole = costs[TEACHER, 10]
     places = _beside_each_other([cost / whole for cost in costs.values()])
     colours = [*mpl.color_sequences["tab10"], *mpl.color_sequences["Dark2"]]
@@ -197,7 +191,7 @@ def plot_cost(results: Sequence[Result]) -> Figure:
         axes = figure.subplots(1, len(executed), sharey=True, squeeze=False)[0]
         for axis, n in zip(axes, executed, strict=True):
             for (name, steps), place, colour in zip(costs, places, colours, strict=False):
-                own = [r for r, _ in measured if (r.policy, r.num_steps, r.n_action_steps) == (name, steps, n)]
+                own = [r for r, _ in shown if (r.policy, r.num_steps, r.n_action_steps) == (name, steps, n)]
                 if own:
                     success = pooled(own)
                     rate = wilson(int(success.sum()), len(success))

@@ -214,12 +214,15 @@ class Lab:
 
 def named(result: Result) -> Result:
     """The result under its policy's name in a study, instead of a path: `teacher`, or a student's."""
-    path = Path(result.policy)
+    return dataclasses.replace(result, policy=policy_name(result.policy))
+
+
+def policy_name(policy: str) -> str:
+    """What a study calls a policy: `teacher`, or a student's name, from where it lies."""
+    path = Path(policy)
     if STUDENTS in path.parts:
-        name = path.parts[path.parts.index(STUDENTS) + 1]
-    else:
-        name = TEACHER if path.name == _EXPORTED.name else path.name
-    return dataclasses.replace(result, policy=name)
+        return path.parts[path.parts.index(STUDENTS) + 1]
+    return TEACHER if path.name == _EXPORTED.name else path.name
 
 
 def keep_results(path: Path, results: Iterable[Result]) -> None:

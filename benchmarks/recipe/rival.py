@@ -8,16 +8,13 @@ Teacher and reflow's student are those of `benchmarks/recipe/policies`. Data are
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.recipe.lab import CLOSED_LOOP, FULL, SIDES, Lab, keep_results, named
+from benchmarks.recipe.lab import FULL, SIDES, Lab
 from benchmarks.recipe.latency import STUDENT, TEACHER
-from benchmarks.recipe.page import fill_page, markdown_table
+from benchmarks.recipe.page import markdown_table
 from benchmarks.recipe.variants import RIVALS, Variant
-from benchmarks.recipe.write_up import distribution, relative_error
-from jaxreflow.sim.results import comparison_table, read_results
+from benchmarks.recipe.write_up import measured, neither, read_report, write_study
 
 REFLOW = Variant("student", "reflow", "reflow, 16,000 updates", acts_in=(1,))
 STUDENTS = (REFLOW, *RIVALS)
@@ -54,37 +51,18 @@ def run_study(lab: RivalLab, out: Path) -> None:
 
 def write_rival(out: Path, lab: RivalLab) -> None:
     """Fills the study's blocks of `out`/results.md, and keeps the results behind them."""
-    results = [named(result) for result in read_results(lab.results / CLOSED_LOOP)]
-    fill_page(
-        out / "results.md",
-        {
-            "rival": lambda: fidelity_table(lab),
-            "rival closed loop": lambda: comparison_table(results) if results else None,
-        },
-    )
-    keep_results(out / "results" / "rival_closed_loop.jsonl", results)
+    write_study(out, lab, "rival", lambda: fidelity_table(lab))
 
 
 def fidelity_table(lab: RivalLab) -> str | None:
     """How far each policy in one step is from the teacher in ten; None until all are measured."""
-    reports = {student: lab.results / student.name / "report.json" for student in STUDENTS}
-    if not all(path.exists() for path in reports.values()):
-        return None
     rows = []
-    for student, path in reports.items():
-        report = json.loads(path.read_text(encoding="utf-8"))
+    for student in STUDENTS:
+        report = read_report(lab, student.name)
+        if report is None:
+            return None
         if student is REFLOW:
-            rows.append(["the teacher itself", *_measured(report, "teacher"), _neither(lab, lab.teacher)])
-        rows.append([student.change, *_measured(report, "student"), _neither(lab, lab.student(student.name))])
+            rows.append(["the teacher itself", *measured(report, TEACHER.name, 1), neither(lab, TEACHER.name, 1)])
+        rows.append([student.change, *measured(report, "student", 1), neither(lab, student.name, 1)])
     heads = ["in one step", "error, all frames", "early wall frames", "energy distance", "spread kept", "neither side"]
     return markdown_table(heads, rows)
-
-
-def _measured(report: dict[str, object], role: str) -> Sequence[str]:
-    return *(relative_error(report, role, 1, frames) for frames in ("all", "early")), *distribution(report, role, 1)
-
-
-def _neither(lab: RivalLab, policy: Path) -> str:
-    path = lab.results / SIDES
-    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    return next((f"{r['neither']:.3f}" for r in records if (r["policy"], r["num_steps"]) == (str(policy), 1)), "")

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.recipe.lab import CLOSED_LOOP, SIDES, SIDES_LENGTHS, TASKS, Lab
+from benchmarks.recipe.lab import CLOSED_LOOP, SIDES, SIDES_LENGTHS, TASKS, Lab, keep_results, named, policy_name
 from benchmarks.recipe.page import fill_page, markdown_table
 from benchmarks.recipe.variants import (
     CAPACITY,
@@ -74,6 +74,15 @@ def write_up(out: Path, lab: Lab) -> None:
     _publish(lab, out / "results")
 
 
+def write_study(out: Path, lab: Lab, name: str, table: Callable[[], str | None]) -> None:
+    """Fills a study's two blocks of `out`/results.md, fidelity and closed loop, and keeps the results behind them."""
+    results = [named(result) for result in _closed_loop(lab)]
+    blocks = {f"{name} fidelity": table, f"{name} closed loop": lambda: comparison_table(results) if results else None}
+    fill_page(out / "results.md", blocks)
+    if results:
+        keep_results(out / "results" / f"{name}_{CLOSED_LOOP}", results)
+
+
 def _publish(lab: Lab, folder: Path) -> None:
     """Copies what stands behind the page, except the runs of the screening: figures, one whole report, the closed loops."""
     variants = (DEFAULT, NOISE_BIASED, NOISE_BIASED_MIDDLE, *LENGTHS, *CAPACITY, *FULL_COST)
@@ -86,13 +95,11 @@ def _publish(lab: Lab, folder: Path) -> None:
 
 def fidelity_table(lab: Lab) -> str | None:
     """Teacher, student and baseline at few steps against the teacher at ten."""
-    reports = {name: _report(lab, name) for name in (DEFAULT.name, NOISE_BIASED.name)}
+    reports = {name: read_report(lab, name) for name in (DEFAULT.name, NOISE_BIASED.name)}
     default = reports[DEFAULT.name]
     if default is None:
         return None
-    rows = [
-        ["teacher@10, other noise", "", "", *distribution(default, "teacher", 10), _neither(lab, "teacher", 10), ""]
-    ]
+    rows = [["teacher@10, other noise", "", "", *distribution(default, "teacher", 10), neither(lab, "teacher", 10), ""]]
     for steps in (2, 1):
         rows.append(_fidelity_row(lab, default, "teacher", "teacher", steps))
     for name, report in reports.items():
@@ -110,7 +117,7 @@ def _fidelity_row(lab: Lab, report: Report, name: str, role: str, steps: int) ->
         relative_error(report, role, steps, "all"),
         relative_error(report, role, steps, "early"),
         *distribution(report, role, steps),
-        _neither(lab, name, steps),
+        neither(lab, name, steps),
         f"{consistency['ratio']:.2f}" if known else "",
     ]
 
@@ -131,7 +138,7 @@ def seeds_table(lab: Lab) -> str | None:
     confirmed = [
         variant
         for variant in (DEFAULT, *SCREENED, *EQUAL_TIME)
-        if all(_report(lab, short_name(seeded(variant, seed).name)) is not None for seed in SEEDS)
+        if all(read_report(lab, short_name(seeded(variant, seed).name)) is not None for seed in SEEDS)
     ]
     repeated = [seeded(variant, seed) for variant in confirmed for seed in SEEDS]
     return _variants_table(lab, map(_short, (NOISE_BIASED, *repeated))) if repeated else None
@@ -168,7 +175,7 @@ def _variants_table(lab: Lab, variants: Iterable[Variant]) -> str | None:
 
     Errors over all frames are also compared, episode by episode, with those of the first student that is no baseline.
     """
-    measured = [(variant, _report(lab, variant.name)) for variant in variants]
+    measured = [(variant, read_report(lab, variant.name)) for variant in variants]
     reports = [(variant, report) for variant, report in measured if report is not None]
     if len(reports) < len(measured):
         missing = ", ".join(variant.name for variant, report in measured if report is None)
@@ -216,7 +223,8 @@ def _plot_rates(axis: Axes, results: Sequence[Result], policies: Sequence[tuple[
     axis.grid(visible=True, axis="x", alpha=0.3)
 
 
-def _report(lab: Lab, name: str) -> Report | None:
+def read_report(lab: Lab, name: str) -> Report | None:
+    """A student's report; None before it is measured."""
     path = lab.results / name / "report.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -226,12 +234,7 @@ def _closed_loop(lab: Lab) -> list[Result]:
 
 
 def _role(result: Result) -> str:
-    return _NAMES[_variant(result.policy)]
-
-
-def _variant(policy: str) -> str:
-    """A policy's name here, from the folder that its run lies in."""
-    return next((name for name in _NAMES if name in Path(policy).parts), Path(policy).name)
+    return _NAMES[policy_name(result.policy)]
 
 
 def _renamed(result: Result) -> Result:
@@ -265,6 +268,12 @@ def _difference(first: Report, report: Report, role: str, steps: int) -> str:
     return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
+def measured(report: Report, role: str, steps: int) -> list[str]:
+    """Errors over all and over early frames, energy distance, and kept spread."""
+    errors = [relative_error(report, role, steps, frames) for frames in ("all", "early")]
+    return [*errors, *distribution(report, role, steps)]
+
+
 def distribution(report: Report, role: str, steps: int) -> list[str]:
     """Energy distance and kept spread on early frames, empty where they were not measured."""
     rows = report["measures"]["distributions"]
@@ -272,8 +281,9 @@ def distribution(report: Report, role: str, steps: int) -> list[str]:
     return ["", ""] if row is None else [f"{row['energy']:.3f}", f"{row['spread_kept']:.2f}"]
 
 
-def _neither(lab: Lab, name: str, steps: int) -> str:
+def neither(lab: Lab, name: str, steps: int) -> str:
+    """Share of a policy's early chunks that take neither side of the wall; empty before it is measured."""
     path = lab.results / SIDES
     records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    found = [r["neither"] for r in records if (_variant(r["policy"]), r["num_steps"]) == (name, steps)]
+    found = [r["neither"] for r in records if (policy_name(r["policy"]), r["num_steps"]) == (name, steps)]
     return f"{found[0]:.3f}" if found else ""

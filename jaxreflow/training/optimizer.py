@@ -17,6 +17,7 @@ from jaxreflow.errors import ConfigError
 
 # Of Muon's updates, per learning rate: about what AdamW's are, so that learning rates mean the same (arXiv 2502.16982).
 MUON_RMS = 0.2
+# Decay of its momentum: Optax's default.
 MUON_BETA = 0.95
 
 
@@ -124,7 +125,7 @@ def _orthogonal_momentum(eps: float) -> optax.GradientTransformation:
     which takes 1.4 times as long on two cores. The momentum is not stacked: a stack of it could be made before the gradients are
     known, and lie there all the time.
     """
-    whole = optax.contrib.scale_by_muon(eps=eps)
+    # Without a momentum of its own.
     products = optax.contrib.scale_by_muon(
         beta=0.0, nesterov=False, eps=eps, weight_dimension_numbers=_stack_dimensions
     )
@@ -144,7 +145,7 @@ def _orthogonal_momentum(eps: float) -> optax.GradientTransformation:
         orthogonal, _ = products.update(stacks, state._replace(mu=stacks))
         return _unstacked(orthogonal, updates), state._replace(count=count, mu=momentum)
 
-    return optax.GradientTransformation(whole.init, update)
+    return optax.GradientTransformation(products.init, update)
 
 
 _Shape: TypeAlias = tuple[int, ...]
