@@ -35,6 +35,8 @@ class StartupConfig:
     """Euler steps of the teacher."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW is LeRobot's; configs/reflow.py has Muon."""
     updates: int = 4
     """Updates until the run is stopped."""
     warm_runs: int = 1
@@ -71,6 +73,7 @@ def start(config: StartupConfig, checkpoint: Path, dataset: Path, scratch: Path,
         "noises": config.noises,
         "teacher-steps": config.steps,
         "dtype": config.dtype,
+        "optimizer.name": config.optimizer,
         "log-every": 1,
         "output-dir": scratch / name,
     }
