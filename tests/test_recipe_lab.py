@@ -27,6 +27,8 @@ from benchmarks.recipe.variants import (
     SCREENED,
     shortened,
 )
+from benchmarks.recipe.width import STUDENTS as RATES
+from benchmarks.recipe.width import WIDTHS, width_lab, width_table
 from benchmarks.recipe.write_up import (
     capacity_table,
     fidelity_table,
@@ -334,6 +336,25 @@ def test_the_rivals_page_waits_for_all_reports_and_names_no_path(tmp_path: Path)
     ]
     kept = list(read_results(tmp_path / "results" / "rival_closed_loop.jsonl"))
     assert [result.policy for result in kept] == ["teacher", "student", "snapflow"]
+
+
+def test_the_table_of_widths_counts_each_teachers_trained_parameters(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path)
+    teacher = Path("benchmarks/recipe/policies/teacher").absolute()
+    for width in WIDTHS:
+        own = width_lab(lab, width)
+        assert own.data == lab.data
+        assert own.held_out == lab.held_out
+        assert width_table(lab) is None, f"{own.root} is not measured yet"
+        own.teacher.parent.mkdir(parents=True)
+        own.teacher.symlink_to(teacher)
+        for i, student in enumerate(RATES):
+            write_report(own, student.name, 0.1 * (i + 1))
+    table = (width_table(lab) or "").splitlines()
+    assert table[0] == "| trained parameters | 1e-3 | 2e-3 | 4e-3 | 8e-3 |"
+    assert len(table) == 2 + len(WIDTHS)
+    # 397,536 parameters of the expert and the five projections.
+    assert table[2].startswith("| 0.40M | 0.100 [0.090, 0.110] | 0.200 [")
 
 
 def test_alohas_page_shows_what_is_measured_and_names_no_path(tmp_path: Path) -> None:

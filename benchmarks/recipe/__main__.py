@@ -8,6 +8,7 @@
     python -m benchmarks.recipe --study latency        # robots that do not wait for their policy
     python -m benchmarks.recipe --study rival          # SnapFlow beside reflow
     python -m benchmarks.recipe --study aloha          # two arms that hand over a cube
+    python -m benchmarks.recipe --study width          # the learning rate of wider experts
 
 Every step is a command, which is printed before it runs. You can give it by hand, too. Its output goes to ROOT/logs.
 """
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-from benchmarks.recipe import aloha, compact, latency, rival
+from benchmarks.recipe import aloha, compact, latency, rival, width
 from benchmarks.recipe.lab import FULL, SIDES, SIDES_LENGTHS, SMOKE, Lab, Scale, side_by_side
 from benchmarks.recipe.variants import (
     CAPACITY,
@@ -53,10 +54,10 @@ PARTS: tuple[Part, ...] = get_args(Part)
 class RecipeConfig:
     """The experiments behind docs/results.md."""
 
-    study: Literal["recipe", "compact", "latency", "rival", "aloha"] = "recipe"
+    study: Literal["recipe", "compact", "latency", "rival", "aloha", "width"] = "recipe"
     """recipe: docs/results.md from nothing; compact: students with fewer image tokens and layers, of a teacher of their own;
     latency: success where time passes while the policies of benchmarks/recipe/policies think; rival: SnapFlow on their teacher;
-    aloha: gym-aloha's TransferCube."""
+    aloha: gym-aloha's TransferCube; width: learning rates of experts of three widths."""
     parts: tuple[Part, ...] = PARTS
     """core: the tables of the default and the baselines; screen: one change at a time; confirm: three seeds; rounds: k = 2, 3;
     length: more and more updates; capacity: fewer and more trained parameters; full-cost: noises per observation in the time that
@@ -104,6 +105,8 @@ def _run_study(config: RecipeConfig, root: Path, out: Path) -> None:
         latency.run_study(Lab(root, FULL), latency.SMOKE if config.smoke else latency.FULL, out)
     elif config.study == "rival":
         rival.run_study(rival.RivalLab(root, SMOKE if config.smoke else rival.SCALE), out)
+    elif config.study == "width":
+        width.run_study(Lab(root, SMOKE if config.smoke else width.SCALE), out, config.jobs)
     else:
         smoke = dataclasses.replace(SMOKE, demonstrations=(3,), held_out=(6,))
         aloha.run_study(aloha.aloha_lab(root, smoke if config.smoke else aloha.ALOHA), out)

@@ -27,7 +27,7 @@ class AlohaLab(Lab):
     def train_teacher(self) -> None:
         """A blank policy, its tower, and then the teacher from it."""
         blank, seeing = self.root / "blank", self.root / "seeing"
-        data = ("--dataset.root", self.root / "data")
+        data = ("--dataset.root", self.data)
         self.run("blank", blank, "train.py", "aloha_teacher", *data, "--output-dir", blank, "--steps", "1")
         pictures = ("--options.size", str(self.image_size))
         short = ("--episodes", "20", "--updates", "10") if self.scale.teacher_updates else ()

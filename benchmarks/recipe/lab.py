@@ -72,6 +72,16 @@ class Lab:
         return self.root / "results"
 
     @property
+    def data(self) -> Path:
+        """The demonstrations."""
+        return self.root / "data"
+
+    @property
+    def held_out(self) -> Path:
+        """The episodes on which students are measured."""
+        return self.root / "held_out"
+
+    @property
     def teacher(self) -> Path:
         """The policy that is distilled."""
         return self.root / TEACHER / _EXPORTED
@@ -88,27 +98,25 @@ class Lab:
 
     def record(self) -> None:
         """Demonstrations to train on, and others to measure on."""
-        for name, counts, seed in (
-            ("data", self.scale.demonstrations, DATA_SEED),
-            ("held_out", self.scale.held_out, HELD_OUT_SEED),
+        for out, counts, seed in (
+            (self.data, self.scale.demonstrations, DATA_SEED),
+            (self.held_out, self.scale.held_out, HELD_OUT_SEED),
         ):
             record = ("-m", "jaxreflow.sim", "record", "--env", self.env, "--episodes", *map(str, counts))
             size = ("--options.size", str(self.image_size))
-            self.run(name, self.root / name, *record, *size, "--seed", str(seed), "--out", self.root / name)
+            self.run(out.name, out, *record, *size, "--seed", str(seed), "--out", out)
 
     def train_teacher(self) -> None:
         """The teacher, by its config."""
         updates = length(self.scale.teacher_updates) if self.scale.teacher_updates else ()
-        where = ("--dataset.root", self.root / "data", "--output-dir", self.root / "teacher")
+        where = ("--dataset.root", self.data, "--output-dir", self.root / "teacher")
         self._train("teacher", self.teacher_config, *self.teacher_flags, *updates, *where)
 
     def compute_features(self) -> None:
         """The teacher's image tokens of both datasets."""
-        for data, features in (("data", "features"), ("held_out", "held_out_features")):
+        for data, features in ((self.data, "features"), (self.held_out, "held_out_features")):
             out = self.root / features
-            self.run(
-                features, out, "-m", "jaxreflow.data.features", self.root / data, "--policy", self.teacher, "--out", out
-            )
+            self.run(features, out, "-m", "jaxreflow.data.features", data, "--policy", self.teacher, "--out", out)
 
     def train(self, variant: Variant) -> None:
         """Trains a student."""
@@ -116,7 +124,7 @@ class Lab:
         out = self.root / "students" / variant.name
         updates = (self.scale.student_updates or 0) * variant.times_as_long
         if variant.config == SNAPFLOW:
-            own = ("--teacher", teacher, "--dataset", self.root / "data", "--features", self.root / "features")
+            own = ("--teacher", teacher, "--dataset", self.data, "--features", self.root / "features")
             more = ("--updates", str(updates)) if updates else ()
             rival = ("-m", "benchmarks.recipe.snapflow", *own, "--out", out, *variant.flags, *more)
             self.run(f"students/{variant.name}", None, *rival)
@@ -128,7 +136,7 @@ class Lab:
             flag,
             teacher,
             "--dataset.root",
-            self.root / "data",
+            self.data,
             *self._images(variant),
             *(() if variant.config == "metaworld_biased" else ("--no-report",)),
             *variant.flags,
@@ -154,7 +162,7 @@ class Lab:
             out / "report.json",
             *("-m", "jaxreflow.evaluate"),
             *("--teacher", str(self.teacher), "--student", str(self.student(variant.name))),
-            *("--dataset.root", str(self.root / "held_out")),
+            *("--dataset.root", str(self.held_out)),
             *(("--features", str(self.root / "held_out_features")) if variant.shares_tokens else ()),
             *("--out", str(out)),
             *("--early-task", self.early_task, "--frames", str(scale.frames), "--draws", str(draws or scale.draws)),
@@ -172,7 +180,7 @@ class Lab:
             Path(name).stem,
             self.results / name,
             *("-m", "benchmarks.recipe.sides", "--policy", *map(str, policies)),
-            *("--dataset", str(self.root / "held_out"), "--draws", str(self.scale.draws)),
+            *("--dataset", str(self.held_out), "--draws", str(self.scale.draws)),
             *("--out", str(self.results / name)),
         )
 

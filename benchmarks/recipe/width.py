@@ -1,0 +1,87 @@
+"""The study of width: whether the best learning rate of Muon stays where it is when the expert is wider.
+
+    python -m benchmarks.recipe --study width
+
+Each width has a teacher of its own, which is trained from random weights on the same demonstrations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+from benchmarks.recipe.lab import FULL, Lab, side_by_side
+from benchmarks.recipe.page import fill_page, markdown_table
+from benchmarks.recipe.variants import Variant
+from benchmarks.recipe.write_up import read_report, relative_error
+from jaxreflow.model.params import param_shapes, trainable_in_reflow
+from jaxreflow.policy.saved import load_saved_policy
+
+# Of the expert, relative to the VLM: 1.5 is that of configs/metaworld_teacher.py.
+WIDTHS = (0.75, 1.5, 3.0)
+STUDENTS = tuple(
+    Variant(f"lr_{rate}", "learning rate", rate, ("--objective", "pseudo-huber", "--optimizer.lr", rate))
+    for rate in ("1e-3", "2e-3", "4e-3", "8e-3")
+)
+SCALE = dataclasses.replace(FULL, teacher_updates=4_000, student_updates=1_000)
+
+
+class WidthLab(Lab):
+    """The lab of one width, below the lab whose demonstrations it uses."""
+
+    @property
+    def data(self) -> Path:
+        """The demonstrations of all widths."""
+        return self.root.parent / "data"
+
+    @property
+    def held_out(self) -> Path:
+        """The episodes on which the students of all widths are measured."""
+        return self.root.parent / "held_out"
+
+
+def width_lab(lab: Lab, width: float) -> WidthLab:
+    """The lab of an expert's width below `lab`."""
+    flags = ("--policy.expert-width-multiplier", str(width))
+    return WidthLab(lab.root / f"width_{width}", lab.scale, lab.image_size, flags)
+
+
+def run_study(lab: Lab, out: Path, jobs: int) -> None:
+    """Makes what is missing and fills the study's block of `out`/results.md."""
+    lab.record()
+    labs = [width_lab(lab, width) for width in WIDTHS]
+    side_by_side(jobs, [functools.partial(_teach_and_measure, own) for own in labs])
+    write_width(out, lab)
+
+
+def _teach_and_measure(lab: WidthLab) -> None:
+    lab.train_teacher()
+    lab.compute_features()
+    for student in STUDENTS:
+        lab.train(student)
+        lab.evaluate_short(student)
+
+
+def write_width(out: Path, lab: Lab) -> None:
+    """Fills the study's block of `out`/results.md."""
+    fill_page(out / "results.md", {"width": lambda: width_table(lab)})
+
+
+def width_table(lab: Lab) -> str | None:
+    """Errors in one step by width and learning rate; None until all are measured."""
+    rows = []
+    for own in (width_lab(lab, width) for width in WIDTHS):
+        reports = [read_report(own, student.name) for student in STUDENTS]
+        found = [report for report in reports if report is not None]
+        if len(found) < len(STUDENTS):
+            return None
+        errors = [relative_error(report, "student", 1, "all") for report in found]
+        rows.append([f"{_trained_parameters(own.teacher) / 1e6:.2f}M", *errors])
+    return markdown_table(["trained parameters", *(student.change for student in STUDENTS)], rows)
+
+
+def _trained_parameters(policy: Path) -> int:
+    shapes = param_shapes(load_saved_policy(policy).config)
+    return sum(math.prod(shape) for path, shape in shapes.items() if trainable_in_reflow(path))
