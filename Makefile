@@ -81,9 +81,10 @@ dist: .venv/ready
 	sh tests/try_installed.sh build/dist-venv/bin build/dist-try dist tests/assets/teacher
 
 results: .venv/ready
-	@echo "results: data, teacher, students, reports and closed loops into runs/metaworld; tables and pictures into docs"
+	@echo "results: data, teachers, students, reports and closed loops into runs; tables and pictures into docs (days)"
 	$(BIN)/python -m benchmarks.recipe
-	$(BIN)/python -m benchmarks.recipe --study latency
+	$(BIN)/python -m benchmarks.recipe --study width --root runs/metaworld
+	for study in latency compact rival aloha; do $(BIN)/python -m benchmarks.recipe --study $$study || exit 1; done
 
 .venv/ready: requirements.lock
 	@$(CHECK_PYTHON)

@@ -90,6 +90,11 @@ def _compact_checkpoint(cameras: int, size: int, layers: int) -> Path:
     """The random policy of full size with fewer layers and smaller images. The first call writes it."""
     out = CACHE / f"full_{cameras}_cameras_{size}_px_{layers}_layers"
     if not out.is_dir():
-        saved = compact_policy(load_saved_policy(full_checkpoint(cameras)), image_size=size, vlm_layers=layers)
-        save_pretrained(out, saved, {}, num_steps=1)
+        whole = load_saved_policy(full_checkpoint(cameras))
+        student = compact_policy(
+            whole,
+            image_size=None if whole.policy.resize_imgs_with_padding == (size, size) else size,
+            vlm_layers=None if whole.config.num_vlm_layers == layers else layers,
+        )
+        save_pretrained(out, student, {}, num_steps=1)
     return out

@@ -32,11 +32,12 @@ from jaxreflow.policy.architecture import network_of
 from jaxreflow.policy.compact import compact_policy
 from jaxreflow.policy.saved import SavedPolicy, load_saved_policy, save_pretrained
 from jaxreflow.policy.weights import EXPERT, TEXT, expected_tensors
-from jaxreflow.run.config import ReflowConfig, StudentConfig
+from jaxreflow.run.config import DatasetConfig, ReflowConfig, StudentConfig
 from jaxreflow.run.programs import split_weights, weight_shapes
 from jaxreflow.run.record.metrics import read_metrics
 from jaxreflow.run.start import student_start
 from jaxreflow.support.mesh import make_mesh
+from jaxreflow.training.augmentation import ImageTransformsConfig
 from jaxreflow.training.lora import LoraConfig
 from jaxreflow.training.losses import Draws, Networks, reflow_loss
 from tests.cached_policy import make_cached_policy
@@ -46,6 +47,7 @@ from tests.tiny_policy import make_batch, perturb
 
 TEACHER = Path("tests/assets/teacher")
 SELF_CROSS = ("self", "cross")
+AUGMENTED = DatasetConfig(image_transforms=ImageTransformsConfig(enable=True))
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,16 @@ def test_kept_layers_are_of_the_kinds_of_their_places(
 ) -> None:
     assert choose_layers(kinds, count, choice) == kept
     assert [kinds[layer] for layer in kept] == list(kinds[:count])
+
+
+@pytest.mark.parametrize("every", range(9))
+def test_layers_are_found_at_even_distances_wherever_the_first_ones_are(every: int) -> None:
+    for total in range(1, 17):
+        kinds = ["self" if every and i % every == 0 else "cross" for i in range(total)]
+        for count in range(1, total + 1):
+            kept = choose_layers(kinds, count, "spaced")
+            assert list(kept) == sorted(set(kept))
+            assert [kinds[layer] for layer in kept] == kinds[:count]
 
 
 @pytest.mark.parametrize(("choice", "kept"), [("first", (0, 1)), ("spaced", (0, 3))])
@@ -99,7 +111,6 @@ def test_a_compact_policy_is_a_smolvla_with_its_teachers_weights(
 
 def test_a_policy_that_is_not_to_differ_is_itself(teacher: SavedPolicy) -> None:
     assert compact_policy(teacher) is teacher
-    assert compact_policy(teacher, image_size=96, vlm_layers=4) is teacher
     smaller = compact_policy(teacher, image_size=48)
     assert smaller.layers == ALL_LAYERS
     assert smaller.tensors is teacher.tensors
@@ -108,10 +119,15 @@ def test_a_policy_that_is_not_to_differ_is_itself(teacher: SavedPolicy) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"image_size": 50}, r"--student.image-size 50: expected a multiple of 24 .* teacher's 96; the nearest is 48"),
+        (
+            {"image_size": 50},
+            r"--student.image-size 50: expected a multiple of 24 .*; the nearest is 48",
+        ),
         ({"image_size": 7}, "the nearest is 24"),
-        ({"image_size": 512}, "at most the teacher's 96; the nearest is 96"),
-        ({"vlm_layers": 5}, "--student.vlm-layers 5: expected 1 to the teacher's 4; the nearest is 4"),
+        ({"image_size": 512}, "less than the whole policy's 96; the nearest is 72"),
+        ({"image_size": 96}, "less than the whole policy's 96; the nearest is 72"),
+        ({"vlm_layers": 5}, "--student.vlm-layers 5: expected less than the whole policy's 4; the nearest is 3"),
+        ({"vlm_layers": 4}, "--student.vlm-layers 4: expected less than the whole policy's 4; the nearest is 3"),
     ],
 )
 def test_impossible_networks_are_refused_with_the_nearest(teacher: SavedPolicy, asked: Any, message: str) -> None:
@@ -124,8 +140,12 @@ def test_impossible_networks_are_refused_with_the_nearest(teacher: SavedPolicy, 
 def test_an_expert_of_its_own_length_divides_the_layers(teacher: SavedPolicy) -> None:
     policy = dataclasses.replace(teacher.policy, num_expert_layers=2, self_attn_every_n_layers=0)
     half = dataclasses.replace(teacher, policy=policy)
-    with pytest.raises(ConfigError, match=r"vlm-layers 3: .* multiple of its 2 expert layers .*; the nearest is 4"):
+    with pytest.raises(ConfigError, match=r"vlm-layers 3: .* multiple of its 2 expert layers .*; the nearest is 2"):
         compact_policy(half, vlm_layers=3)
+    assert compact_policy(half, vlm_layers=2).config.num_vlm_layers == 2
+    policy = dataclasses.replace(policy, num_expert_layers=4)
+    with pytest.raises(ConfigError, match=r"vlm-layers 2: .* multiple of its 4 .*; there is none: leave it out"):
+        compact_policy(dataclasses.replace(teacher, policy=policy), vlm_layers=2)
 
 
 @pytest.mark.slow
@@ -204,11 +224,28 @@ def test_parts_are_trained_by_adapters_beside_others(teacher: SavedPolicy) -> No
             "exclude each other: .*, such as expert\\+language:lora",
         ),
         ({"trainable": "expert+language", "lora": LoraConfig(rank=2)}, "exclude each other"),
+        (
+            {"trainable": "expert+language:lora", "lora": LoraConfig(rank=2, targets=("q_proj",))},
+            "both say which layers have adapters: leave one of them out",
+        ),
+        (
+            {"student": StudentConfig(image_size=48, features="small"), "dataset": AUGMENTED},
+            "image-transforms.enable changes images, of which --student.features holds the tokens",
+        ),
+        (
+            {"student": StudentConfig(features="s"), "dataset": DatasetConfig(root="gs://b/d", episodes=(0,))},
+            "--student.features is checked against all files",
+        ),
     ],
 )
-def test_parts_and_adapters_that_do_not_go_together_are_refused(fields: dict[str, Any], message: str) -> None:
+def test_settings_that_do_not_go_together_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ReflowConfig(**fields)
+
+
+def test_a_choice_of_layers_needs_their_number() -> None:
+    with pytest.raises(ConfigError, match=r"--student.layers spaced is about --student.vlm-layers, which is missing"):
+        StudentConfig(layers="spaced", image_size=48)
 
 
 @pytest.mark.parametrize("trainable", ["connector", "expert+tower", "expert+expert", "expert:full", ""])

@@ -27,6 +27,7 @@ from jaxreflow.evaluate.paths import plane_of
 from jaxreflow.evaluate.report.table import error_table, markdown
 from jaxreflow.evaluate.settings import Settings
 from jaxreflow.evaluate.verdict import judge
+from jaxreflow.policy.latency import Latency
 
 
 def test_relative_error_is_one_quotient_over_the_whole_set() -> None:
@@ -200,6 +201,20 @@ def test_a_sound_student_is_deployed_where_its_teacher_would_fail() -> None:
     assert [advice.deploy for advice in verdict.advice] == ["teacher@1", "student@1"]
     assert "student@1 for 50 actions per chunk" in verdict.headline
     assert next(check for check in verdict.checks if check.name == "loss consistency").passed is None
+
+
+def test_of_one_policy_fewer_steps_are_never_slower_whatever_was_timed() -> None:
+    def timed(name: str, prefix: float, loops: dict[int | None, float]) -> list[Latency]:
+        parts = [("prefix", None, prefix), *(("denoise", steps, loop) for steps, loop in loops.items())]
+        return [Latency(part, steps, 3, ms, ms, ms, name) for part, steps, ms in parts]
+
+    found = dataclasses.replace(
+        measures(CALIBRATION, STUDENT),
+        latency=[*timed("teacher", 5.0, {10: 9.0, 2: 1.0, 1: 4.0}), *timed("student", 9.0, {10: 9.0, 2: 5.0, 1: 6.0})],
+    )
+    assert [cost.call for cost in found.calls if cost.label in ("teacher@2", "teacher@1")] == [6.0, 9.0]
+    verdict = judge(found, 50, [10], Thresholds())
+    assert verdict.advice[0].deploy == "teacher@1"
 
 
 def test_a_failed_check_forbids_the_student() -> None:

@@ -22,6 +22,7 @@ from jaxreflow.run.config import (
     OptimizerFlags,
     PolicySource,
     ReflowConfig,
+    StudentConfig,
     TeacherSource,
 )
 from jaxreflow.training.augmentation import ImageTransformsConfig
@@ -193,3 +194,22 @@ def test_it_is_run_in_lerobot_with_the_steps_that_it_was_made_for():
     for card in (text, own):
         for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
             compile(code, "card", "exec")
+
+
+@pytest.mark.parametrize(
+    ("student", "sentence"),
+    [
+        (
+            StudentConfig(),
+            "Architecture, statistics, tokenizer and all weights that were not trained are the teacher's.",
+        ),
+        (StudentConfig(image_size=48), "It sees images of 48 x 48 pixels; statistics, tokenizer and all weights"),
+        (
+            StudentConfig(image_size=48, vlm_layers=2),
+            "It has 2 of its teacher's VLM layers and sees images of 48 x 48 pixels; statistics,",
+        ),
+    ],
+)
+def test_a_card_says_in_what_the_network_differs_from_the_teachers(student, sentence):
+    source = dataclasses.replace(SOURCE, settings=dataclasses.replace(REFLOW, student=student))
+    assert sentence in model_card(source)

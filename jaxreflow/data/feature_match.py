@@ -157,6 +157,6 @@ def check_vision_frozen(trained: Params, option: str) -> None:
     if moving:
         raise ConfigError(
             f"{option}: expected a frozen vision tower and connector, found {' and '.join(moving)} among the "
-            "trained parameters, so that cached image tokens would soon be wrong; leave it out, or train the expert only "
-            "(--trainable expert in reflow, --policy.train-expert-only True in finetune)"
+            "trained parameters, so that cached image tokens would soon be wrong; leave it out, or train neither "
+            "(such as --trainable expert+language in reflow, --policy.train-expert-only True in finetune)"
         )

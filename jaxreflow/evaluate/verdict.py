@@ -107,13 +107,17 @@ def _against_whole(measures: Measures, label: str, limits: Thresholds) -> list[s
 def _fastest(rows: Sequence[Suitability], costs: Mapping[str, CallCost]) -> Suitability:
     """The fit one whose call is shortest, the teacher rather than a student; the reference is always fit.
 
-    Steps tell which is shorter where all have one network, or were not timed.
+    Of one policy, fewer steps are the shorter call, whatever was timed. Steps also tell where nothing was timed.
     """
+    fit = [row for row in rows if row.suitable]
+    fewest = [
+        min((row for row in fit if row.name == name), key=lambda row: row.num_steps) for name in {r.name for r in fit}
+    ]
 
     def order(row: Suitability) -> tuple[float, bool]:
         return costs[row.label].call if costs else float(row.num_steps), row.name != "teacher"
 
-    return min((row for row in rows if row.suitable), key=order)
+    return min(fewest, key=order)
 
 
 def _advise(

@@ -58,10 +58,20 @@ def choose_layers(kinds: Sequence[str], count: int, choice: Choice) -> tuple[int
         raise ConfigError(f"expected 1 to {total} layers, found {count}")
     if choice == "first":
         return tuple(range(count))
+    latest = _latest(kinds, count)
     kept: list[int] = []
     for i in range(count):
         ideal = i * (total - 1) / max(count - 1, 1)
-        first, last = (kept[-1] + 1 if kept else 0), total - (count - i)
-        fitting = [layer for layer in range(first, last + 1) if kinds[layer] == kinds[i]]
+        fitting = [j for j in range(kept[-1] + 1 if kept else 0, latest[i] + 1) if kinds[j] == kinds[i]]
         kept.append(min(fitting, key=lambda layer: abs(layer - ideal)))
     return tuple(kept)
+
+
+def _latest(kinds: Sequence[str], count: int) -> list[int]:
+    """For each place the last layer of its kind that leaves layers of their kinds to the places after it."""
+    latest: list[int] = []
+    before = len(kinds)
+    for kind in reversed(kinds[:count]):
+        before = max(j for j in range(before) if kinds[j] == kind)
+        latest.insert(0, before)
+    return latest

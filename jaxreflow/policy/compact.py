@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +39,15 @@ def compact_policy(
     The expert shrinks with the VLM, unless config.json names a number of its own for it. Errors call the image size by `option`.
 
     Raises:
-        ConfigError: the vision tower cannot take that size, or the policy has no such layers; it names the nearest that works.
+        ConfigError: the vision tower cannot take that size, the policy has no such layers, or these are its own; it names the
+            nearest that works.
     """
     policy = saved.policy
     if image_size is not None:
-        _check_image_size(image_size, policy, saved.vlm.config, option)
+        _check(option, image_size, *_smaller_images(policy, saved.vlm.config))
         policy = dataclasses.replace(policy, resize_imgs_with_padding=(image_size, image_size))
     if vlm_layers is not None:
-        _check_layers(vlm_layers, policy, saved.config)
+        _check("--student.vlm-layers", vlm_layers, *_fewer_layers(policy, saved.config))
         policy = dataclasses.replace(policy, num_vlm_layers=vlm_layers)
     if policy == saved.policy:
         return saved
@@ -71,29 +73,30 @@ def select_tensors(whole: TensorFile, config: ModelConfig, layers: LayerChoice) 
     return whole if layers == ALL_LAYERS else LayersOfFile(whole, config, layers)
 
 
-def _check_image_size(size: int, policy: PolicyConfig, vlm: VLMConfig, option: str) -> None:
-    unit, largest = vlm.vision.patch_size * vlm.scale_factor, vlm.vision.image_size
-    if policy.resize_imgs_with_padding is not None:
-        largest = max(policy.resize_imgs_with_padding)
-    if unit <= size <= largest and size % unit == 0:
-        return
-    nearest = min(max(unit * round(size / unit), unit), largest // unit * unit)
-    raise ConfigError(
-        f"{option} {size}: expected a multiple of {unit} (patches of {vlm.vision.patch_size} pixels, of which "
-        f"{vlm.scale_factor} x {vlm.scale_factor} make a token) of at most the teacher's {largest}; the nearest is {nearest}"
-    )
+def _smaller_images(policy: PolicyConfig, vlm: VLMConfig) -> tuple[Sequence[int], str]:
+    """Sizes of square images for the policy's vision tower, without the policy's own; and why these."""
+    unit, own = vlm.vision.patch_size * vlm.scale_factor, policy.resize_imgs_with_padding
+    largest = vlm.vision.image_size if own is None else max(own)
+    sizes = [size for size in range(unit, largest + 1, unit) if own != (size, size)]
+    why = f"patches of {vlm.vision.patch_size} pixels, of which {vlm.scale_factor} x {vlm.scale_factor} make a token"
+    return sizes, f"a multiple of {unit} ({why}), and less than the whole policy's {largest}"
 
 
-def _check_layers(count: int, policy: PolicyConfig, config: ModelConfig) -> None:
+def _fewer_layers(policy: PolicyConfig, config: ModelConfig) -> tuple[Sequence[int], str]:
+    """Numbers of VLM layers below the policy's; and why these."""
     experts = policy.num_expert_layers
     unit = experts if experts > 0 else 1
-    if unit <= count <= config.num_vlm_layers and count % unit == 0:
+    why = f"a multiple of its {experts} expert layers (`num_expert_layers`), and " if experts > 0 else ""
+    return range(unit, config.num_vlm_layers, unit), f"{why}less than the whole policy's {config.num_vlm_layers}"
+
+
+def _check(option: str, found: int, possible: Sequence[int], why: str) -> None:
+    if found in possible:
         return
-    nearest = min(max(unit * round(count / unit), unit), config.num_vlm_layers // unit * unit)
-    why = f", a multiple of its {experts} expert layers (`num_expert_layers`)" if experts > 0 else ""
-    raise ConfigError(
-        f"--student.vlm-layers {count}: expected 1 to the teacher's {config.num_vlm_layers}{why}; the nearest is {nearest}"
+    remedy = (
+        f"the nearest is {min(possible, key=lambda n: abs(n - found))}" if possible else "there is none: leave it out"
     )
+    raise ConfigError(f"{option} {found}: expected {why}; {remedy}")
 
 
 class LayersOfFile(TensorFile):

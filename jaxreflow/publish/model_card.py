@@ -14,7 +14,7 @@ from jaxreflow.evaluate.report.report import Report
 from jaxreflow.evaluate.report.table import Table, markdown
 from jaxreflow.policy.config import PolicyConfig
 from jaxreflow.policy.public_names import PolicyName
-from jaxreflow.run.config import ReflowConfig, RunConfig
+from jaxreflow.run.config import ReflowConfig, RunConfig, StudentConfig
 from jaxreflow.support.option import labelled
 
 if TYPE_CHECKING:
@@ -101,12 +101,19 @@ def _introduction(source: CardSource) -> str:
         return (
             f"{acts}. jaxreflow distilled it by reflow from {_named(source.start)}, whose paths from noise to action took "
             f"{_steps(reflow.teacher_steps, reflow.teacher_solver)}: the student learned to go straight to "
-            f"where they end. {form} Architecture, statistics, tokenizer and all weights that were not trained are the teacher's."
+            f"where they end. {form} {_network(reflow.student)} and all weights that were not trained are the teacher's."
         )
     if source.settings is not None:
         start = "from a new policy" if source.settings.starts_new else f"from {_named(source.start)}"
         return f"{acts}. jaxreflow trained it {start} by flow matching on recorded actions. {form}"
     return f"{acts}. {form}"
+
+
+def _network(student: StudentConfig) -> str:
+    layers = f"has {student.vlm_layers} of its teacher's VLM layers" if student.vlm_layers else ""
+    images = f"sees images of {student.image_size} x {student.image_size} pixels" if student.image_size else ""
+    own = " and ".join(filter(None, (layers, images)))
+    return f"It {own}; statistics, tokenizer" if own else "Architecture, statistics, tokenizer"
 
 
 # LeRobot's commands have no flag for the place of the tokenizer.

@@ -240,7 +240,8 @@ class ReflowConfig(RunConfig):
     """Share of pairs that are recorded actions with the noise that the teacher's flow leads to them; a multiple of 1/--noises."""
     trainable: str | None = option(None, section="update")
     """What is trained: expert (with the projections) and, joined by +, connector, language and vision, each with :lora if by
-    adapters; or as-policy, what the policy's config says (default: expert; with a network of its own expert+connector+language)."""
+    adapters; or as-policy, what the policy's config says (default: expert; with a network of its own expert+connector+language;
+    with --lora.rank adapters of --lora.targets alone)."""
     stats_from: str | None = "policy"
     noises: int = 4
     time_law: str = "half-at-one"
@@ -262,6 +263,7 @@ class ReflowConfig(RunConfig):
         check_choice("--teacher-solver", self.teacher_solver, SOLVERS)
         check_choice("--objective", self.objective, OBJECTIVES)
         check_trainable(self.trainable, self.lora)
+        self.dataset.check_cache("--student.features", self.student.features)
         real_noises(self.real_share, self.noises)
 
     @property

@@ -50,22 +50,26 @@ class DatasetConfig:
             )
         check_path("--dataset.root", self.root)
         check_path("--dataset.features", self.features)
-        if self.features and self.episodes is not None and is_remote(self.root or ""):
-            raise ConfigError(
-                "--dataset.features is checked against all files of the dataset, but of a remote one only those of "
-                "--dataset.episodes are fetched; leave one of the two out, or give a local copy of the dataset"
-            )
-        if self.features and self.image_transforms.enable:
-            raise ConfigError(
-                "--dataset.image-transforms.enable changes images, of which --dataset.features holds the tokens, made "
-                "before: leave one of the two out"
-            )
+        self.check_cache("--dataset.features", self.features)
         if not 0 < self.tolerance_s < math.inf:
             raise ConfigError(f"--dataset.tolerance-s must be positive, found {self.tolerance_s}")
         if not 0 <= self.holdout < 1:
             raise ConfigError(f"--dataset.holdout must lie in [0, 1), found {self.holdout}")
         if not 0 <= self.cache_frames < math.inf:
             raise ConfigError(f"--dataset.cache-frames must not be negative, found {self.cache_frames}")
+
+    def check_cache(self, option: str, cache: str | None) -> None:
+        """ConfigError if a cache of image tokens, which `option` names, cannot stand for these images."""
+        if cache and self.episodes is not None and is_remote(self.root or ""):
+            raise ConfigError(
+                f"{option} is checked against all files of the dataset, but of a remote one only those of "
+                "--dataset.episodes are fetched; leave one of the two out, or give a local copy of the dataset"
+            )
+        if cache and self.image_transforms.enable:
+            raise ConfigError(
+                f"--dataset.image-transforms.enable changes images, of which {option} holds the tokens, made "
+                "before: leave one of the two out"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +104,10 @@ class StudentConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--student.{name.replace('_', '-')} must be at least 1, found {value}")
+        if self.layers != "first" and self.vlm_layers is None:
+            raise ConfigError(
+                f"--student.layers {self.layers} is about --student.vlm-layers, which is missing: give both, or neither"
+            )
 
     @property
     def sees_otherwise(self) -> bool:

@@ -95,6 +95,8 @@ INSTEAD = {
     "--policy.tags": "edit the model card on the hub",
     "--policy.license": "give it to `python -m convert push --license ID`",
     "--policy.num-steps": "--num-steps are the student's Euler steps, --teacher-steps the teacher's",
+    "--policy.num-vlm-layers": "give --student.vlm-layers, if a student is to have fewer than its teacher",
+    "--policy.resize-imgs-with-padding": "give --student.image-size, if a student is to see smaller images than its teacher",
     "--policy.train-expert-only": _TRAINED_SET,
     "--policy.freeze-vision-encoder": _TRAINED_SET,
     "--policy.train-state-proj": _TRAINED_SET,

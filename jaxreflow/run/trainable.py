@@ -42,6 +42,10 @@ def check_trainable(trainable: str | None, lora: LoraConfig) -> None:
     by_adapters = trainable != AS_POLICY and bool(parts_of(trainable)[1])
     if by_adapters and not lora.rank:
         raise ConfigError(f"--trainable {trainable} trains adapters, whose --lora.rank is missing: give it, such as 16")
+    if by_adapters and lora.targets != LoraConfig().targets:
+        raise ConfigError(
+            f"--trainable {trainable} and --lora.targets both say which layers have adapters: leave one of them out"
+        )
     if lora.rank and not by_adapters and trainable != "expert":
         raise ConfigError(
             f"--trainable {trainable} and --lora.rank {lora.rank} exclude each other: with adapters, --lora.targets says what "
