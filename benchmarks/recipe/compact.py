@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from benchmarks.recipe.lab import CLOSED_LOOP, FULL, TEACHER, Lab, Scale, keep_results, named, side_by_side
 from benchmarks.recipe.page import fill_page, markdown_table
 from benchmarks.recipe.variants import Variant
-from benchmarks.recipe.write_up import measured
+from benchmarks.recipe.write_up import difference, measured, read_report
 from jaxreflow.policy.saved import load_saved_policy
 from jaxreflow.run.arithmetic import call_operations
 from jaxreflow.sim.intervals import wilson
@@ -40,10 +40,11 @@ _EXPERT, _LANGUAGE = ("--trainable", "expert"), ("--trainable", "expert+connecto
 _SAME_TOKENS = ("--trainable", "expert+language")
 
 SAME = Variant("full", "network", "the teacher's", _EXPERT)
+QUARTER = Variant("tokens_16", "network", "16 of 64 image tokens", (*_QUARTER, *_LANGUAGE))
 NETWORKS = (
     SAME,
     Variant("tokens_36", "network", "36 of 64 image tokens", (*_HALF, *_LANGUAGE)),
-    Variant("tokens_16", "network", "16 of 64 image tokens", (*_QUARTER, *_LANGUAGE)),
+    QUARTER,
     Variant("layers_first", "network", "the first 4 of 8 layers", (*_LAYERS, *_SAME_TOKENS)),
     Variant(
         "layers_spaced", "network", "4 of 8 layers, spaced", (*_LAYERS, "--student.layers", "spaced", *_SAME_TOKENS)
@@ -67,9 +68,16 @@ LONGER = (
         (*_QUARTER, *_LANGUAGE),
         times_as_long=3,
     ),
+    Variant(
+        "both_long",
+        "network",
+        "16 of 64 image tokens, the first 4 of 8 layers, three times as long",
+        (*_QUARTER, *_LAYERS, *_LANGUAGE),
+        times_as_long=3,
+    ),
 )
 STUDENTS = (*NETWORKS, *LONGER, *TRAINED)
-FINALISTS = ("full", "tokens_16", "tokens_16_long", "layers_first", "both")
+FINALISTS = ("full", "tokens_16", "tokens_16_long", "tokens_16_vision", "layers_first", "both", "both_long")
 # Fewer demonstrations and shorter runs than the first study: an update of this teacher takes five times as long.
 COMPACT = dataclasses.replace(
     FULL, demonstrations=(400, 160, 100, 140), teacher_updates=8_000, student_updates=3_000, episodes=130
@@ -140,14 +148,22 @@ def _cost(path: Path, steps: int) -> float:
 
 
 def students_table(lab: Lab, students: Sequence[Variant]) -> str:
-    """What each student costs and how far it is from its teacher, which comes first."""
+    """What each student costs, and how far it is from its teacher, which comes first."""
     whole = _cost(lab.teacher, 10)
+    quarter = read_report(lab, QUARTER.name)
     rows = []
     for i, student in enumerate(students):
         report = json.loads(_report(lab, student).read_text(encoding="utf-8"))
         if i == 0:
             rows += [
-                ["teacher", f"@{n}", "", *measured(report, "teacher", n)[:3], f"{_cost(lab.teacher, n) / whole:.2f}"]
+                [
+                    "teacher",
+                    f"@{n}",
+                    "",
+                    *measured(report, "teacher", n)[:3],
+                    "",
+                    f"{_cost(lab.teacher, n) / whole:.2f}",
+                ]
                 for n in (2, 1)
             ]
         cost = _cost(lab.student(student.name), 1) / whole
@@ -158,6 +174,7 @@ def students_table(lab: Lab, students: Sequence[Variant]) -> str:
                 "@1",
                 trained,
                 *measured(report, "student", 1)[:3],
+                difference(quarter, report, "student", 1) if quarter and student != QUARTER else "",
                 f"{cost:.2f}",
             ]
         )
@@ -168,6 +185,7 @@ def students_table(lab: Lab, students: Sequence[Variant]) -> str:
         "error, all frames",
         "early wall frames",
         "energy distance",
+        f"all frames, less {QUARTER.change}",
         "operations of a call",
     ]
     return markdown_table(heads, rows)

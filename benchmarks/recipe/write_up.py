@@ -190,7 +190,7 @@ def _variants_table(lab: Lab, variants: Iterable[Variant]) -> str | None:
 
 def _few_steps(report: Report, role: str, first: Report) -> list[str]:
     every, early = ([relative_error(report, role, steps, frames) for steps in (1, 2)] for frames in ("all", "early"))
-    differences = [_difference(first, report, role, steps) for steps in (1, 2)]
+    differences = [difference(first, report, role, steps) for steps in (1, 2)]
     return [*every, *differences, *early, *distribution(report, role, 1)]
 
 
@@ -253,8 +253,8 @@ def relative_error(report: Report, role: str, steps: int, frames: str) -> str:
     return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
 
 
-def _difference(first: Report, report: Report, role: str, steps: int) -> str:
-    """Difference of the errors over all frames to the first report's student, on the same episodes. That student has none."""
+def difference(first: Report, report: Report, role: str, steps: int) -> str:
+    """Difference of the errors over all frames to the first report's student, on the same episodes; that student has none."""
     theirs, ours = fidelity(first, "student", steps, "all"), fidelity(report, role, steps, "all")
     if ours is theirs:
         return ""
