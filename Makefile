@@ -81,7 +81,7 @@ dist: .venv/ready
 	sh tests/try_installed.sh build/dist-venv/bin build/dist-try dist tests/assets/teacher
 
 results: .venv/ready
-	@echo "results: data, teachers, students, reports and closed loops into runs; tables and pictures into docs (days)"
+	@echo "results: data, teachers, students, reports and closed loops into runs; tables and pictures into docs"
 	$(BIN)/python -m benchmarks.recipe
 	$(BIN)/python -m benchmarks.recipe --study width --root runs/metaworld
 	for study in latency compact rival aloha; do $(BIN)/python -m benchmarks.recipe --study $$study || exit 1; done

@@ -137,6 +137,14 @@ def test_impossible_networks_are_refused_with_the_nearest(teacher: SavedPolicy, 
     compact_policy(teacher, **dict.fromkeys(asked, nearest))
 
 
+def test_a_policy_that_does_not_resize_may_see_all_that_its_tower_does(teacher: SavedPolicy) -> None:
+    free = dataclasses.replace(teacher, policy=dataclasses.replace(teacher.policy, resize_imgs_with_padding=None))
+    largest = teacher.vlm.config.vision.image_size
+    with pytest.raises(ConfigError, match=f"and at most {largest}; the nearest is {largest}"):
+        compact_policy(free, image_size=2 * largest)
+    assert compact_policy(free, image_size=largest).policy.resize_imgs_with_padding == (largest, largest)
+
+
 def test_an_expert_of_its_own_length_divides_the_layers(teacher: SavedPolicy) -> None:
     policy = dataclasses.replace(teacher.policy, num_expert_layers=2, self_attn_every_n_layers=0)
     half = dataclasses.replace(teacher, policy=policy)

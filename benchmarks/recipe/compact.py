@@ -117,12 +117,11 @@ def _train_and_measure(lab: Lab, student: Variant) -> None:
 
 def write_compact(out: Path, lab: Lab) -> None:
     """Fills the blocks of `out`/results.md, draws the figure, and copies what stands behind them."""
-    students = [student for student in STUDENTS if _report(lab, student).exists()]
     results = sorted(read_results(lab.results / CLOSED_LOOP), key=_teacher_first)
     fill_page(
         out / "results.md",
         {
-            "compact students": lambda: students_table(lab, students) if students else None,
+            "compact students": lambda: students_table(lab),
             "compact closed loop": lambda: comparison_table([named(r) for r in results]) if results else None,
         },
     )
@@ -131,14 +130,12 @@ def write_compact(out: Path, lab: Lab) -> None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot_cost(results).savefig(picture, dpi=130, facecolor="white")
         keep_results(out / "results" / "compact_closed_loop.jsonl", map(named, results))
-    for student in students:
-        folder = out / "results" / f"compact_{student.name}"
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(_report(lab, student), folder / "report.json")
-
-
-def _report(lab: Lab, student: Variant) -> Path:
-    return lab.results / student.name / "report.json"
+    for student in STUDENTS:
+        report = lab.results / student.name / "report.json"
+        if report.exists():
+            folder = out / "results" / f"compact_{student.name}"
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(report, folder / report.name)
 
 
 def _cost(path: Path, steps: int) -> float:
@@ -147,14 +144,16 @@ def _cost(path: Path, steps: int) -> float:
     return sum(call_operations(policy.config, policy.processors.tokenizer.max_length, steps).values())
 
 
-def students_table(lab: Lab, students: Sequence[Variant]) -> str:
-    """What each student costs, and how far it is from its teacher, which comes first."""
+def students_table(lab: Lab) -> str | None:
+    """What each student costs, and how far it is from its teacher, which comes first; None before one is measured."""
+    found = [(student, report) for student in STUDENTS if (report := read_report(lab, student.name)) is not None]
+    if not found:
+        return None
     whole = _cost(lab.teacher, 10)
     quarter = read_report(lab, QUARTER.name)
-    rows = []
-    for i, student in enumerate(students):
-        report = json.loads(_report(lab, student).read_text(encoding="utf-8"))
-        if i == 0:
+    rows: list[list[str]] = []
+    for student, report in found:
+        if not rows:
             rows += [
                 [
                     "teacher",

@@ -73,11 +73,10 @@ def width_table(lab: Lab) -> str | None:
     """Errors in one step by width and learning rate; None until all are measured."""
     rows = []
     for own in (width_lab(lab, width) for width in WIDTHS):
-        reports = [read_report(own, student.name) for student in STUDENTS]
-        found = [report for report in reports if report is not None]
-        if len(found) < len(STUDENTS):
+        reports = [report for student in STUDENTS if (report := read_report(own, student.name)) is not None]
+        if len(reports) < len(STUDENTS):
             return None
-        errors = [relative_error(report, "student", 1, "all") for report in found]
+        errors = [relative_error(report, "student", 1, "all") for report in reports]
         rows.append([f"{_trained_parameters(own.teacher) / 1e6:.2f}M", *errors])
     return markdown_table(["trained parameters", *(student.change for student in STUDENTS)], rows)
 

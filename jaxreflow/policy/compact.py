@@ -79,7 +79,8 @@ def _smaller_images(policy: PolicyConfig, vlm: VLMConfig) -> tuple[Sequence[int]
     largest = vlm.vision.image_size if own is None else max(own)
     sizes = [size for size in range(unit, largest + 1, unit) if own != (size, size)]
     why = f"patches of {vlm.vision.patch_size} pixels, of which {vlm.scale_factor} x {vlm.scale_factor} make a token"
-    return sizes, f"a multiple of {unit} ({why}), and less than the whole policy's {largest}"
+    bound = f"less than the whole policy's {largest}" if own == (largest, largest) else f"at most {largest}"
+    return sizes, f"a multiple of {unit} ({why}), and {bound}"
 
 
 def _fewer_layers(policy: PolicyConfig, config: ModelConfig) -> tuple[Sequence[int], str]:
