@@ -250,6 +250,21 @@ def test_every_job_needs_a_core(jobs: int) -> None:
         side_by_side(jobs, [])
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"jobs": 0}, "--jobs must be between 1 and"),
+        ({"study": "rival", "jobs": 2}, "--study rival run one by one, found 2"),
+        ({"study": "aloha", "parts": ("core",)}, "--parts are of --study recipe only, found --study aloha"),
+        ({"confirmed": ("nothing",)}, r"found \['nothing'\]"),
+    ],
+)
+def test_settings_that_change_nothing_or_fail_late_are_refused(settings: dict, message: str, monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(ConfigError, match=message):
+        RecipeConfig(**settings)
+
+
 def test_compact_students_name_networks_that_their_teacher_has(tmp_path: Path) -> None:
     lab = compact_lab(tmp_path, SMOKE)
     vlm = json.loads((tmp_path / "vlm" / "config.json").read_text())

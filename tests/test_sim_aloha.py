@@ -11,7 +11,7 @@ import pytest
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.errors import ConfigError, SimulationError
 from jaxreflow.sim.__main__ import main
-from jaxreflow.sim.aloha import GRACE, INSTRUCTIONS, AlohaEnv
+from jaxreflow.sim.aloha import GRACE, INSTRUCTIONS, AlohaEnv, StockEnv
 from jaxreflow.sim.environment import EnvOptions
 
 
@@ -134,10 +134,39 @@ def test_pictures_show_the_cube(env: AlohaEnv) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("gl")
-def test_stock_pictures_are_gym_alohas() -> None:
-    env = AlohaEnv("transfer-cube", render="stock")
-    picture = env.reset(seed=0)[0]["pixels"]["top"]
-    np.testing.assert_array_equal(picture, env._physics.render(480, 640, camera_id="top"))
+def test_it_is_gym_alohas_environment_step_by_step() -> None:
+    """Reset, positions, reward and pictures, beside gym-aloha's own environment with the same actions."""
+    ours = AlohaEnv("transfer-cube", render="stock")
+    ours.renders = False
+    demonstrate(ours, 0)
+    actions = demonstrate(ours, 0)[1]
+    ours.renders = True
+    runs = []
+    for env in (ours, StockEnv("transfer_cube", obs_type="pixels_agent_pos")):
+        # One after the other: gym-aloha keeps the cube's place in a global.
+        seen = [env.reset(seed=0)[0]]
+        rewards = []
+        for i, action in enumerate(actions):
+            if env is ours:
+                ours.renders = i < 3
+            observation, reward, *_ = env.step(action) if i < 3 or env is ours else step_without_pictures(env, action)
+            seen.append({**observation, "pixels": dict(observation["pixels"])})
+            rewards.append(reward)
+        runs.append((seen, rewards))
+    (own, own_rewards), (stock, stock_rewards) = runs
+    assert own_rewards == stock_rewards
+    assert max(own_rewards) == 4
+    for mine, theirs in zip(own, stock, strict=True):
+        np.testing.assert_array_equal(mine["agent_pos"], theirs["agent_pos"])
+    for i in range(4):
+        np.testing.assert_array_equal(own[i]["pixels"]["top"], stock[i]["pixels"]["top"])
+
+
+def step_without_pictures(env: StockEnv, action: np.ndarray) -> tuple:
+    """A step of gym-aloha's environment, whose three pictures a step take a second."""
+    task = env._env.task
+    task.get_observation = lambda physics: {"qpos": task.get_qpos(physics), "images": {"top": np.zeros(1)}}
+    return env.step(action)
 
 
 @pytest.mark.slow

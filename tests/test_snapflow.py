@@ -1,5 +1,6 @@
 """The rival of docs/results.md: its loss by hand, and the ordinary SmolVLA that its one-step policy is."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from benchmarks.recipe import snapflow
 from benchmarks.recipe.snapflow import (
     AFTER,
     MLP_OUT,
+    SnapFlowConfig,
     _predict,
     folded,
     matching_errors,
@@ -18,6 +20,7 @@ from benchmarks.recipe.snapflow import (
     step_errors,
     with_target_time,
 )
+from jaxreflow.errors import ConfigError
 from jaxreflow.model import memorise, observe, velocity
 from jaxreflow.model.params import split_params
 from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
@@ -98,6 +101,28 @@ def test_half_of_the_observations_learn_each(parts) -> None:
     both = snapflow_loss(CONFIG, ACTION_DIM, alpha=0.5, weight=0.1)(start, frozen, {}, batch, draws)
     valid = int((~batch.action_is_pad[:2]).sum()) * ACTION_DIM
     assert float(both[1]) == valid + 2 * CONFIG.chunk_size * ACTION_DIM
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": 1.5}, "--alpha must be from 0 to 1, found 1.5"),
+        ({"weight": -1.0}, "--weight must be at least 0, found -1.0"),
+        ({"batch_size": 1}, "both kinds of observations among 1; raise --batch-size"),
+    ],
+)
+def test_bad_settings_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SnapFlowConfig("teacher", "data", Path("out"), **changes)
+
+
+def test_a_run_goes_on_with_its_own_settings_only(tmp_path: Path) -> None:
+    config = SnapFlowConfig("teacher", "data", tmp_path / "run", updates=2)
+    for _ in range(2):
+        snapflow._claim(config)
+    other = dataclasses.replace(config, updates=3, weight=5.0)
+    with pytest.raises(ConfigError, match="settings of this run, found other updates, weight; choose another --out"):
+        snapflow.train(other)
 
 
 def _statistics(policy: Path) -> list[bytes]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from benchmarks.recipe import aloha, compact, latency, rival, width
-from benchmarks.recipe.lab import FULL, SIDES, SIDES_LENGTHS, SMOKE, Lab, Scale, side_by_side
+from benchmarks.recipe.lab import FULL, SIDES, SIDES_LENGTHS, SMOKE, Lab, Scale, check_jobs, side_by_side
 from benchmarks.recipe.variants import (
     CAPACITY,
     DEFAULT,
@@ -77,6 +77,13 @@ class RecipeConfig:
         unknown = set(self.confirmed) - {variant.name for variant in (*SCREENED, *EQUAL_TIME)}
         if unknown:
             raise ConfigError(f"--confirmed: expected names of benchmarks/recipe/variants.py, found {sorted(unknown)}")
+        if self.parts != PARTS and self.study != "recipe":
+            raise ConfigError(f"--parts are of --study recipe only, found --study {self.study}; leave --parts out")
+        check_jobs(self.jobs)
+        if self.jobs > 1 and self.study not in ("recipe", "compact", "width"):
+            raise ConfigError(
+                f"--jobs: expected 1, because the steps of --study {self.study} run one by one, found {self.jobs}"
+            )
 
 
 def run(config: RecipeConfig) -> None:

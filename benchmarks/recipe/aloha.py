@@ -28,7 +28,8 @@ class AlohaLab(Lab):
         """A blank policy, its tower, and then the teacher from it."""
         blank, seeing = self.root / "blank", self.root / "seeing"
         data = ("--dataset.root", self.data)
-        self.run("blank", blank, "train.py", "aloha_teacher", *data, "--output-dir", blank, "--steps", "1")
+        first = blank / "checkpoints" / "last"
+        self.run("blank", first, "train.py", "aloha_teacher", *data, "--output-dir", blank, "--steps", "1")
         pictures = ("--options.size", str(self.image_size))
         short = ("--episodes", "20", "--updates", "10") if self.scale.teacher_updates else ()
         see = ("-m", "benchmarks.recipe.see_first", "--policy", blank / "initial_policy", "--out", seeing)

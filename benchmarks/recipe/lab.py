@@ -241,6 +241,13 @@ def keep_results(path: Path, results: Iterable[Result]) -> None:
         append_result(path, result)
 
 
+def check_jobs(jobs: int) -> None:
+    """ConfigError unless each job can have a core."""
+    cores = len(os.sched_getaffinity(0))
+    if not 1 <= jobs <= cores:
+        raise ConfigError(f"--jobs must be between 1 and {cores}, the cores at hand, found {jobs}")
+
+
 def side_by_side(jobs: int, steps: Sequence[Callable[[], None]]) -> None:
     """Runs the steps, `jobs` at a time. Steps that run together share this process's cores equally (Linux).
 
@@ -248,13 +255,12 @@ def side_by_side(jobs: int, steps: Sequence[Callable[[], None]]) -> None:
         ConfigError: if there are fewer cores than jobs.
         Exception: of a step that failed. Running steps go on to their end, and others do not start.
     """
+    check_jobs(jobs)
     if jobs == 1:
         for step in steps:
             step()
         return
     cores = sorted(os.sched_getaffinity(0))
-    if not 1 < jobs <= len(cores):
-        raise ConfigError(f"--jobs must be between 1 and {len(cores)}, the cores at hand, found {jobs}")
     shares: queue.Queue[list[int]] = queue.Queue()
     for i in range(jobs):
         shares.put(cores[i::jobs])

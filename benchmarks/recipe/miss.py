@@ -44,9 +44,9 @@ class MissConfig:
     options: EnvOptions = dataclasses.field(default_factory=EnvOptions)
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "n_action_steps", "episodes", "steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
+        for name, least in (("num_steps", 1), ("n_action_steps", 1), ("episodes", 1), ("steps", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, found {getattr(self, name)}")
 
 
 def measure(config: MissConfig) -> Float[np.ndarray, " E"]:

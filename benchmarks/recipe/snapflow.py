@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,7 +70,7 @@ class SnapFlowConfig:
     out: Path
     """The run's folder. A run that was interrupted goes on."""
     features: str | None = None
-    """Cached image tokens of the dataset."""
+    """Cached image tokens of the dataset (default: none)."""
     updates: int = 16_000
     """Updates."""
     batch_size: int = 16
@@ -84,6 +85,12 @@ class SnapFlowConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"--alpha must be from 0 to 1, found {self.alpha}")
+        if self.weight < 0:
+            raise ConfigError(f"--weight must be at least 0, found {self.weight}")
+        if 0 < self.alpha < 1 and round(self.alpha * self.batch_size) in (0, self.batch_size):
+            raise ConfigError(
+                f"--alpha {self.alpha}: expected both kinds of observations among {self.batch_size}; raise --batch-size"
+            )
 
 
 def matching_errors(
@@ -177,7 +184,7 @@ def folded(trained: Params, network: ModelConfig) -> Params:
 def train(config: SnapFlowConfig) -> None:
     """Trains to the last update, from the last checkpoint if there is one."""
     settings = run_settings(config)
-    config.out.mkdir(parents=True, exist_ok=True)
+    _claim(config)
     mesh = set_up_devices(settings)
     setup = set_up(settings, mesh, config.out)
     weights = split_weights(settings, setup.saved, mesh)
@@ -208,6 +215,19 @@ def train(config: SnapFlowConfig) -> None:
             log,
             Callbacks(lambda _: {}, save),
         )
+
+
+def _claim(config: SnapFlowConfig) -> None:
+    """Writes the run's settings into its folder; ConfigError if it has others."""
+    path, settings = config.out / "snapflow.json", dataclasses.asdict(config) | {"out": str(config.out)}
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+    changed = [name for name, value in settings.items() if found.get(name) != value]
+    if changed:
+        raise ConfigError(
+            f"{path}: expected the settings of this run, found other {', '.join(changed)}; choose another --out"
+        )
+    config.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def run_settings(config: SnapFlowConfig) -> FinetuneConfig:

@@ -131,14 +131,14 @@ CAPACITY = (
     ),
 )
 # Noises per observation at equal time on a full-size policy, whose updates take so many seconds: `benchmarks reflow-step --noises`
-# on two Intel cores, batch 1, float32. As much time as 1,000 updates at M = 4.
+# on two Intel cores, batch 1, float32, each pair at one time. As much time as 1,000 updates at M = 4.
 _FULL_SIZE_SECONDS = {1: 3.85, 2: 4.40, 4: 6.01, 8: 7.74}
 FULL_COST = tuple(
     Variant(
         f"full_cost_{noises}",
         "M at full size's cost",
         f"M = {noises}, {updates:,} updates",
-        (*_HUBER, "--noises", str(noises), *length(updates)),
+        (*_HUBER, "--noises", str(noises), "--times", "1", *length(updates)),
     )
     for noises, updates in ((m, round(1_000 * _FULL_SIZE_SECONDS[4] / s)) for m, s in _FULL_SIZE_SECONDS.items())
 )

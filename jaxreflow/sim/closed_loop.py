@@ -96,9 +96,9 @@ class SimConfig:
 
     def __post_init__(self) -> None:
         parse_env(self.env)
-        for name in ("episodes", "parallel"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} must be at least 1, found {getattr(self, name)}")
+        for name, least in (("episodes", 1), ("parallel", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"--{name} must be at least {least}, found {getattr(self, name)}")
         if not self.policy or len(self.num_steps) not in (0, 1, len(self.policy)):
             raise ConfigError(
                 f"--num-steps: expected one number, or one for each of the {len(self.policy)} policies, found {self.num_steps}"
@@ -152,9 +152,11 @@ def run_trials(config: SimConfig) -> str:
     """Runs what `config.out` does not hold yet, and returns the table.
 
     Raises:
-        ConfigError, CheckpointError, ProcessorError, SimulationError: a policy, a task or the simulator cannot be had.
+        ConfigError, CheckpointError, ProcessorError, SimulationError: a policy, a task or the simulator cannot be had, or `out` or
+            `video` cannot be written.
     """
     policies = _load(config)
+    _check_outputs(config)
     done = {result.identity: result for result in read_results(config.out)} if config.out else {}
     plan = _plan(config, policies)
     for task in parse_env(config.env)[1]:
@@ -167,6 +169,20 @@ def run_trials(config: SimConfig) -> str:
     if config.video is not None:
         write_videos(config.video, results, policies, config.instruction)
     return comparison_table(results)
+
+
+def _check_outputs(config: SimConfig) -> None:
+    """ConfigError now, and not after hours of episodes."""
+    try:
+        if config.out is not None:
+            config.out.parent.mkdir(parents=True, exist_ok=True)
+            config.out.open("a").close()
+        if config.video is not None:
+            config.video.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--out and --video: expected a file and a folder that can be written ({error}); choose others"
+        ) from error
 
 
 def _load(config: SimConfig) -> dict[str, SmolVLAPolicy]:

@@ -11,8 +11,12 @@ Its observation is a dict of `pixels`, uint8 `[H, W, 3]` or such images by camer
 
 and of an instance `task_description`, what policies are told, `hold()`, the action that keeps the robot where it is, and
 `expert(random)`, a function without arguments that gives the next action of a demonstration. If an instance has an attribute
-`renders`, that is switched off for steps whose pictures nobody looks at. Another environment is one file beside `metaworld.py`
-and `aloha.py`, and a name in `ENVIRONMENTS`.
+`renders`, that is switched off for steps whose pictures nobody looks at.
+
+It is made as `Class(task, render=..., size=..., max_steps=...)`, the values of `EnvOptions`. A task that it does not have is a
+ConfigError. An instance keeps `max_steps`, after which an episode is truncated. A demonstration goes on for `recording.tail` steps
+after success, so `step` must stand that. Another environment is one file beside `metaworld.py` and `aloha.py`, and a name in
+`ENVIRONMENTS`; `tests/test_sim_another.py` has a small one.
 """
 
 from __future__ import annotations
@@ -61,10 +65,9 @@ class EnvOptions:
     """Steps after which an episode has failed (default: the environment's; 200 in Meta-World, 400 in Aloha)."""
 
     def __post_init__(self) -> None:
-        for name in ("size", "max_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+        for flag, value, least in (("size", self.size, 8), ("max-steps", self.max_steps, 1)):
+            if value is not None and value < least:
+                raise ConfigError(f"--options.{flag} must be at least {least}, found {value}")
 
     def of(self, name: str) -> EnvOptions:
         """These options with the defaults of an environment; SimulationError where the simulator is missing."""

@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import multiprocessing
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,11 @@ class RecordConfig:
             raise ConfigError(
                 f"--episodes: expected one positive number, or one for each of {len(tasks)} tasks, found {self.episodes}"
             )
-        if self.workers < 1:
-            raise ConfigError(f"--workers must be at least 1, found {self.workers}")
+        for name, least in (("workers", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"--{name} must be at least {least}, found {getattr(self, name)}")
+        if self.disturbance is not None and not (math.isfinite(self.disturbance) and self.disturbance >= 0):
+            raise ConfigError(f"--disturbance: expected 0 or a positive number, found {self.disturbance}")
 
 
 def record(config: RecordConfig) -> None:
@@ -87,7 +91,7 @@ def record(config: RecordConfig) -> None:
                     advance(1)
 
 
-def _demonstrations(pool: ProcessPoolExecutor, task: str, count: int, config: RecordConfig) -> Iterator[dict[str, Any]]:
+def _demonstrations(pool: Executor, task: str, count: int, config: RecordConfig) -> Iterator[dict[str, Any]]:
     """The first `count` successful episodes in the order of their seeds, whatever the number of workers."""
     found = failed = 0
     starts = itertools.count(config.seed, _BLOCK)
@@ -137,8 +141,10 @@ def demonstrate(env: Any, seed: int, disturbance: float) -> dict[str, Any] | Non
         seen = policy_observation(observation, "")
         frames.append({**{key: value for key, value in seen.items() if key != TASK}, ACTION: action})
         push = _SMOOTHNESS * push + np.sqrt(1 - _SMOOTHNESS**2) * random.standard_normal(len(push)) * about.disturbed
-        observation, _, _, _, info = env.step(action + scale * push)
+        observation, _, terminated, _, info = env.step(action + scale * push)
         succeeded |= info["is_success"]
+        if terminated and not succeeded:
+            return None
         left -= succeeded
         if left < 0:
             return {"task": str(task), **{key: np.stack([frame[key] for frame in frames]) for key in frames[0]}}
