@@ -23,6 +23,7 @@ from benchmarks.recipe.variants import (
     FULL_COST,
     LENGTHS,
     NOISE_BIASED_MIDDLE,
+    RIVAL_RATES,
     ROUNDS,
     SCREENED,
     shortened,
@@ -349,6 +350,11 @@ def test_the_rivals_page_waits_for_all_reports_and_names_no_path(tmp_path: Path)
         "0.250 |",
         " |",
     ]
+    assert "| learning rate |" not in page
+    for student in RIVAL_RATES:
+        write_report(lab, student.name, float(student.change))
+    write_rival(tmp_path, lab)
+    assert "| 4e-3 | 0.004 [-0.006, 0.014] |" in (tmp_path / "results.md").read_text()
     kept = list(read_results(tmp_path / "results" / "rival_closed_loop.jsonl"))
     assert [result.policy for result in kept] == ["teacher", "student", "snapflow"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.recipe.lab import FULL, SIDES, Lab
 from benchmarks.recipe.latency import STUDENT, TEACHER
-from benchmarks.recipe.page import markdown_table
-from benchmarks.recipe.variants import RIVALS, Variant
+from benchmarks.recipe.page import fill_page, markdown_table
+from benchmarks.recipe.variants import RIVAL_RATES, RIVALS, Variant
 from benchmarks.recipe.write_up import measured, neither, read_report, write_study
 
 REFLOW = Variant("student", "reflow", "reflow, 16,000 updates", acts_in=(1,))
@@ -40,6 +40,9 @@ class RivalLab(Lab):
 def run_study(lab: RivalLab, out: Path) -> None:
     """Makes what is missing and fills the study's blocks of `out`/results.md."""
     lab.prepare()
+    for student in RIVAL_RATES:
+        lab.train(student)
+        lab.evaluate(student, num_steps=(1,), draws=lab.scale.screening_draws)
     for student in RIVALS:
         lab.train(student)
     for student in STUDENTS:
@@ -51,7 +54,21 @@ def run_study(lab: RivalLab, out: Path) -> None:
 
 def write_rival(out: Path, lab: RivalLab) -> None:
     """Fills the study's blocks of `out`/results.md, and keeps the results behind them."""
+    fill_page(out / "results.md", {"rival rates": lambda: rates_table(lab)})
     write_study(out, lab, "rival", lambda: fidelity_table(lab))
+
+
+def rates_table(lab: RivalLab) -> str | None:
+    """How far SnapFlow's short runs are from the teacher in ten steps; None until all are measured."""
+    rows = []
+    for student in RIVAL_RATES:
+        report = read_report(lab, student.name)
+        if report is None:
+            return None
+        rows.append([student.change, *measured(report, "student", 1)])
+    return markdown_table(
+        ["learning rate", "error, all frames", "early wall frames", "energy distance", "spread kept"], rows
+    )
 
 
 def fidelity_table(lab: RivalLab) -> str | None:

@@ -73,6 +73,8 @@ class SnapFlowConfig:
     """Cached image tokens of the dataset (default: none)."""
     updates: int = 16_000
     """Updates."""
+    lr: float = 2e-3
+    """Peak learning rate of Muon."""
     batch_size: int = 16
     """Observations of an update."""
     alpha: float = 0.5
@@ -242,7 +244,7 @@ def run_settings(config: SnapFlowConfig) -> FinetuneConfig:
         ),
         steps=config.updates,
         batch_size=config.batch_size,
-        optimizer=dataclasses.replace(biased.optimizer, decay_steps=config.updates),
+        optimizer=dataclasses.replace(biased.optimizer, lr=config.lr, decay_steps=config.updates),
         seed=config.seed,
         output_dir=str(config.out),
     )

@@ -53,6 +53,12 @@ RIVALS = (
     ),
 )
 
+# Reflow's learning rate was chosen on these tasks, so the rival gets a choice, too.
+RIVAL_RATES = tuple(
+    dataclasses.replace(RIVAL, name=f"snapflow_{rate}", change=rate, flags=("--updates", "1000", "--lr", rate))
+    for rate in ("1e-3", "2e-3", "4e-3", "8e-3")
+)
+
 # As many pairs per update, of fewer observations: a share of an observation's noises can be inverted from its actions.
 _GROUPED = ("--noises", "4", "--batch-size", "4")
 _REAL = (*_GROUPED, "--real-share", "0.25")
