@@ -55,7 +55,7 @@ def run_study(lab: AlohaLab, out: Path) -> None:
 
 def write_aloha(out: Path, lab: AlohaLab) -> None:
     """Fills the study's blocks of `out`/results.md with what is measured, and keeps the results behind them."""
-    write_study(out, lab, "aloha", lambda: fidelity_table(lab))
+    write_study(out, lab, "aloha", STUDENTS, lambda: fidelity_table(lab))
 
 
 def fidelity_table(lab: AlohaLab) -> str | None:

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from benchmarks.recipe.lab import CLOSED_LOOP, FULL, TEACHER, Lab, Scale, keep_results, named, side_by_side
 from benchmarks.recipe.page import fill_page, markdown_table
 from benchmarks.recipe.variants import Variant
-from benchmarks.recipe.write_up import difference, measured, read_report
+from benchmarks.recipe.write_up import difference, keep_reports, measured, read_report
 from jaxreflow.policy.saved import load_saved_policy
 from jaxreflow.run.arithmetic import call_operations
 from jaxreflow.sim.intervals import wilson
@@ -130,12 +130,7 @@ def write_compact(out: Path, lab: Lab) -> None:
         picture.parent.mkdir(parents=True, exist_ok=True)
         plot_cost(results).savefig(picture, dpi=130, facecolor="white")
         keep_results(out / "results" / "compact_closed_loop.jsonl", map(named, results))
-    for student in STUDENTS:
-        report = lab.results / student.name / "report.json"
-        if report.exists():
-            folder = out / "results" / f"compact_{student.name}"
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(report, folder / report.name)
+    keep_reports(out, lab, "compact", STUDENTS)
 
 
 def _cost(path: Path, steps: int) -> float:

@@ -55,7 +55,7 @@ def run_study(lab: RivalLab, out: Path) -> None:
 def write_rival(out: Path, lab: RivalLab) -> None:
     """Fills the study's blocks of `out`/results.md, and keeps the results behind them."""
     fill_page(out / "results.md", {"rival rates": lambda: rates_table(lab)})
-    write_study(out, lab, "rival", lambda: fidelity_table(lab))
+    write_study(out, lab, "rival", STUDENTS, lambda: fidelity_table(lab))
 
 
 def rates_table(lab: RivalLab) -> str | None:

@@ -74,13 +74,24 @@ def write_up(out: Path, lab: Lab) -> None:
     _publish(lab, out / "results")
 
 
-def write_study(out: Path, lab: Lab, name: str, table: Callable[[], str | None]) -> None:
+def write_study(out: Path, lab: Lab, name: str, students: Iterable[Variant], table: Callable[[], str | None]) -> None:
     """Fills a study's two blocks of `out`/results.md, fidelity and closed loop, and keeps the results behind them."""
     results = [named(result) for result in _closed_loop(lab)]
     blocks = {f"{name} fidelity": table, f"{name} closed loop": lambda: comparison_table(results) if results else None}
     fill_page(out / "results.md", blocks)
     if results:
         keep_results(out / "results" / f"{name}_{CLOSED_LOOP}", results)
+    keep_reports(out, lab, name, students)
+
+
+def keep_reports(out: Path, lab: Lab, study: str, students: Iterable[Variant]) -> None:
+    """Copies the reports of a study's students to `out`/results."""
+    for student in students:
+        report = lab.results / student.name / "report.json"
+        if report.exists():
+            folder = out / "results" / f"{study}_{student.name}"
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(report, folder / report.name)
 
 
 def _publish(lab: Lab, folder: Path) -> None:
