@@ -147,6 +147,7 @@ def test_a_failure_shows_what_lerobot_says(program: Path, tmp_path: Path) -> Non
     ("changes", "message"),
     [
         ({"num_steps": (1, 2, 3)}, r"one for each of the 2 policies, found \(1, 2, 3\)"),
+        ({"num_steps": (10, 0)}, r"--num-steps must be at least 1, found \(10, 0\)"),
         ({"batch": 0}, "--batch must be at least 1, found 0"),
         ({"episodes": 0}, "--episodes must be at least 1, found 0"),
         ({"n_action_steps": 0}, "--n-action-steps must be at least 1, found 0"),

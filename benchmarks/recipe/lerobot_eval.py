@@ -73,6 +73,8 @@ class EvalConfig:
             raise ConfigError(
                 f"--num-steps: expected one number, or one for each of the {len(self.policy)} policies, found {self.num_steps}"
             )
+        if min(self.num_steps) < 1:
+            raise ConfigError(f"--num-steps must be at least 1, found {self.num_steps}")
         for name in ("n_action_steps", "episodes", "batch", "parallel"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
