@@ -1,6 +1,5 @@
 """The rival of docs/results.md: its loss by hand, and the ordinary SmolVLA that its one-step policy is."""
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -20,7 +19,7 @@ from benchmarks.recipe.snapflow import (
     step_errors,
     with_target_time,
 )
-from jaxreflow.errors import ConfigError
+from jaxreflow.errors import CheckpointError, ConfigError
 from jaxreflow.model import memorise, observe, velocity
 from jaxreflow.model.params import split_params
 from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
@@ -116,15 +115,6 @@ def test_bad_settings_are_refused(changes: dict, message: str) -> None:
         SnapFlowConfig("teacher", "data", Path("out"), **changes)
 
 
-def test_a_run_goes_on_with_its_own_settings_only(tmp_path: Path) -> None:
-    config = SnapFlowConfig("teacher", "data", tmp_path / "run", updates=2)
-    for _ in range(2):
-        snapflow._claim(config)
-    other = dataclasses.replace(config, updates=3, weight=5.0)
-    with pytest.raises(ConfigError, match="settings of this run, found other updates, weight; choose another --out"):
-        snapflow.train(other)
-
-
 def _statistics(policy: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(policy.glob("*normalizer_processor.safetensors"))]
 
@@ -134,6 +124,9 @@ def test_a_run_writes_a_one_step_policy_and_is_not_repeated(tmp_path: Path) -> N
     made = make_cached_policy(tmp_path / "made", tmp_path / "vlm")
     teacher = made.folder / "policy"
     inputs = ["--teacher", str(teacher), "--dataset", str(made.root), "--features", str(made.cache.root)]
+    wrong = ["--teacher", str(tmp_path / "nowhere"), *inputs[2:], "--out", str(tmp_path / "run")]
+    with pytest.raises(CheckpointError, match="nowhere"):
+        snapflow._main(wrong)
     run = [*inputs, "--batch-size", "4", "--updates", "2", "--out", str(tmp_path / "run")]
     assert snapflow._main(run) == 0
     student = tmp_path / "run" / "checkpoints" / "last" / "pretrained_model"
@@ -145,4 +138,6 @@ def test_a_run_writes_a_one_step_policy_and_is_not_repeated(tmp_path: Path) -> N
     assert _statistics(student) == _statistics(teacher)
     written = (student / "model.safetensors").stat()
     assert snapflow._main(run) == 0
+    with pytest.raises(ConfigError, match="settings of this run, found other weight; choose another --out"):
+        snapflow._main([*run, "--weight", "5"])
     assert (student / "model.safetensors").stat().st_mtime_ns == written.st_mtime_ns

@@ -52,6 +52,7 @@ from jaxreflow.training.losses import Draws, LossFunction
 from jaxreflow.training.optimizer import make_optimizer, make_schedule
 from jaxreflow.training.step import TrainState, init_state, make_draw, make_train_step
 
+SETTINGS = "snapflow.json"
 MLP_IN, MLP_OUT = "target_time_mlp_in", "target_time_mlp_out"
 AFTER = "action_time_mlp_in"
 
@@ -186,7 +187,8 @@ def folded(trained: Params, network: ModelConfig) -> Params:
 def train(config: SnapFlowConfig) -> None:
     """Trains to the last update, from the last checkpoint if there is one."""
     settings = run_settings(config)
-    _claim(config)
+    _check_settings(config)
+    config.out.mkdir(parents=True, exist_ok=True)
     mesh = set_up_devices(settings)
     setup = set_up(settings, mesh, config.out)
     weights = split_weights(settings, setup.saved, mesh)
@@ -203,6 +205,7 @@ def train(config: SnapFlowConfig) -> None:
     identity = run_identity(setup.saved, setup.dataset)
     state = restore(store, sharded_copy(start, mesh, lambda own: init_state(own, optimizer, ema=True)), identity)
     done = int(state.step)
+    (config.out / SETTINGS).write_text(json.dumps(_settings(config), indent=2) + "\n", encoding="utf-8")
     save = _make_save(config, settings, setup, store, identity)
     with (
         contextlib.closing(store),
@@ -219,17 +222,19 @@ def train(config: SnapFlowConfig) -> None:
         )
 
 
-def _claim(config: SnapFlowConfig) -> None:
-    """Writes the run's settings into its folder; ConfigError if it has others."""
-    path, settings = config.out / "snapflow.json", dataclasses.asdict(config) | {"out": str(config.out)}
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
-    changed = [name for name, value in settings.items() if found.get(name) != value]
+def _check_settings(config: SnapFlowConfig) -> None:
+    """ConfigError if the folder has a run of other settings; they are written once teacher and data have been found."""
+    path, asked = config.out / SETTINGS, _settings(config)
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else asked
+    changed = [name for name, value in asked.items() if found.get(name) != value]
     if changed:
         raise ConfigError(
             f"{path}: expected the settings of this run, found other {', '.join(changed)}; choose another --out"
         )
-    config.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _settings(config: SnapFlowConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config) | {"out": str(config.out)}
 
 
 def run_settings(config: SnapFlowConfig) -> FinetuneConfig:
