@@ -108,7 +108,7 @@ def test_policies_are_told_apart_by_their_weights(program: Path, tmp_path: Path)
     lerobot_eval.evaluate(config)
     assert (tmp_path / "docs" / "results.md").read_text().count("of 2 |  | 0 of 0 |") == 2
     shutil.copyfile(second / "model.safetensors", first / "model.safetensors")
-    (first.parent / "pretrained_model").rename(first.parent / "moved")
+    first.rename(first.parent / "moved")
     lerobot_eval.evaluate(dataclasses.replace(config, policy=(first.parent / "moved",)))
     assert len(calls(program)) == 2, "these weights have run"
     shutil.copyfile(POLICIES / "teacher" / "model.safetensors", second / "model.safetensors")
