@@ -293,6 +293,33 @@ def test_what_is_wrong_or_missing_ends_with_exit_code_2(capsys):
     assert "--dataset.root is missing" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        (
+            "finetune",
+            ("--student.image-size", "256", "--student.vlm_layers=8"),
+            "--student.image-size, --student.vlm-layers: `train.py finetune` has no such option; `train.py reflow` has, which "
+            "distils a teacher",
+        ),
+        (
+            "metaworld_biased",
+            ("--teacher-steps=5",),
+            "--teacher-steps: `train.py metaworld_biased` has no such option; `train.py reflow` has, which distils a teacher",
+        ),
+        (
+            "reflow",
+            ("--loss-compat", "lerobot-0.4.4"),
+            "--loss-compat: `train.py reflow` has no such option; `train.py finetune` has, which trains on recorded actions",
+        ),
+    ],
+)
+def test_an_option_of_the_other_kind_of_runs_is_named_as_such(name, words, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        settings(name, *words)
+    assert f"error: {message}\n" in capsys.readouterr().err
+
+
 def test_an_installed_package_names_its_own_commands(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

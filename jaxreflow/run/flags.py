@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from jaxreflow.run.config import RunConfig
+from jaxreflow.errors import ConfigError
+from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.run.directory import CONFIG_FILE, check_resumable, read_config
 from jaxreflow.run.lerobot_flags import LEROBOT
-from jaxreflow.support.command_line import parse, usage_error
+from jaxreflow.support.command_line import Flag, Translation, option_types, parse, usage_error
 from jaxreflow.support.option import boxes
 from jaxreflow.support.storage import as_path
 
@@ -19,6 +21,11 @@ TITLES = (
     *("teacher", "student", "policy", "dataset", "data", "update", "optimizer", "lora"),
     *("device", "record", "hub", "comparison", "experimental"),
 )
+# The two kinds of runs, and what each does.
+KINDS = {
+    "reflow": (ReflowConfig, "distils a teacher"),
+    "finetune": (FinetuneConfig, "trains on recorded actions"),
+}
 
 
 def load_config(path: Path) -> ModuleType:
@@ -42,7 +49,8 @@ def read_settings(path: Path, args: Sequence[str]) -> RunConfig:
         about = _about(module, path.stem)
         cls = type(default)
         sections = boxes(cls, TITLES)
-        return parse(cls, args, prog=prog, about=about, default=default, others=LEROBOT, sections=sections)
+        others = _translation(cls, prog)
+        return parse(cls, args, prog=prog, about=about, default=default, others=others, sections=sections)
 
     config = under(module.config)
     if not config.output_dir and (config.resume or not config.dry_run):
@@ -55,6 +63,23 @@ def read_settings(path: Path, args: Sequence[str]) -> RunConfig:
     if missing:
         usage_error(prog, missing)
     return config
+
+
+def _translation(cls: type[RunConfig], prog: str) -> Translation:
+    """LeRobot's options as this run's; ConfigError for an option of the other kind of runs."""
+    others = {name: what for name, (kind, what) in KINDS.items() if not issubclass(cls, kind)}
+
+    def translate(flags: Sequence[Flag], options: Mapping[str, Any]) -> list[Flag]:
+        ours = LEROBOT.translate(flags, options)
+        for other, what in others.items():
+            known = option_types(KINDS[other][0]).keys() - options.keys()
+            if foreign := [flag.name for flag in ours if flag.name in known]:
+                raise ConfigError(
+                    f"{', '.join(foreign)}: `{prog}` has no such option; `train.py {other}` has, which {what}"
+                )
+        return ours
+
+    return Translation(LEROBOT.names, translate)
 
 
 def _about(module: ModuleType, name: str) -> str:

@@ -164,7 +164,7 @@ def parse(
     `about` opens the help and holds an example; `sections` are boxes of the help with the fields of `target` in each. Ends the
     process after `--help` and, with exit code 2, after wrong usage.
     """
-    options = _options(target)
+    options = option_types(target)
     try:
         words = _words(args, options, others)
     except ConfigError as error:
@@ -186,7 +186,7 @@ def wrapped(about: str) -> str:
     )
 
 
-def _options(target: Any, prefix: str = "") -> dict[str, Any]:
+def option_types(target: Any, prefix: str = "") -> dict[str, Any]:
     """Types by option, `--dataset.repo-id`, of a dataclass or function, without positional arguments."""
     options: dict[str, Any] = {}
     for field, hint in typing.get_type_hints(target, include_extras=True).items():
@@ -195,7 +195,7 @@ def _options(target: Any, prefix: str = "") -> dict[str, Any]:
             continue
         name = prefix + field.replace("_", "-")
         if dataclasses.is_dataclass(kind):
-            options |= _options(kind, f"{name}.")
+            options |= option_types(kind, f"{name}.")
         else:
             options[f"--{name}"] = kind
     return options
