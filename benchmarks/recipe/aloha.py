@@ -18,7 +18,12 @@ from benchmarks.recipe.write_up import Report, fidelity, measured, read_report, 
 
 ENV, EARLY_TASK = "aloha:transfer-cube", "transfer_cube"
 ALOHA = dataclasses.replace(FULL, demonstrations=(1_500,), held_out=(120,), episodes=500)
-STUDENTS = (dataclasses.replace(DEFAULT, config="aloha"), NOISE_BIASED, *RIVALS)
+BIASED = dataclasses.replace(NOISE_BIASED, acts_in=(1, 2, 10))
+# What of the fine-tune is only more training: the same at the times of the teacher's training.
+FINE_TUNE = dataclasses.replace(
+    BIASED, name="fine_tune", change="flow matching on the data, t from Beta(1.5, 1)", flags=("--time-law", "beta")
+)
+STUDENTS = (dataclasses.replace(DEFAULT, config="aloha"), BIASED, FINE_TUNE, *RIVALS)
 
 
 class AlohaLab(Lab):
