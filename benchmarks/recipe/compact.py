@@ -77,7 +77,7 @@ LONGER = (
     ),
 )
 STUDENTS = (*NETWORKS, *LONGER, *TRAINED)
-FINALISTS = ("full", "tokens_16", "tokens_16_long", "tokens_16_vision", "layers_first", "both", "both_long")
+FINALISTS = ("full", "tokens_16", "tokens_16_long", "layers_first", "both", "both_long")
 # Fewer demonstrations and shorter runs than the first study: an update of this teacher takes five times as long.
 COMPACT = dataclasses.replace(
     FULL, demonstrations=(400, 160, 100, 140), teacher_updates=8_000, student_updates=3_000, episodes=130
