@@ -21,7 +21,10 @@ ALOHA = dataclasses.replace(FULL, demonstrations=(1_500,), held_out=(120,), epis
 BIASED = dataclasses.replace(NOISE_BIASED, acts_in=(1, 2, 10))
 # What of the fine-tune is only more training: the same at the times of the teacher's training.
 FINE_TUNE = dataclasses.replace(
-    BIASED, name="fine_tune", change="flow matching on the data, t from Beta(1.5, 1)", flags=("--time-law", "beta")
+    BIASED,
+    name="fine_tune",
+    change="flow matching on the data, t from Beta(1.5, 1)",
+    flags=("--time-law", "beta", "--num-steps", "2"),
 )
 STUDENTS = (dataclasses.replace(DEFAULT, config="aloha"), BIASED, FINE_TUNE, *RIVALS)
 
