@@ -298,9 +298,9 @@ def test_what_is_wrong_or_missing_ends_with_exit_code_2(capsys):
     [
         (
             "finetune",
-            ("--student.image-size", "256", "--student.vlm_layers=8"),
-            "--student.image-size, --student.vlm-layers: `train.py finetune` has no such option; `train.py reflow` has, which "
-            "distils a teacher",
+            ("--student.image-size", "256", "--student.vlm_layers=8", "--no-report"),
+            "--student.image-size, --student.vlm-layers, --no-report: `train.py finetune` has no such option; `train.py reflow` "
+            "has, which distils a teacher",
         ),
         (
             "metaworld_biased",

@@ -12,7 +12,7 @@ from jaxreflow.errors import ConfigError
 from jaxreflow.run.config import FinetuneConfig, ReflowConfig, RunConfig
 from jaxreflow.run.directory import CONFIG_FILE, check_resumable, read_config
 from jaxreflow.run.lerobot_flags import LEROBOT
-from jaxreflow.support.command_line import Flag, Translation, option_types, parse, usage_error
+from jaxreflow.support.command_line import Flag, Translation, option_names, parse, usage_error
 from jaxreflow.support.option import boxes
 from jaxreflow.support.storage import as_path
 
@@ -67,15 +67,14 @@ def read_settings(path: Path, args: Sequence[str]) -> RunConfig:
 
 def _translation(cls: type[RunConfig], prog: str) -> Translation:
     """LeRobot's options as this run's; ConfigError for an option of the other kind of runs."""
-    others = {name: what for name, (kind, what) in KINDS.items() if not issubclass(cls, kind)}
+    foreign = {name: option_names(kind) - option_names(cls) for name, (kind, _) in KINDS.items()}
 
     def translate(flags: Sequence[Flag], options: Mapping[str, Any]) -> list[Flag]:
         ours = LEROBOT.translate(flags, options)
-        for other, what in others.items():
-            known = option_types(KINDS[other][0]).keys() - options.keys()
-            if foreign := [flag.name for flag in ours if flag.name in known]:
+        for other, names in foreign.items():
+            if found := ", ".join(flag.name for flag in ours if flag.name in names):
                 raise ConfigError(
-                    f"{', '.join(foreign)}: `{prog}` has no such option; `train.py {other}` has, which {what}"
+                    f"{found}: `{prog}` has no such option; `train.py {other}` has, which {KINDS[other][1]}"
                 )
         return ours
 

@@ -164,7 +164,7 @@ def parse(
     `about` opens the help and holds an example; `sections` are boxes of the help with the fields of `target` in each. Ends the
     process after `--help` and, with exit code 2, after wrong usage.
     """
-    options = option_types(target)
+    options = _options(target)
     try:
         words = _words(args, options, others)
     except ConfigError as error:
@@ -186,7 +186,13 @@ def wrapped(about: str) -> str:
     )
 
 
-def option_types(target: Any, prefix: str = "") -> dict[str, Any]:
+def option_names(target: Any) -> set[str]:
+    """The options of a dataclass or function in dashes, with the opposites of its switches."""
+    options = _options(target)
+    return {*options, *_opposites(options)}
+
+
+def _options(target: Any, prefix: str = "") -> dict[str, Any]:
     """Types by option, `--dataset.repo-id`, of a dataclass or function, without positional arguments."""
     options: dict[str, Any] = {}
     for field, hint in typing.get_type_hints(target, include_extras=True).items():
@@ -195,7 +201,7 @@ def option_types(target: Any, prefix: str = "") -> dict[str, Any]:
             continue
         name = prefix + field.replace("_", "-")
         if dataclasses.is_dataclass(kind):
-            options |= option_types(kind, f"{name}.")
+            options |= _options(kind, f"{name}.")
         else:
             options[f"--{name}"] = kind
     return options
@@ -223,8 +229,7 @@ def _at_home(word: str) -> str:
 
 def _spelled(flag: Flag, options: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
     """A flag as tyro takes it."""
-    switches = [name for name, kind in options.items() if kind is bool]
-    opposite = {name: _inverse(name) for name in switches} | {_inverse(name): name for name in switches}
+    opposite = _opposites(options)
     if flag.name not in {*options, *opposite, "--help"}:
         raise ConfigError(f"{flag.name}: there is no such option{_proposal(flag.name, [*options, *opposite], names)}")
     if flag.name in opposite:
@@ -250,6 +255,11 @@ def _items(values: Sequence[str]) -> list[str]:
     if len(values) != 1 or not values[0].startswith("["):
         return list(values)
     return [word.strip() for word in values[0].strip("[]").split(",") if word.strip()]
+
+
+def _opposites(options: Mapping[str, Any]) -> dict[str, str]:
+    switches = [name for name, kind in options.items() if kind is bool]
+    return {name: _inverse(name) for name in switches} | {_inverse(name): name for name in switches}
 
 
 def _inverse(name: str) -> str:
