@@ -17,11 +17,12 @@ from jaxreflow.policy.fitting import surprises
 from jaxreflow.policy.folder import check_folder, policy_hint
 from jaxreflow.policy.names import ACTION
 from jaxreflow.policy.normalization import check_normalizer, stats_advice
+from jaxreflow.policy.observation import Transforms
 from jaxreflow.policy.processors import POSTPROCESSOR, PREPROCESSOR, Processors, parse_processors, read_processor_files
 from jaxreflow.policy.real_time_chunking import fitting_rtc_config
 from jaxreflow.policy.saved import CONFIG, load_processors, policy_tensors, read_config_fields, vlm_home
 from jaxreflow.policy.statistics import BUFFER_PREFIXES
-from jaxreflow.policy.vlm import load_vlm
+from jaxreflow.policy.vlm import load_tokenizer, load_vlm
 from jaxreflow.policy.weights import check_tensors, expected_tensors, surplus_tensors, surplus_warning
 from jaxreflow.support.safetensors_file import TensorFile
 
@@ -61,7 +62,7 @@ def examine(directory: Path, *, vlm: Path | None = None, measure: bool | None = 
         except JaxReflowError as error:
             config = None
             findings.append(_from_error(error))
-        findings += _processors(directory, policy, file)
+        findings += _processors(directory, policy, file, config, vlm)
     if config is not None and policy is not None and file is not None:
         small = count_parameters(expected_tensors(config)) <= _SMALL
         findings += _positions(file, config, policy, small if measure is None else measure)
@@ -170,7 +171,9 @@ def _weights(directory: Path) -> tuple[TensorFile | None, list[Finding]]:
     return file, list(names(file))
 
 
-def _processors(directory: Path, policy: PolicyConfig, file: TensorFile) -> Iterator[Finding]:
+def _processors(
+    directory: Path, policy: PolicyConfig, file: TensorFile, config: ModelConfig | None, vlm: Path | None
+) -> Iterator[Finding]:
     try:
         files = read_processor_files(directory)
         if not files:
@@ -181,6 +184,20 @@ def _processors(directory: Path, policy: PolicyConfig, file: TensorFile) -> Iter
         yield _from_error(error)
         return
     yield from _statistics(processors, policy)
+    yield from _tokenizer(processors, policy, vlm_home(directory, file), config, vlm)
+
+
+def _tokenizer(
+    processors: Processors, policy: PolicyConfig, home: Path, config: ModelConfig | None, vlm: Path | None
+) -> Iterator[Finding]:
+    """Tries a tokenizer that lies in a folder; one of the hub is not fetched."""
+    vocab_size = None if config is None else config.text.vocab_size
+    try:
+        tokenizer = load_tokenizer(policy, home, vlm, processors.tokenizer.name, local_only=True)
+        if tokenizer is not None:
+            Transforms(policy, processors, tokenizer, vocab_size).tokenize(["pick up the cube"])
+    except JaxReflowError as error:
+        yield _from_error(error)
 
 
 def _old_statistics(directory: Path, policy: PolicyConfig, file: TensorFile) -> Iterator[Finding]:

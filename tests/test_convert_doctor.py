@@ -1,6 +1,7 @@
 """What is wrong with a checkpoint is found and explained; repairs keep the original and change nothing else."""
 
 import json
+import shutil
 from pathlib import Path
 
 import ml_dtypes
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 from convert import positions
 from convert.__main__ import main
 from convert.doctor import examine
+from jaxreflow.errors import ProcessorError
 from jaxreflow.model.vision import position_ids
 from jaxreflow.policy.saved import WEIGHTS, load_saved_policy
 from jaxreflow.support.safetensors_file import TensorFile
@@ -217,6 +219,13 @@ def infinite(stats):
     return stats
 
 
+def as_of_another_vlm(source: Path) -> None:
+    path = source / "vlm" / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    fields["model"]["vocab"]["p"] = 9_000
+    path.write_text(json.dumps(fields))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -231,13 +240,27 @@ def infinite(stats):
             lambda s: edit_tensors(s / WEIGHTS, lambda t: {**t, NORM: t[NORM].astype(np.float16)}),
             "unusual dtypes: expert: float16",
         ),
+        (lambda s: (s / "vlm" / "tokenizer.json").write_text("{"), "the tokenizer cannot be read"),
+        (as_of_another_vlm, "the tokenizer gives token 9000, but the VLM knows 288 tokens"),
     ],
-    ids=["pickle", "unbound", "zero", "infinite", "no processors", "half", "field", "dtype"],
+    ids=[
+        *("pickle", "unbound", "zero", "infinite", "no processors", "half", "field", "dtype"),
+        *("tokenizer", "other tokenizer"),
+    ],
 )
 def test_findings(source, damage, message):
     damage(source)
     assert any(message in what for what in whats(source))
     assert main(["doctor", str(source)]) == 1
+
+
+def test_the_tokenizer_of_another_vlm_is_refused_where_it_is_used(source):
+    shutil.copytree(source / "vlm", source.parent / "own")
+    as_of_another_vlm(source)
+    with pytest.raises(ProcessorError, match=r"gives token 9000, but the VLM knows 288 tokens; .*--vlm DIR"):
+        load_saved_policy(source).load_transforms().tokenize(["p, p"])
+    ids, _ = load_saved_policy(source, vlm=source.parent / "own").load_transforms().tokenize(["p, p"])
+    assert ids.max() < 288
 
 
 def test_ids_that_transformers_gives():

@@ -29,17 +29,22 @@ _OVERSHOOT = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class Transforms:
-    """A policy's pre- and postprocessing as plain numpy functions; `tokenizer` is a `transformers` tokenizer."""
+    """A policy's pre- and postprocessing as plain numpy functions; `tokenizer` is a `transformers` tokenizer.
+
+    `vocab_size` is the number of tokens that the VLM knows (None: not checked).
+    """
 
     policy: PolicyConfig
     processors: Processors
     tokenizer: Any = dataclasses.field(repr=False)
+    vocab_size: int | None = None
 
     def tokenize(self, tasks: Sequence[str]) -> tuple[Int32[np.ndarray, "n T"], Bool[np.ndarray, "n T"]]:
         """Token ids and their mask, right padded to the same length always: padding is masked, so shapes need not vary.
 
         Raises:
-            ProcessorError: a task is too long and truncation is off, or the tokenizer has no padding token.
+            ProcessorError: a task is too long and truncation is off, the tokenizer has no padding token, or it gives tokens that
+                the VLM does not know.
         """
         settings = self.processors.tokenizer
         texts = [task if task.endswith("\n") or not self.processors.newline else task + "\n" for task in tasks]
@@ -53,11 +58,21 @@ class Transforms:
                 return_attention_mask=True,
             )
             longest = max(len(ids) for ids in encoded["input_ids"])
-            if longest <= settings.max_length:
-                return np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["attention_mask"], np.bool_)
-        raise ProcessorError(
-            f"a task has {longest} tokens, more than the {settings.max_length} of `tokenizer_max_length`, and truncation is off"
-        )
+        if longest > settings.max_length:
+            raise ProcessorError(
+                f"a task has {longest} tokens, more than the {settings.max_length} of `tokenizer_max_length`, and truncation is off"
+            )
+        ids = np.asarray(encoded["input_ids"], np.int32)
+        self._check_known(ids)
+        return ids, np.asarray(encoded["attention_mask"], np.bool_)
+
+    def _check_known(self, ids: Int32[np.ndarray, "n T"]) -> None:
+        largest = int(ids.max(initial=0))
+        if self.vocab_size is not None and largest >= self.vocab_size:
+            raise ProcessorError(
+                f"{self.tokenizer.name_or_path}: the tokenizer gives token {largest}, but the VLM knows {self.vocab_size} tokens; "
+                f"expected the tokenizer of {self.policy.vlm_model_name!r}: give a folder that has it by `vlm=` or `--vlm DIR`"
+            )
 
     @property
     def state_dim(self) -> int | None:

@@ -66,7 +66,8 @@ class SavedPolicy:
     def load_transforms(self) -> Transforms:
         """Pre- and postprocessing with the policy's tokenizer."""
         name = self.processors.tokenizer.name
-        return Transforms(self.policy, self.processors, load_tokenizer(self.policy, self.vlm_home, self.vlm_dir, name))
+        tokenizer = load_tokenizer(self.policy, self.vlm_home, self.vlm_dir, name)
+        return Transforms(self.policy, self.processors, tokenizer, self.config.text.vocab_size)
 
 
 def load_saved_policy(

@@ -58,10 +58,17 @@ def load_vlm(policy: PolicyConfig, checkpoint_dir: Path | None, vlm: str | Path 
 
 
 def load_tokenizer(
-    policy: PolicyConfig, checkpoint_dir: Path | None, vlm: str | Path | None = None, tokenizer_name: str | None = None
+    policy: PolicyConfig,
+    checkpoint_dir: Path | None,
+    vlm: str | Path | None = None,
+    tokenizer_name: str | None = None,
+    *,
+    local_only: bool = False,
 ) -> Any:
     """A `transformers` tokenizer: from `vlm`, the checkpoint's `vlm/`, or the processor files' `tokenizer_name`
     (a folder, also one in the checkpoint, or a hub name), else from `vlm_model_name`.
+
+    With `local_only` neither the hub nor its cache is asked, and None says that no folder has a tokenizer.
 
     Raises:
         CheckpointError: it was not found; the message says where it was looked for.
@@ -71,6 +78,8 @@ def load_tokenizer(
     places = Places(name, checkpoint_dir, vlm, alternative=policy.vlm_model_name)
     directory = places.find_local(_has_tokenizer)
     if directory is None:
+        if local_only:
+            return None
         hub_name = name if HUB_NAME.fullmatch(name) else policy.vlm_model_name
         directory = places.find_on_hub(hub_name, _has_tokenizer, "a tokenizer")
     with tokenizer_errors(f"{directory}: the tokenizer cannot be read"):
