@@ -1,9 +1,11 @@
 """Trains a small SmolVLA on Aloha's TransferCube: the bimanual teacher of docs/results.md.
 
-    python -m jaxreflow.sim record --env aloha:transfer-cube --episodes 1500 --out runs/aloha/data
-    python train.py aloha_teacher --output-dir runs/aloha/teacher
+    python -m jaxreflow.sim record --env aloha:transfer-cube --episodes 1500 --options.size 96 --out runs/aloha/data
+    python -m benchmarks.recipe.see_first --policy runs/aloha/blank/initial_policy --out runs/aloha/seeing --options.size 96
+    python train.py aloha_teacher --policy.path runs/aloha/seeing --policy.new False --output-dir runs/aloha/teacher
 
-`python -m benchmarks.recipe --study aloha` runs both commands and what lies between them, and docs/results.md has the results.
+Without the second step the teacher does not find the cube. `python -m benchmarks.recipe --study aloha` runs all steps, also the one
+that makes the blank policy, and docs/results.md has the results.
 """
 
 import os

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,6 +213,27 @@ def test_jobs_end_with_the_error_of_a_step(jobs: int) -> None:
         side_by_side(jobs, [fail])
 
 
+def test_no_step_starts_after_one_has_failed() -> None:
+    if len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("one core")
+    failing, started = threading.Event(), []
+
+    def slow() -> None:
+        failing.wait(10)
+
+    def fail() -> None:
+        failing.set()
+        raise TrainingError("broken")
+
+    def late() -> None:
+        started.append(1)
+        time.sleep(0.01)
+
+    with pytest.raises(TrainingError, match="broken"):
+        side_by_side(2, [slow, fail, *[late] * 1_000])
+    assert len(started) < 1_000
+
+
 @pytest.mark.parametrize("jobs", [0, 1000])
 def test_every_job_needs_a_core(jobs: int) -> None:
     with pytest.raises(ConfigError, match=rf"--jobs must be between 1 and \d+, the cores at hand, found {jobs}"):
@@ -224,6 +246,8 @@ def test_every_job_needs_a_core(jobs: int) -> None:
         ({"jobs": 0}, "--jobs must be between 1 and"),
         ({"study": "rival", "jobs": 2}, "--study rival run one by one, found 2"),
         ({"study": "aloha", "parts": ("core",)}, "--parts are of --study recipe only, found --study aloha"),
+        ({"study": "aloha", "confirmed": ("batch_8",)}, "--confirmed is of --study recipe only, found --study aloha"),
+        ({"smoke": True, "root": Path("/runs")}, "expected relative paths as --root and --out, found an absolute one"),
     ],
 )
 def test_settings_that_change_nothing_or_fail_late_are_refused(settings: dict, message: str, monkeypatch) -> None:

@@ -8,15 +8,15 @@ import tyro
 from benchmarks.recipe.aloha import aloha_lab, write_aloha
 from benchmarks.recipe.compact import FINALISTS, STUDENTS, compact_lab, write_compact
 from benchmarks.recipe.lab import CLOSED_LOOP, SIDES, SMOKE, Lab
-from benchmarks.recipe.rival import RivalLab, write_rival
-from benchmarks.recipe.variants import (
-    RIVAL_RATES,
-)
+from benchmarks.recipe.rival import RivalLab, chosen_rivals, write_rival
+from benchmarks.recipe.snapflow import SnapFlowConfig
+from benchmarks.recipe.variants import RIVAL_RATES
 from benchmarks.recipe.width import STUDENTS as RATES
 from benchmarks.recipe.width import WIDTHS, width_lab, width_table
 from configs import metaworld
 from jaxreflow.run.config import ReflowConfig
 from jaxreflow.sim.results import Result, append_result, read_results
+from jaxreflow.support.command_line import parse
 from tests.recipe_reports import make_lab, write_report
 
 
@@ -72,6 +72,9 @@ def test_the_compact_studys_page_says_what_a_call_costs(tmp_path: Path) -> None:
     assert (tmp_path / "results" / "compact_full" / "report.json").is_file()
 
 
+_PATHS = ("--teacher", "T", "--dataset", "D", "--out", "O")
+
+
 def test_the_rivals_page_waits_for_all_reports_and_names_no_path(tmp_path: Path) -> None:
     lab = RivalLab(tmp_path / "lab", SMOKE)
     lab.results.mkdir(parents=True)
@@ -104,11 +107,14 @@ def test_the_rivals_page_waits_for_all_reports_and_names_no_path(tmp_path: Path)
         "0.250 |",
         " |",
     ]
-    assert "| learning rate |" not in page
-    for student in RIVAL_RATES:
-        write_report(lab, student.name, float(student.change))
+    assert "| optimizer, learning rate |" not in page
+    for i, student in enumerate(RIVAL_RATES):
+        write_report(lab, student.name, abs(i - 4) / 10)
     write_rival(tmp_path, lab)
-    assert "| 4e-3 | 0.004 [-0.006, 0.014] |" in (tmp_path / "results.md").read_text()
+    assert "| Muon, 4e-3 | 0.200 [0.190, 0.210] |" in (tmp_path / "results.md").read_text()
+    first, long = (parse(SnapFlowConfig, [*_PATHS, *rival.flags], prog="", about="") for rival in chosen_rivals(lab))
+    assert (first.optimizer, first.lr, first.updates) == ("adamw", 1e-4, 16_000)
+    assert (long.optimizer, long.lr, long.updates) == ("adamw", 1e-4, 37_000)
     kept = list(read_results(tmp_path / "results" / "rival_closed_loop.jsonl"))
     assert [result.policy for result in kept] == ["teacher", "student", "snapflow"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.recipe import snapflow
 from benchmarks.recipe.snapflow import (
-    AFTER,
+    ACTION_TIME_MLP_IN,
     MLP_OUT,
     SnapFlowConfig,
     _predict,
@@ -92,7 +92,7 @@ def test_the_folded_policy_steps_to_zero_as_the_network_that_is_told_so(parts) -
     np.testing.assert_allclose(
         velocity(ordinary, memory, draws.noise, one[:, None], config=CONFIG)[:, 0], told, rtol=1e-4, atol=1e-5
     )
-    assert not np.allclose(ordinary[AFTER]["bias"], params[AFTER]["bias"])
+    assert not np.allclose(ordinary[ACTION_TIME_MLP_IN]["bias"], params[ACTION_TIME_MLP_IN]["bias"])
 
 
 def test_half_of_the_observations_learn_each(parts) -> None:

@@ -48,6 +48,7 @@ from jaxreflow.support.command_line import run as run_command
 
 Part = Literal["core", "screen", "confirm", "rounds", "length", "capacity", "full-cost"]
 PARTS: tuple[Part, ...] = get_args(Part)
+CONFIRMED = ("pseudo_huber", "no_ema")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class RecipeConfig:
     """Where data, runs, their reports and logs lie (default: runs/metaworld, and for studies runs/STUDY)."""
     out: Path = Path("docs")
     """Where results.md, results/ and images/ lie."""
-    confirmed: tuple[str, ...] = ("pseudo_huber", "no_ema")
+    confirmed: tuple[str, ...] = CONFIRMED
     """The runners-up that are trained with three seeds, too."""
     jobs: int = 1
     """Number of short runs at the same time, each on its share of the CPU's cores."""
@@ -79,6 +80,14 @@ class RecipeConfig:
             raise ConfigError(f"--confirmed: expected names of benchmarks/recipe/variants.py, found {sorted(unknown)}")
         if self.parts != PARTS and self.study != "recipe":
             raise ConfigError(f"--parts are of --study recipe only, found --study {self.study}; leave --parts out")
+        if self.confirmed != CONFIRMED and self.study != "recipe":
+            raise ConfigError(
+                f"--confirmed is of --study recipe only, found --study {self.study}; leave --confirmed out"
+            )
+        if self.smoke and any(path.is_absolute() for path in (self.root or Path(), self.out)):
+            raise ConfigError(
+                "--smoke works below build/smoke: expected relative paths as --root and --out, found an absolute one"
+            )
         check_jobs(self.jobs)
         if self.jobs > 1 and self.study not in ("recipe", "compact", "width"):
             raise ConfigError(

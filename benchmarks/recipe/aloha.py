@@ -35,11 +35,9 @@ class AlohaLab(Lab):
     def train_teacher(self) -> None:
         """A blank policy, its tower, and then the teacher from it."""
         blank, seeing = self.root / "blank", self.root / "seeing"
-        data = ("--dataset.root", self.data)
-        first = blank / "checkpoints" / "last"
-        self.run("blank", first, "train.py", "aloha_teacher", *data, "--output-dir", blank, "--steps", "1")
+        self._train("blank", "aloha_teacher", "--dataset.root", self.data, "--output-dir", blank, "--steps", "1")
         pictures = ("--options.size", str(self.image_size))
-        short = ("--episodes", "20", "--updates", "10") if self.scale.teacher_updates else ()
+        short = ("--episodes", "40", "--updates", "10") if self.scale.teacher_updates else ()
         see = ("-m", "benchmarks.recipe.see_first", "--policy", blank / "initial_policy", "--out", seeing)
         self.run("seeing", seeing, *see, *pictures, *short)
         super().train_teacher()
@@ -56,7 +54,7 @@ def run_study(lab: AlohaLab, out: Path) -> None:
     lab.prepare()
     for student in STUDENTS:
         lab.train(student)
-        lab.evaluate(student, num_steps=(10, 2, 1))
+        lab.evaluate(student, num_steps=(1,) if student in RIVALS else (10, 2, 1))
     lab.close_loop(STUDENTS)
     write_aloha(out, lab)
 

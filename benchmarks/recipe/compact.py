@@ -31,6 +31,7 @@ from jaxreflow.policy.saved import load_saved_policy
 from jaxreflow.run.arithmetic import call_operations
 from jaxreflow.sim.intervals import wilson
 from jaxreflow.sim.results import Result, comparison_table, pooled, read_results
+from jaxreflow.support.new_folder import new_directory
 
 VLM = Path("tests/assets/teacher/vlm")
 IMAGE_SIZE, PATCH_SIZE, LAYERS = 128, 8, 8
@@ -95,11 +96,12 @@ def compact_lab(root: Path, scale: Scale) -> Lab:
 
 def write_vlm(folder: Path) -> None:
     """The demo's VLM with more layers, for larger pictures of smaller patches; no weights."""
-    shutil.copytree(VLM, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((VLM / "config.json").read_text(encoding="utf-8"))
     config["text_config"]["num_hidden_layers"] = LAYERS
     config["vision_config"] |= {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with new_directory(folder) as out:
+        shutil.copytree(VLM, out, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+        (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def run_study(lab: Lab, out: Path, jobs: int) -> None:

@@ -8,6 +8,7 @@ import queue
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,29 +110,30 @@ class Lab:
     def train_teacher(self) -> None:
         """The teacher, by its config."""
         updates = length(self.scale.teacher_updates) if self.scale.teacher_updates else ()
-        where = ("--dataset.root", self.data, "--output-dir", self.root / "teacher")
-        self._train("teacher", self.teacher_config, *self.teacher_flags, *updates, *where)
+        where = ("--dataset.root", self.data, "--output-dir", self.root / TEACHER)
+        self._train(TEACHER, self.teacher_config, *self.teacher_flags, *updates, *where)
 
     def compute_features(self) -> None:
         """The teacher's image tokens of both datasets."""
         for data, features in ((self.data, "features"), (self.held_out, "held_out_features")):
             out = self.root / features
-            self.run(features, out, "-m", "jaxreflow.data.features", data, "--policy", self.teacher, "--out", out)
+            # Without a product: a cache that was interrupted goes on, and a whole one is left as it is.
+            self.run(features, None, "-m", "jaxreflow.data.features", data, "--policy", self.teacher, "--out", out)
 
     def train(self, variant: Variant) -> None:
         """Trains a student."""
         teacher = self.teacher if variant.teacher is None else self.student(variant.teacher)
-        out = self.root / "students" / variant.name
+        out = self.root / STUDENTS / variant.name
         updates = (self.scale.student_updates or 0) * variant.times_as_long
         if variant.config == SNAPFLOW:
             own = ("--teacher", teacher, "--dataset", self.data, "--features", self.root / "features")
             more = ("--updates", str(updates)) if updates else ()
             rival = ("-m", "benchmarks.recipe.snapflow", *own, "--out", out, *variant.flags, *more)
-            self.run(f"students/{variant.name}", None, *rival)
+            self.run(f"{STUDENTS}/{variant.name}", None, *rival)
             return
         flag = "--policy.path" if variant.config == "metaworld_biased" else "--teacher.path"
         self._train(
-            f"students/{variant.name}",
+            f"{STUDENTS}/{variant.name}",
             variant.config,
             flag,
             teacher,
@@ -161,10 +163,10 @@ class Lab:
             f"evaluate/{variant.name}",
             out / "report.json",
             *("-m", "jaxreflow.evaluate"),
-            *("--teacher", str(self.teacher), "--student", str(self.student(variant.name))),
-            *("--dataset.root", str(self.held_out)),
-            *(("--features", str(self.root / "held_out_features")) if variant.shares_tokens else ()),
-            *("--out", str(out)),
+            *("--teacher", self.teacher, "--student", self.student(variant.name)),
+            *("--dataset.root", self.held_out),
+            *(("--features", self.root / "held_out_features") if variant.shares_tokens else ()),
+            *("--out", out),
             *("--early-task", self.early_task, "--frames", str(scale.frames), "--draws", str(draws or scale.draws)),
             *("--num-steps", *map(str, num_steps), "--repeats", str(repeats)),
         )
@@ -179,9 +181,9 @@ class Lab:
         self.run(
             Path(name).stem,
             self.results / name,
-            *("-m", "benchmarks.recipe.sides", "--policy", *map(str, policies)),
-            *("--dataset", str(self.held_out), "--draws", str(self.scale.draws)),
-            *("--out", str(self.results / name)),
+            *("-m", "benchmarks.recipe.sides", "--policy", *policies),
+            *("--dataset", self.held_out, "--draws", str(self.scale.draws)),
+            *("--out", self.results / name),
         )
 
     def close_loop(self, variants: Sequence[Variant]) -> None:
@@ -203,7 +205,7 @@ class Lab:
 
     def _train(self, name: str, config: str, *flags: str | Path) -> None:
         """A run of train.py, from its last checkpoint if it was interrupted."""
-        resume = ("--resume",) if (self.root / name / "checkpoints" / "last").exists() else ()
+        resume = ("--resume",) if (self.root / name / "checkpoints").exists() else ()
         self.run(name, None, "train.py", config, *flags, *resume)
 
     def run(self, name: str, product: Path | None, *command: str | Path) -> None:
@@ -215,7 +217,7 @@ class Lab:
         words = [str(word) for word in command]
         print(f"python {shlex.join(words)}   # {log}", flush=True)
         with log.open("a", encoding="utf-8") as output:
-            status = subprocess.run([sys.executable, *words], stdout=output, stderr=output, env=os.environ, check=False)
+            status = subprocess.run([sys.executable, *words], stdout=output, stderr=output, check=False)
         if status.returncode:
             raise TrainingError(f"{name} failed with exit status {status.returncode}; its output is in {log}")
 
@@ -264,6 +266,16 @@ def side_by_side(jobs: int, steps: Sequence[Callable[[], None]]) -> None:
     shares: queue.Queue[list[int]] = queue.Queue()
     for i in range(jobs):
         shares.put(cores[i::jobs])
+    failed = threading.Event()
+
+    def run(step: Callable[[], None]) -> None:
+        if not failed.is_set():
+            try:
+                step()
+            except BaseException:
+                failed.set()
+                raise
+
     # The thread that starts a step's processes passes its cores on to them.
     with ThreadPoolExecutor(jobs, initializer=lambda: os.sched_setaffinity(0, shares.get())) as pool:
-        list(pool.map(lambda step: step(), steps))
+        list(pool.map(run, steps))

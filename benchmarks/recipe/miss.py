@@ -57,22 +57,22 @@ def measure(config: MissConfig) -> Float[np.ndarray, " E"]:
 
 
 def _miss(env: Any, policy: SmolVLAPolicy, config: MissConfig, seed: int) -> float:
+    env.renders = True
     observation, _ = env.reset(seed=seed)
     cube, lowest, miss = env.cube, np.inf, np.inf
     shape = (policy.config.chunk_size, policy.config.max_action_dim)
     for query in range(-(-config.steps // config.n_action_steps)):
         seen = policy_observation(observation, env.task_description)
         noise = episode_noise(np.array([seed]), np.array([query]), shape)
-        chunk = policy.predict_action_chunk(seen, noise, config.num_steps)[0]
-        for i, action in enumerate(chunk[: config.n_action_steps]):
-            env.renders = i == config.n_action_steps - 1
+        actions = policy.predict_action_chunk(seen, noise, config.num_steps)[0][: config.n_action_steps]
+        for i, action in enumerate(actions):
+            env.renders = i == len(actions) - 1
             observation, _, over, _, _ = env.step(action)
             place = Gripper(env, "right").place
             if place[2] < lowest:
                 lowest, miss = place[2], float(np.linalg.norm((place - cube)[:2]))
             if over:
                 return miss
-    env.renders = True
     return miss
 
 

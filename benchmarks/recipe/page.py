@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from jaxreflow.errors import ConfigError
+
 
 def fill_page(page: Path, blocks: Mapping[str, Callable[[], str | None]]) -> None:
     """Puts each block's text between its markers; a block without one, and the text around, stay."""
@@ -18,9 +20,11 @@ def fill_page(page: Path, blocks: Mapping[str, Callable[[], str | None]]) -> Non
 
 
 def _filled(text: str, name: str, block: str) -> str:
-    """Missing markers are added at the end."""
+    """Missing markers are added at the end; ConfigError if one of the two is missing."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    if begin not in text or end not in text:
+    if (begin in text) != (end in text):
+        raise ConfigError(f"results.md: expected both {begin!r} and {end!r}, found one of them; remove it")
+    if begin not in text:
         text = f"{text}\n{begin}\n{end}\n"
     before, after = text.split(begin)[0], text.split(end)[1]
     return f"{before}{begin}\n{block}\n{end}{after}"

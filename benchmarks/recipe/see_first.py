@@ -68,10 +68,17 @@ class SeeFirstConfig:
         for name in ("episodes", "every", "updates", "batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
+        if self.episodes % _EPISODES_A_TASK or self.episodes < 2 * _EPISODES_A_TASK:
+            raise ConfigError(
+                f"--episodes: expected {2 * _EPISODES_A_TASK} or another multiple of {_EPISODES_A_TASK}, found {self.episodes}"
+            )
 
 
-def collect(config: SeeFirstConfig) -> tuple[UInt8[np.ndarray, "N H W 3"], Float[np.ndarray, "N 9"]]:
-    """Pictures, and the places of the cube and of the left and the right gripper's link in metres."""
+def collect(config: SeeFirstConfig) -> tuple[UInt8[np.ndarray, "N H W 3"], Float[np.ndarray, "N 9"], int]:
+    """Pictures, the places of the cube and of the left and the right gripper's link in metres, and how many are held out.
+
+    Held out are the pictures of the last tenth of the episodes, at least of those that one process watches.
+    """
     firsts = range(_SEED, _SEED + config.episodes, _EPISODES_A_TASK)
     context = multiprocessing.get_context("spawn")
     parts = []
@@ -83,7 +90,8 @@ def collect(config: SeeFirstConfig) -> tuple[UInt8[np.ndarray, "N H W 3"], Float
             parts.append(part)
             advance(_EPISODES_A_TASK)
     pictures, places = zip(*parts, strict=True)
-    return np.concatenate(pictures), np.concatenate(places)
+    held_out = sum(map(len, pictures[-max(len(parts) // 10, 1) :]))
+    return np.concatenate(pictures), np.concatenate(places), held_out
 
 
 def _watch(config: SeeFirstConfig, first: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,10 +129,14 @@ def _tell(params: Params, pictures: Array, network: ModelConfig) -> Float[Array,
 
 
 def learn(
-    params: Params, pictures: np.ndarray, places: np.ndarray, network: ModelConfig, config: SeeFirstConfig
+    params: Params,
+    pictures: np.ndarray,
+    places: np.ndarray,
+    held_out: int,
+    network: ModelConfig,
+    config: SeeFirstConfig,
 ) -> tuple[Params, Float[np.ndarray, "N 3"]]:
-    """The tower and the connector after training, and their errors in metres on pictures of the last tenth of the episodes."""
-    held_out = max(len(pictures) // 10, 1)
+    """The tower and the connector after training, and their errors in metres on the `held_out` last pictures."""
     scale = jnp.stack([jnp.mean(places, 0), jnp.std(places, 0)])
     optimizer = make_optimizer(
         OptimizerConfig(lr=config.lr, warmup_steps=200, decay_steps=config.updates, weight_decay=1e-4), config.updates
@@ -166,8 +178,8 @@ def run(config: SeeFirstConfig) -> str:
     """Looks, learns, writes the policy, and says how well it sees."""
     use_compilation_cache()
     saved = load_saved_policy(config.policy)
-    pictures, places = collect(config)
-    params, errors = learn(saved.load_params(), pictures, places, saved.config, config)
+    pictures, places, held_out = collect(config)
+    params, errors = learn(saved.load_params(), pictures, places, held_out, saved.config, config)
     save_pretrained(config.out, saved, jax.device_get(params))
     cube, left, right = 100 * np.sqrt(np.mean(np.square(errors), axis=0))
     return (

@@ -20,7 +20,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ from jaxreflow.training.step import TrainState, init_state, make_draw, make_trai
 
 SETTINGS = "snapflow.json"
 MLP_IN, MLP_OUT = "target_time_mlp_in", "target_time_mlp_out"
-AFTER = "action_time_mlp_in"
+ACTION_TIME_MLP_IN = "action_time_mlp_in"
 
 Predict: TypeAlias = Callable[[Array, Array, Array], Array]
 """`(x_t [B, C, A], t [B], s [B])` to the mean velocity from time t to time s, in each of B observations."""
@@ -62,7 +62,7 @@ Predict: TypeAlias = Callable[[Array, Array, Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class SnapFlowConfig:
-    """A SnapFlow student with the trained parameters and the optimizer of configs/metaworld_biased.py."""
+    """A SnapFlow student with the trained parameters and the schedule of configs/metaworld_biased.py."""
 
     teacher: str
     """The policy that it starts from."""
@@ -74,8 +74,10 @@ class SnapFlowConfig:
     """Cached image tokens of the dataset (default: none)."""
     updates: int = 16_000
     """Updates."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Reflow's, or that of Intel's `physicalai-train`."""
     lr: float = 2e-3
-    """Peak learning rate of Muon."""
+    """Peak learning rate."""
     batch_size: int = 16
     """Observations of an update."""
     alpha: float = 0.5
@@ -150,8 +152,8 @@ def _predict(
     leaves, structure = jax.tree.flatten(memory)
 
     def one(leaves: list[Array], x_t: Array, t: Array, shift: Array) -> Array:
-        layer = params[AFTER]
-        own = {**params, AFTER: {**layer, "bias": layer["bias"] + shift}}
+        layer = params[ACTION_TIME_MLP_IN]
+        own = {**params, ACTION_TIME_MLP_IN: {**layer, "bias": layer["bias"] + shift}}
         seen = jax.tree.unflatten(structure, leaves)
         return velocity(own, seen, x_t[None, None], t[None, None], config=network)[0, 0]
 
@@ -164,7 +166,9 @@ def _shift(trainable: Params, s: Float[Array, " B"], network: ModelConfig) -> Fl
     width = network.expert_hidden_size
     embedding = time_embedding(s, width, network.min_period, network.max_period)
     hidden = jax.nn.silu(embedding @ trainable[MLP_IN]["kernel"] + trainable[MLP_IN]["bias"])
-    return (hidden @ trainable[MLP_OUT]["kernel"] + trainable[MLP_OUT]["bias"]) @ trainable[AFTER]["kernel"][width:]
+    return (hidden @ trainable[MLP_OUT]["kernel"] + trainable[MLP_OUT]["bias"]) @ trainable[ACTION_TIME_MLP_IN][
+        "kernel"
+    ][width:]
 
 
 def with_target_time(start: Params, network: ModelConfig, key: Key[Array, ""]) -> Params:
@@ -179,9 +183,9 @@ def with_target_time(start: Params, network: ModelConfig, key: Key[Array, ""]) -
 def folded(trained: Params, network: ModelConfig) -> Params:
     """Parameters of an ordinary SmolVLA that does the same wherever a step ends at 0."""
     shift = _shift(trained, jnp.zeros(1), network)[0]
-    layer = trained[AFTER]
+    layer = trained[ACTION_TIME_MLP_IN]
     rest = {name: part for name, part in trained.items() if name not in (MLP_IN, MLP_OUT)}
-    return {**rest, AFTER: {**layer, "bias": layer["bias"] + shift}}
+    return {**rest, ACTION_TIME_MLP_IN: {**layer, "bias": layer["bias"] + shift}}
 
 
 def train(config: SnapFlowConfig) -> None:
@@ -224,9 +228,9 @@ def train(config: SnapFlowConfig) -> None:
 
 def _check_settings(config: SnapFlowConfig) -> None:
     """ConfigError if the folder has a run of other settings; they are written once teacher and data have been found."""
-    path, asked = config.out / SETTINGS, _settings(config)
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else asked
-    changed = [name for name, value in asked.items() if found.get(name) != value]
+    path = config.out / SETTINGS
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    changed = [name for name, value in _settings(config).items() if found.get(name, value) != value]
     if changed:
         raise ConfigError(
             f"{path}: expected the settings of this run, found other {', '.join(changed)}; choose another --out"
@@ -234,7 +238,10 @@ def _check_settings(config: SnapFlowConfig) -> None:
 
 
 def _settings(config: SnapFlowConfig) -> dict[str, Any]:
-    return dataclasses.asdict(config) | {"out": str(config.out)}
+    """What must be the same when a run goes on. Weights and data are compared by what they are, wherever they lie."""
+    return {
+        name: value for name, value in vars(config).items() if name not in ("teacher", "dataset", "features", "out")
+    }
 
 
 def run_settings(config: SnapFlowConfig) -> FinetuneConfig:
@@ -249,7 +256,9 @@ def run_settings(config: SnapFlowConfig) -> FinetuneConfig:
         ),
         steps=config.updates,
         batch_size=config.batch_size,
-        optimizer=dataclasses.replace(biased.optimizer, lr=config.lr, decay_steps=config.updates),
+        optimizer=dataclasses.replace(
+            biased.optimizer, name=config.optimizer, lr=config.lr, decay_steps=config.updates
+        ),
         seed=config.seed,
         output_dir=str(config.out),
     )

@@ -261,7 +261,7 @@ def _write(out: AnyPath, evaluation: Comparison) -> None:
     page = render_page(evaluation.report, evaluation.examples, evaluation.records)
     try:
         make_folder(out)
-        (out / REPORT_JSON).write_text(json.dumps(evaluation.report.to_json(), indent=1) + "\n", encoding="utf-8")
         (out / REPORT_HTML).write_text(page, encoding="utf-8")
+        (out / REPORT_JSON).write_text(json.dumps(evaluation.report.to_json(), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error}); choose another directory") from error

@@ -28,6 +28,8 @@ class Suitability(AtSteps):
     suitable: bool
     reasons: tuple[str, ...]
     """What speaks against it; empty if nothing does."""
+    undecided: bool = False
+    """Not suitable by these figures, but with such figures some policies acted well and some failed: only a trial tells."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,22 +74,23 @@ def judge(measures: Measures, chunk_size: int, n_action_steps: Sequence[int], th
 def _suitabilities(measures: Measures, execution: Execution, n: int, limits: Thresholds) -> list[Suitability]:
     found = []
     for row in (row for row in measures.fidelity if row.frames == ALL):
-        if row.label == measures.reference:
-            reasons = []
-        elif execution == "short":
-            reasons = _against_short(row, n, limits)
-        else:
-            reasons = _against_whole(measures, row.label, limits)
-        found.append(Suitability(row.name, row.num_steps, execution, n, not reasons, tuple(reasons)))
+        reasons = [] if row.label == measures.reference else _against_whole(measures, row.label, limits)
+        undecided = False
+        if reasons and execution == "short":
+            reasons, undecided = _against_short(row, n, limits)
+        found.append(Suitability(row.name, row.num_steps, execution, n, not reasons, tuple(reasons), undecided))
     return found
 
 
-def _against_short(row: Fidelity, n: int, limits: Thresholds) -> list[str]:
+def _against_short(row: Fidelity, n: int, limits: Thresholds) -> tuple[list[str], bool]:
     """Replanning repairs what one chunk averages: only the size of the error over the executed part counts."""
     error = row.executed.get(str(n), row.error).value
+    what = f"error {error:.3f} over the first {n} actions"
     if error <= limits.short_error:
-        return []
-    return [f"error {error:.3f} over the first {n} actions, at most {limits.short_error}"]
+        return [], False
+    if error <= limits.short_error_open:
+        return [f"{what}: above {limits.short_error} some acted as well as their teacher, and some failed"], True
+    return [f"{what}, at most {limits.short_error_open}"], False
 
 
 def _against_whole(measures: Measures, label: str, limits: Thresholds) -> list[str]:
@@ -126,14 +129,18 @@ def _advise(
     untouched = [row for row in rows if row.name == "teacher"]
     costs = {cost.label: cost for cost in measures.calls} if any(row.name for row in measures.latency) else {}
     teacher = _fastest(untouched, {})
-    below = [row.label for row in untouched if row.num_steps < teacher.num_steps]
+    below = [row for row in untouched if row.num_steps < teacher.num_steps]
+    undecided = " and ".join(row.label for row in below if row.undecided)
     if not below:
         distil, words = "no", f"No: {teacher.label}, the teacher untouched, is fit"
+    elif undecided:
+        distil, words = "perhaps", f"Perhaps: only a trial tells whether {undecided}, untouched, would do"
     elif teacher.label == measures.reference:
         distil, words = "yes", f"Yes: in fewer steps than {teacher.num_steps} the untouched teacher is not fit"
     else:
         distil = f"below {teacher.num_steps} steps"
-        words = f"Only for fewer than {teacher.num_steps} steps: {teacher.label} is fit, {' and '.join(below)} not"
+        unfit = " and ".join(row.label for row in below)
+        words = f"Only for fewer than {teacher.num_steps} steps: {teacher.label} is fit, {unfit} not"
     best = _fastest(rows if student_sound else untouched, costs)
     how = f"When {n} actions are executed per chunk" + (", the whole chunk" if execution == "whole chunk" else "")
     text = f"{how}, do you need to distil? {words}. Deploy {best.label}."

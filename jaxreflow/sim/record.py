@@ -132,7 +132,7 @@ def demonstrate(env: Any, seed: int, disturbance: float) -> dict[str, Any] | Non
     random, about = np.random.default_rng(seed), env.recording
     expert = env.expert(random)
     scale = disturbance * random.uniform(0.3, 1.0) * (random.random() < _DISTURBED_SHARE)
-    task = random.choice(env.instructions) if len(env.instructions) > 1 else env.task_description
+    task = random.choice(env.instructions) if env.instructions else env.task_description
     observation, _ = env.reset(seed=seed)
     frames: list[dict[str, np.ndarray]] = []
     push, left, succeeded = np.zeros(len(about.disturbed)), about.tail, False

@@ -224,7 +224,7 @@ def suitability_table(verdict: Verdict) -> Table:
         (
             row.label,
             f"{row.n_action_steps} ({row.execution})",
-            "fit" if row.suitable else "not fit",
+            "fit" if row.suitable else "open" if row.undecided else "not fit",
             "; ".join(row.reasons) or "nothing against it",
         )
         for row in verdict.suitability
