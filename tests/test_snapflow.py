@@ -10,6 +10,7 @@ import pytest
 from benchmarks.recipe import snapflow
 from benchmarks.recipe.snapflow import (
     ACTION_TIME_MLP_IN,
+    MLP_IN,
     MLP_OUT,
     SnapFlowConfig,
     _predict,
@@ -20,7 +21,8 @@ from benchmarks.recipe.snapflow import (
     with_target_time,
 )
 from jaxreflow.errors import CheckpointError, ConfigError
-from jaxreflow.model import memorise, observe, velocity
+from jaxreflow.model import memorise, observe, smolvla, velocity
+from jaxreflow.model.layers import time_embedding
 from jaxreflow.model.params import split_params
 from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
 from jaxreflow.support.safetensors_file import TensorFile
@@ -93,6 +95,40 @@ def test_the_folded_policy_steps_to_zero_as_the_network_that_is_told_so(parts) -
         velocity(ordinary, memory, draws.noise, one[:, None], config=CONFIG)[:, 0], told, rtol=1e-4, atol=1e-5
     )
     assert not np.allclose(ordinary[ACTION_TIME_MLP_IN]["bias"], params[ACTION_TIME_MLP_IN]["bias"])
+
+
+def test_the_network_is_told_the_target_time_as_it_is_told_its_own(parts) -> None:
+    """The MLP's output is added to the embedding of the time at which a step begins."""
+    _, frozen, batch, draws, moved = parts
+    params = {**frozen, **{name: part for name, part in moved.items() if not name.startswith("target")}}
+    context = observe(params, batch.observation, config=CONFIG)
+    memory = memorise(params, context, jnp.asarray(batch.observation.state), config=CONFIG)
+    x_t, t, s = draws.noise[:, 0], draws.t[:, 0], jnp.array([0.0, 0.2, 0.4, 0.6])
+    embedding = time_embedding(s, CONFIG.expert_hidden_size, CONFIG.min_period, CONFIG.max_period)
+    hidden = jax.nn.silu(embedding @ moved[MLP_IN]["kernel"] + moved[MLP_IN]["bias"])
+    told = hidden @ moved[MLP_OUT]["kernel"] + moved[MLP_OUT]["bias"]
+
+    def added(time, width, low, high):
+        return time_embedding(time, width, low, high) + told.reshape(*time.shape, width)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(smolvla, "time_embedding", added)
+        expected = velocity(params, memory, x_t[:, None], t[:, None], config=CONFIG)[:, 0]
+    found = _predict(moved, params, memory, CONFIG, x_t, t, s)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lambda_weighs_the_steps_only(parts) -> None:
+    start, frozen, batch, draws, _ = parts
+
+    def total(weight: float) -> float:
+        return float(snapflow_loss(CONFIG, ACTION_DIM, alpha=0.5, weight=weight)(start, frozen, {}, batch, draws)[0])
+
+    alone = snapflow_loss(CONFIG, ACTION_DIM, alpha=0.0, weight=1.0)
+    rest = Draws(draws.noise[2:], draws.t[2:])
+    steps = float(alone(start, frozen, {}, jax.tree.map(lambda x: x[2:], batch), rest)[0])
+    assert total(0.1) - total(0.0) == pytest.approx(0.1 * steps, rel=1e-3)
+    assert total(1.0) - total(0.0) == pytest.approx(steps, rel=1e-3)
 
 
 def test_half_of_the_observations_learn_each(parts) -> None:

@@ -24,6 +24,7 @@ from typing import Literal, get_args
 
 from benchmarks.recipe import aloha, compact, latency, rival, width
 from benchmarks.recipe.lab import FULL, SIDES, SIDES_LENGTHS, SMOKE, Lab, Scale, check_jobs, side_by_side
+from benchmarks.recipe.summary import write_summary
 from benchmarks.recipe.variants import (
     CAPACITY,
     DEFAULT,
@@ -98,11 +99,15 @@ class RecipeConfig:
 def run(config: RecipeConfig) -> None:
     """Makes what is missing and writes the results."""
     base = Path("build/smoke") if config.smoke else Path()
-    scale = SMOKE if config.smoke else FULL
-    if config.study != "recipe":
-        _run_study(config, base / (config.root or f"runs/{config.study}"), base / config.out)
-        return
-    lab = Lab(base / (config.root or "runs/metaworld"), scale)
+    scale, out = SMOKE if config.smoke else FULL, base / config.out
+    if config.study == "recipe":
+        _run_recipe(config, Lab(base / (config.root or "runs/metaworld"), scale), out)
+    else:
+        _run_study(config, base / (config.root or f"runs/{config.study}"), out)
+    write_summary(out)
+
+
+def _run_recipe(config: RecipeConfig, lab: Lab, out: Path) -> None:
     lab.prepare()
     if "core" in config.parts:
         _core(lab)
@@ -111,7 +116,7 @@ def run(config: RecipeConfig) -> None:
             side_by_side(config.jobs, [functools.partial(_train_and_measure, lab, chain) for chain in chains])
     if "length" in config.parts:
         lab.measure_sides(SIDES_LENGTHS, LENGTHS)
-    write_up(base / config.out, lab)
+    write_up(out, lab)
 
 
 def _run_study(config: RecipeConfig, root: Path, out: Path) -> None:

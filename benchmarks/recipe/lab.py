@@ -159,14 +159,15 @@ class Lab:
     ) -> None:
         """Measures a student against the teacher, on layouts that neither has seen."""
         out, scale = self.results / variant.name, self.scale
+        cached: tuple[str | Path, ...] = ()
+        if variant.shares_tokens:
+            cached = ("--features", self.root / "held_out_features")
         self.run(
             f"evaluate/{variant.name}",
             out / "report.json",
             *("-m", "jaxreflow.evaluate"),
             *("--teacher", self.teacher, "--student", self.student(variant.name)),
-            *("--dataset.root", self.held_out),
-            *(("--features", self.root / "held_out_features") if variant.shares_tokens else ()),
-            *("--out", out),
+            *("--dataset.root", self.held_out, *cached, "--out", out),
             *("--early-task", self.early_task, "--frames", str(scale.frames), "--draws", str(draws or scale.draws)),
             *("--num-steps", *map(str, num_steps), "--repeats", str(repeats)),
         )
@@ -181,9 +182,9 @@ class Lab:
         self.run(
             Path(name).stem,
             self.results / name,
-            *("-m", "benchmarks.recipe.sides", "--policy", *policies),
-            *("--dataset", self.held_out, "--draws", str(self.scale.draws)),
-            *("--out", self.results / name),
+            *("-m", "benchmarks.recipe.sides", "--policy"),
+            *policies,
+            *("--dataset", self.held_out, "--draws", str(self.scale.draws), "--out", self.results / name),
         )
 
     def close_loop(self, variants: Sequence[Variant]) -> None:

@@ -16,7 +16,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.recipe.lab import CLOSED_LOOP, SIDES, SIDES_LENGTHS, TASKS, Lab, keep_results, named, policy_name
+from benchmarks.recipe.lab import (
+    CLOSED_LOOP,
+    CLOSED_LOOP_SEED,
+    SIDES,
+    SIDES_LENGTHS,
+    TASKS,
+    TEACHER,
+    Lab,
+    keep_results,
+    named,
+    policy_name,
+)
 from benchmarks.recipe.page import fill_page, markdown_table
 from benchmarks.recipe.variants import (
     CAPACITY,
@@ -74,14 +85,24 @@ def write_up(out: Path, lab: Lab) -> None:
     _publish(lab, out / "results")
 
 
-def write_study(out: Path, lab: Lab, name: str, students: Iterable[Variant], table: Callable[[], str | None]) -> None:
+def write_study(out: Path, lab: Lab, name: str, students: Sequence[Variant], table: Callable[[], str | None]) -> None:
     """Fills a study's two blocks of `out`/results.md, fidelity and closed loop, and keeps the results behind them."""
-    results = [named(result) for result in _closed_loop(lab)]
+    results = _of_study(lab, students)
     blocks = {f"{name} fidelity": table, f"{name} closed loop": lambda: comparison_table(results) if results else None}
     fill_page(out / "results.md", blocks)
     if results:
         keep_results(out / "results" / f"{name}_{CLOSED_LOOP}", results)
     keep_reports(out, lab, name, students)
+
+
+def _of_study(lab: Lab, students: Iterable[Variant]) -> list[Result]:
+    """The closed loops of the study's episodes, the teacher's first; of a policy that was trained again, the last ones."""
+    order = [TEACHER, *(student.name for student in students)]
+    found: dict[tuple[Any, ...], Result] = {}
+    for result in map(named, _closed_loop(lab)):
+        if result.policy in order and (result.seed, result.episodes) == (CLOSED_LOOP_SEED, lab.scale.episodes):
+            found[order.index(result.policy), -result.num_steps, result.n_action_steps, result.task] = result
+    return [found[key] for key in sorted(found, key=lambda key: key[:3])]
 
 
 def keep_reports(out: Path, lab: Lab, study: str, students: Iterable[Variant]) -> None:
