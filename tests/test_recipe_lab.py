@@ -16,7 +16,7 @@ from benchmarks.recipe.sides import BOTH, LEFT, NEITHER, RIGHT, Drawn, ways
 from benchmarks.recipe.variants import (
     CAPACITY,
     DEFAULT,
-    EQUAL_TIME,
+    EQUAL_COST,
     FULL_COST,
     LENGTHS,
     NOISE_BIASED_MIDDLE,
@@ -68,7 +68,7 @@ def test_errors_are_told_apart_by_whether_the_chunk_goes_the_teachers_way() -> N
     assert (same["another_way"], same["another_way_share_of_error"], same["error"]) == (0.0, 0.0, 0.0)
 
 
-EVERY = (DEFAULT, *SCREENED, *EQUAL_TIME, *ROUNDS, *LENGTHS, *CAPACITY, *FULL_COST)
+EVERY = (DEFAULT, *SCREENED, *EQUAL_COST, *ROUNDS, *LENGTHS, *CAPACITY, *FULL_COST)
 
 
 def test_variants_of_one_name_are_the_same_run() -> None:

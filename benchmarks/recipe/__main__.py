@@ -28,7 +28,7 @@ from benchmarks.recipe.summary import write_summary
 from benchmarks.recipe.variants import (
     CAPACITY,
     DEFAULT,
-    EQUAL_TIME,
+    EQUAL_COST,
     FULL_COST,
     GROUPED,
     LENGTHS,
@@ -76,7 +76,7 @@ class RecipeConfig:
     """Runs every step with almost no data and updates, to see that it runs. --root and --out then lie below build/smoke."""
 
     def __post_init__(self) -> None:
-        unknown = set(self.confirmed) - {variant.name for variant in (*SCREENED, *EQUAL_TIME)}
+        unknown = set(self.confirmed) - {variant.name for variant in (*SCREENED, *EQUAL_COST)}
         if unknown:
             raise ConfigError(f"--confirmed: expected names of benchmarks/recipe/variants.py, found {sorted(unknown)}")
         if self.parts != PARTS and self.study != "recipe":
@@ -146,14 +146,14 @@ def _short_runs(scale: Scale, confirmed: tuple[str, ...]) -> dict[Part, list[tup
     """The students that the parts train for their tables. Students that wait for each other form a group."""
 
     def short(*variants: Variant) -> tuple[Variant, ...]:
-        """The variants at the length of their comparison: as many updates as the others, or as much time."""
-        updates = scale.equal_time_updates
+        """The variants at the length of their comparison: as many updates as the others, or at as much cost."""
+        updates = scale.equal_cost_updates
         return tuple(shortened(variant, updates.get(variant.name, scale.screening_updates)) for variant in variants)
 
     baseline = short(NOISE_BIASED)
-    finalists = (DEFAULT, *(variant for variant in (*SCREENED, *EQUAL_TIME) if variant.name in confirmed))
+    finalists = (DEFAULT, *(variant for variant in (*SCREENED, *EQUAL_COST) if variant.name in confirmed))
     return {
-        "screen": [baseline, *(short(variant) for variant in (DEFAULT, *SCREENED, *EQUAL_TIME))],
+        "screen": [baseline, *(short(variant) for variant in (DEFAULT, *SCREENED, *EQUAL_COST))],
         "confirm": [baseline, *(short(seeded(variant, seed)) for variant in finalists for seed in SEEDS)],
         "rounds": [baseline, short(DEFAULT, *ROUNDS[:2]), short(GROUPED, *ROUNDS[2:4]), short(REAL_SHARE, *ROUNDS[4:])],
         "length": [(variant,) for variant in (NOISE_BIASED_MIDDLE, *LENGTHS)],

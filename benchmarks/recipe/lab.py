@@ -40,8 +40,8 @@ class Scale:
     """None: as the config says."""
     student_updates: int | None
     screening_updates: int
-    equal_time_updates: dict[str, int]
-    """Updates of the variants of `EQUAL_TIME` that take as long as `screening_updates` of the default."""
+    equal_cost_updates: dict[str, int]
+    """Updates of the variants of `EQUAL_COST` that evaluate the network as often as `screening_updates` of the default."""
     episodes: int
     frames: int
     draws: int

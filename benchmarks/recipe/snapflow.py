@@ -166,9 +166,8 @@ def _shift(trainable: Params, s: Float[Array, " B"], network: ModelConfig) -> Fl
     width = network.expert_hidden_size
     embedding = time_embedding(s, width, network.min_period, network.max_period)
     hidden = jax.nn.silu(embedding @ trainable[MLP_IN]["kernel"] + trainable[MLP_IN]["bias"])
-    return (hidden @ trainable[MLP_OUT]["kernel"] + trainable[MLP_OUT]["bias"]) @ trainable[ACTION_TIME_MLP_IN][
-        "kernel"
-    ][width:]
+    told = hidden @ trainable[MLP_OUT]["kernel"] + trainable[MLP_OUT]["bias"]
+    return told @ trainable[ACTION_TIME_MLP_IN]["kernel"][width:]
 
 
 def with_target_time(start: Params, network: ModelConfig, key: Key[Array, ""]) -> Params:

@@ -106,8 +106,8 @@ ROUNDS = (
 )
 
 
-# As many updates as take the time of the screening's default: `Scale.equal_time_updates`.
-EQUAL_TIME = (
+# As many updates as take as many evaluations of the network as the screening's default: `Scale.equal_cost_updates`.
+EQUAL_COST = (
     Variant("noises_4", "M", "M = 4, fewer updates", ("--noises", "4")),
     Variant("noises_8", "M", "M = 8, fewer updates", ("--noises", "8")),
     Variant("batch_8", "batch", "8 observations, more updates", ("--batch-size", "8")),
@@ -146,7 +146,8 @@ CAPACITY = (
     ),
 )
 # Noises per observation at equal time on a full-size policy, whose updates take so many seconds: `benchmarks reflow-step --noises`
-# on two Intel cores, batch 1, float32, each pair at one time. As much time as 1,000 updates at M = 4.
+# on two Intel cores, with AdamW and the images in every update, batch 1, float32, each pair at one time. The small policy's own
+# updates cost otherwise. As much time as 1,000 updates at M = 4.
 _FULL_SIZE_SECONDS = {1: 3.85, 2: 4.40, 4: 6.01, 8: 7.74}
 FULL_COST = tuple(
     Variant(

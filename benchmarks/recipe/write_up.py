@@ -32,7 +32,7 @@ from benchmarks.recipe.page import fill_page, markdown_table
 from benchmarks.recipe.variants import (
     CAPACITY,
     DEFAULT,
-    EQUAL_TIME,
+    EQUAL_COST,
     FULL_COST,
     GROUPED,
     LENGTHS,
@@ -161,15 +161,15 @@ def closed_loop_table(lab: Lab) -> str | None:
 
 
 def screening_table(lab: Lab) -> str | None:
-    """One change at a time from the default, all for the same number of updates or the same time."""
-    return _variants_table(lab, map(_short, (NOISE_BIASED, DEFAULT, *SCREENED, *EQUAL_TIME)))
+    """One change at a time from the default, all for the same number of updates or at the same cost."""
+    return _variants_table(lab, map(_short, (NOISE_BIASED, DEFAULT, *SCREENED, *EQUAL_COST)))
 
 
 def seeds_table(lab: Lab) -> str | None:
     """The default and the runners-up with all seeds."""
     confirmed = [
         variant
-        for variant in (DEFAULT, *SCREENED, *EQUAL_TIME)
+        for variant in (DEFAULT, *SCREENED, *EQUAL_COST)
         if all(read_report(lab, short_name(seeded(variant, seed).name)) is not None for seed in SEEDS)
     ]
     repeated = [seeded(variant, seed) for variant in confirmed for seed in SEEDS]
