@@ -99,7 +99,7 @@ def test_the_rivals_page_waits_for_all_reports_and_names_no_path(tmp_path: Path)
     write_rival(tmp_path, lab)
     page = (tmp_path / "results.md").read_text()
     assert "| in one step |" not in page
-    assert page.count("| snapflow@1 | 50 |") == page.count("| snapflow@1 | 50 | 0.500") == 1
+    assert page.count("| SnapFlow@1 | 50 |") == page.count("| SnapFlow@1 | 50 | 0.500") == 1
     write_report(lab, "snapflow_long", 0.1)
     write_rival(tmp_path, lab)
     page = (tmp_path / "results.md").read_text()
@@ -155,10 +155,10 @@ def test_alohas_page_shows_what_is_measured_and_names_no_path(tmp_path: Path) ->
     )  # fmt: skip
     write_aloha(tmp_path, lab)
     page = (tmp_path / "results.md").read_text()
-    assert "| default@1 | 0.100 [0.090, 0.110] |" in page
+    assert "| student@1 | 0.100 [0.090, 0.110] |" in page
     assert page.count("| 0.010 |") == 4
     assert [line.split(" | ")[0] for line in page.splitlines() if "[0.090" in line] == [
-        f"| {name}" for name in ("teacher@2", "teacher@1", "default@2", "default@1")
+        f"| {name}" for name in ("teacher@2", "teacher@1", "student@2", "student@1")
     ]
-    assert "| default@1 | 10 | 1.000" in page
+    assert "| student@1 | 10 | 1.000" in page
     assert str(tmp_path) not in page + (tmp_path / "results" / "aloha_closed_loop.jsonl").read_text()

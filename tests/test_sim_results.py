@@ -26,19 +26,19 @@ def rows(*results: Result) -> list[list[str]]:
 def test_a_policy_is_compared_at_the_same_timing_on_the_same_episodes() -> None:
     teacher, student, later = result("t", 10, "1111"), result("s", 1, "1101"), result("s", 1, "0000", delay=5)
     _, same, other = rows(teacher, student, later)
-    assert same[5].startswith("-0.250 [")
-    assert other[5:] == ["", "", ""], "the reference has no such timing"
+    assert same[4].startswith("-0.250 [")
+    assert other[4:] == ["", "", ""], "the reference has no such timing"
     (_, fewer) = rows(teacher, result("s", 1, "110"))
-    assert fewer[5:] == ["", "", ""], "nor so few episodes"
+    assert fewer[4:] == ["", "", ""], "nor so few episodes"
 
 
 def test_measured_delays_are_compared_each_at_its_own() -> None:
     teacher, student = result("t", 10, "1000", measured=True, delay=18), result("s", 1, "1110", measured=True, delay=6)
     (first, second) = rows(teacher, student)
     assert (first[2], second[2]) == ("asynchronous, delay 18", "asynchronous, delay 6")
-    assert second[5].startswith("+0.500 [")
+    assert second[4].startswith("+0.500 [")
     (_, second) = rows(teacher, dataclasses.replace(student, measured=False))
-    assert second[5] == ""
+    assert second[4] == ""
 
 
 def test_a_task_without_a_result_is_an_empty_cell() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.recipe.lab import FULL, TEACHER, Lab, Scale
 from benchmarks.recipe.page import markdown_table
 from benchmarks.recipe.variants import DEFAULT, NOISE_BIASED, RIVALS
-from benchmarks.recipe.write_up import Report, fidelity, measured, read_report, write_study
+from benchmarks.recipe.write_up import Report, fidelity, measured, read_report, shown_name, write_study
 
 ENV, EARLY_TASK = "aloha:transfer-cube", "transfer_cube"
 ALOHA = dataclasses.replace(FULL, demonstrations=(1_500,), held_out=(120,), episodes=500)
@@ -72,7 +72,8 @@ def fidelity_table(lab: AlohaLab) -> str | None:
         if report is not None:
             if not rows:
                 rows += [[f"{TEACHER}@{steps}", *_errors(report, TEACHER, steps)] for steps in (2, 1)]
-            rows += [[f"{student.name}@{steps}", *_errors(report, "student", steps)] for steps in student.acts_in[::-1]]
+            name = shown_name(student.name)
+            rows += [[f"{name}@{steps}", *_errors(report, "student", steps)] for steps in student.acts_in[::-1]]
     heads = ["relative error to teacher@10", "all frames", "early frames", "energy distance", "spread kept"]
     return markdown_table([*heads, "all frames, padded dims"], rows) if rows else None
 

@@ -53,9 +53,11 @@ from jaxreflow.sim.results import Result, comparison_table, pooled, read_results
 
 Report = dict[str, Any]
 _NAMES = {
-    "teacher": "teacher",
     "default": "student",
     "noise_biased": "noise-biased fine-tune",
+    "fine_tune": "fine-tune at the teacher's times",
+    "snapflow": "SnapFlow",
+    "snapflow_long": "SnapFlow (as much time)",
 }
 _COLOURS = {
     "teacher": "#2b5c8a",
@@ -88,7 +90,8 @@ def write_up(out: Path, lab: Lab) -> None:
 def write_study(out: Path, lab: Lab, name: str, students: Sequence[Variant], table: Callable[[], str | None]) -> None:
     """Fills a study's two blocks of `out`/results.md, fidelity and closed loop, and keeps the results behind them."""
     results = _of_study(lab, students)
-    blocks = {f"{name} fidelity": table, f"{name} closed loop": lambda: comparison_table(results) if results else None}
+    shown = [_renamed(result) for result in results]
+    blocks = {f"{name} fidelity": table, f"{name} closed loop": lambda: comparison_table(shown) if shown else None}
     fill_page(out / "results.md", blocks)
     if results:
         keep_results(out / "results" / f"{name}_{CLOSED_LOOP}", results)
@@ -145,7 +148,7 @@ def _fidelity_row(lab: Lab, report: Report, name: str, role: str, steps: int) ->
     consistency = report["measures"]["consistency"]
     known = role == "student" and steps == 1 and consistency is not None and consistency["ratio"] is not None
     return [
-        f"{_NAMES[name]}@{steps}",
+        f"{shown_name(name)}@{steps}",
         relative_error(report, role, steps, "all"),
         relative_error(report, role, steps, "early"),
         *distribution(report, role, steps),
@@ -265,12 +268,17 @@ def _closed_loop(lab: Lab) -> list[Result]:
     return list(read_results(lab.results / CLOSED_LOOP))
 
 
+def shown_name(policy: str) -> str:
+    """What the page calls a policy of a study."""
+    return _NAMES.get(policy, policy)
+
+
 def _role(result: Result) -> str:
-    return _NAMES[policy_name(result.policy)]
+    return shown_name(policy_name(result.policy))
 
 
 def _renamed(result: Result) -> Result:
-    return Result(**{**vars(result), "policy": _role(result)})
+    return dataclasses.replace(result, policy=_role(result))
 
 
 def fidelity(report: Report, role: str, steps: int, frames: str) -> Report:

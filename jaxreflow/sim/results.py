@@ -121,7 +121,8 @@ def pooled(results: Sequence[Result]) -> np.ndarray:
 
 
 def comparison_table(results: Sequence[Result]) -> str:
-    """A Markdown table: a line per policy and timing, success with Wilson's 95 % interval on each task and over all.
+    """A Markdown table: a line per policy and timing, success with Wilson's 95 % interval on each task and over all,
+    if there are several.
 
     The last columns compare with the first policy at the same timing, or at its own delay if delays were measured, on the same
     episodes: the difference with Newcombe's 95 % interval and its one-sided lower 95 % bound, and McNemar's exact p. Where not
@@ -134,15 +135,16 @@ def comparison_table(results: Sequence[Result]) -> str:
         result.timing == Timing(result.n_action_steps, execution_horizon=result.execution_horizon) for result in results
     )
     motion = [] if plain else ["jerk", "jump", "steps held"]
+    whole = ["all"] if len(tasks) > 1 else []
     also = list(dict.fromkeys(name for result in results for name in result.also))
-    heads = ["policy", "n_action_steps", *([] if plain else ["execution"]), *tasks, "all", *also, *_COMPARED, *motion]
+    heads = ["policy", "n_action_steps", *([] if plain else ["execution"]), *tasks, *whole, *also, *_COMPARED, *motion]
     lines = ["| " + " | ".join(heads) + " |", "| --- |" + " --- |" * (len(heads) - 1)]
     for contender, timing, measured in dict.fromkeys((r.contender, r.timing, r.measured) for r in results):
         own = [r for r in results if (r.contender, r.timing, r.measured) == (contender, timing, measured)]
         cells = [own[0].label, str(timing.n_action_steps), *([] if plain else [timing.label])]
         by_task = {result.task: result for result in own}
         cells += [_rate(pooled([by_task[task]])) if task in by_task else "" for task in tasks]
-        cells += [_rate(pooled(own))]
+        cells += [_rate(pooled(own)) for _ in whole]
         cells += [_rate(np.concatenate([result.also[name] for result in own])) for name in also]
         rivals = _rivals(results, reference, own)
         if contender == reference or not rivals:
