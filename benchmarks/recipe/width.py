@@ -25,7 +25,7 @@ STUDENTS = tuple(
     Variant(f"lr_{rate}", "learning rate", rate, ("--objective", "pseudo-huber", "--optimizer.lr", rate))
     for rate in ("1e-3", "2e-3", "4e-3", "8e-3")
 )
-SCALE = dataclasses.replace(FULL, teacher_updates=4_000, student_updates=1_000)
+SCALE = dataclasses.replace(FULL, teacher_updates=2_000, student_updates=1_000)
 
 
 class WidthLab(Lab):
