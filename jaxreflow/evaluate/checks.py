@@ -13,7 +13,7 @@ from jaxreflow.evaluate.measures.fidelity import Fidelity
 class Thresholds:
     """Where the verdict draws its lines.
 
-    Those for step counts follow the closed loops of docs/results.md: three small teachers on five simulated tasks, and 25 policies
+    Those for step counts follow the closed loops of docs/results.md: three small teachers on five simulated tasks, and 26 policies
     beside them. Executing whole chunks, those that pass lost up to six points of success. Those that do not pass lost up to 72,
     and some lost nothing. Executing 10 actions, up to an error of .12 over these none lost more than two points. Those that pass
     for whole chunks lost up to eight. Of the others one lost 48 points at .15, and one lost nothing at .34: figures cannot tell.
