@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,10 +193,12 @@ def _tokenizer(
 ) -> Iterator[Finding]:
     """Tries a tokenizer that lies in a folder; one of the hub is not fetched."""
     vocab_size = None if config is None else config.text.vocab_size
+    settings = dataclasses.replace(processors.tokenizer, truncation=True)  # The example's length is not the policy's fault.
     try:
         tokenizer = load_tokenizer(policy, home, vlm, processors.tokenizer.name, local_only=True)
         if tokenizer is not None:
-            Transforms(policy, processors, tokenizer, vocab_size).tokenize(["pick up the cube"])
+            forgiving = dataclasses.replace(processors, tokenizer=settings)
+            Transforms(policy, forgiving, tokenizer, vocab_size).tokenize(["pick up the cube"])
     except JaxReflowError as error:
         yield _from_error(error)
 

@@ -190,7 +190,7 @@ def test_short_execution_may_need_no_distillation_and_whole_chunks_do() -> None:
     verdict = judge(measures(CALIBRATION, {}), 50, [10, 50], Thresholds())
     short, whole = verdict.advice
     assert (short.distil, short.deploy) == ("perhaps", "teacher@2")
-    assert "Perhaps: only a trial tells whether teacher@1, untouched, would do. Deploy teacher@2." in short.text
+    assert "Perhaps: teacher@2 is fit. Deploy teacher@2. Only a trial tells whether teacher@1 would do." in short.text
     assert (whole.distil, whole.deploy) == ("below 2 steps", "teacher@2")
     assert verdict.passed
     assert not verdict.checks
@@ -202,6 +202,28 @@ def test_short_execution_may_need_no_distillation_and_whole_chunks_do() -> None:
 def test_where_no_short_trial_is_needed_and_where_none_helps(error: float, result: str) -> None:
     found = measures({2: (0.1, 0.2), 1: (error, 0.6)}, {})
     assert judge(found, 50, [10, 50], Thresholds()).advice[0].distil == result
+
+
+def test_an_open_student_is_named_beside_what_to_deploy() -> None:
+    found = measures({2: (0.5, 0.6)}, {1: (0.22, 0.3)})
+    text = judge(found, 50, [10, 50], Thresholds()).advice[0].text
+    assert "teacher is not fit. Deploy teacher@10. Only a trial tells whether student@1 would do." in text
+
+
+def test_what_jerks_is_not_fit_whatever_its_error() -> None:
+    found = measures({2: (0.05, 0.1), 1: (0.1, 0.2)}, {})
+    rows = [dataclasses.replace(row, jerk=1.31 * row.jerk) if row.num_steps == 1 else row for row in found.fidelity]
+    verdict = judge(dataclasses.replace(found, fidelity=rows), 50, [10, 50], Thresholds())
+    assert [advice.distil for advice in verdict.advice] == ["below 2 steps", "below 2 steps"]
+    assert "at most 1.3 times the" in verdict.suitability[-1].reasons[0]
+
+
+def test_the_lines_of_short_execution_must_be_in_order() -> None:
+    with pytest.raises(
+        ConfigError, match=r"expected at most the 0\.4 of --thresholds\.short-error-open, found 0\.5; raise"
+    ):
+        Thresholds(short_error=0.5)
+    assert Thresholds(short_error=0.5, short_error_open=0.6).short_error == 0.5
 
 
 def test_a_sound_student_is_deployed_where_its_teacher_would_fail() -> None:

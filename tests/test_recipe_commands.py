@@ -1,4 +1,4 @@
-"""Every command of every study is one that its program takes, so that none fails after hours."""
+"""Every command of the studies is one that its program takes, so that none fails after hours."""
 
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | Path, ...]]:
 
 @pytest.mark.parametrize("smoke", [False, True])
 @pytest.mark.parametrize(
-    ("study", "least"), [("rival", 20), ("aloha", 15), ("width", 20), ("compact", 25), ("latency", 3)]
+    ("study", "least"), [("recipe", 100), ("rival", 20), ("aloha", 15), ("width", 20), ("compact", 25), ("latency", 3)]
 )
 def test_programs_take_every_command(
     study: Any, least: int, smoke: bool, commands: list, tmp_path: Path, monkeypatch

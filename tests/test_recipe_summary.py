@@ -1,5 +1,6 @@
 """The first table of docs/results.md, from results that nobody measured."""
 
+import dataclasses
 from pathlib import Path
 
 from benchmarks.recipe.lab import CLOSED_LOOP
@@ -34,6 +35,9 @@ def test_each_setting_has_its_own_episodes(tmp_path: Path) -> None:
     for steps, delay, successes in ((10, 20, 56), (10, 5, 33), (1, 5, 95), (1, 20, 44)):
         late = result("policies/teacher", steps, 20, "wall-detour", successes, execution="asynchronous", delay=delay)
         append_result(tmp_path / "results" / RESULTS, late)
+    for successes, episodes in ((92, 300), (94, 100)):
+        late = result("policies/student", 1, 20, "wall-detour", successes, execution="asynchronous", delay=5)
+        append_result(tmp_path / "results" / RESULTS, dataclasses.replace(late, episodes=episodes))
     write_summary(tmp_path)
     rows = [line.split(" | ") for line in (tmp_path / "results.md").read_text().splitlines() if line.startswith("| ")]
     cells = [[cell.split(" [")[0] for cell in row[1:]] for row in rows[2:]]
@@ -44,5 +48,5 @@ def test_each_setting_has_its_own_episodes(tmp_path: Path) -> None:
         ["50", "0.70", none, "0.60", f"{none} |"],
         ["10", none, none, "0.88", f"{none} |"],
         ["50", none, none, none, f"{none} |"],
-        ["20", "0.56", "0.95", none, f"{none} |"],
+        ["20", "0.56", "0.95", "0.94", f"{none} |"],
     ]

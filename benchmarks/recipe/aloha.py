@@ -54,7 +54,7 @@ def run_study(lab: AlohaLab, out: Path) -> None:
     lab.prepare()
     for student in STUDENTS:
         lab.train(student)
-        lab.evaluate(student, num_steps=(1,) if student in RIVALS else (10, 2, 1))
+        lab.evaluate(student, num_steps=(10, 2, 1))
     lab.close_loop(STUDENTS)
     write_aloha(out, lab)
 

@@ -228,8 +228,9 @@ def train(config: SnapFlowConfig) -> None:
 def _check_settings(config: SnapFlowConfig) -> None:
     """ConfigError if the folder has a run of other settings; they are written once teacher and data have been found."""
     path = config.out / SETTINGS
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    changed = [name for name, value in _settings(config).items() if found.get(name, value) != value]
+    asked = _settings(config)
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else asked
+    changed = [name for name, value in asked.items() if {"optimizer": "muon", **found}.get(name) != value]
     if changed:
         raise ConfigError(
             f"{path}: expected the settings of this run, found other {', '.join(changed)}; choose another --out"

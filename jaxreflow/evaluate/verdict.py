@@ -74,12 +74,20 @@ def judge(measures: Measures, chunk_size: int, n_action_steps: Sequence[int], th
 def _suitabilities(measures: Measures, execution: Execution, n: int, limits: Thresholds) -> list[Suitability]:
     found = []
     for row in (row for row in measures.fidelity if row.frames == ALL):
-        reasons = [] if row.label == measures.reference else _against_whole(measures, row.label, limits)
+        rough = _roughness(measures, row, limits)
+        reasons = [] if row.label == measures.reference else [*rough, *_against_whole(measures, row.label, limits)]
         undecided = False
-        if reasons and execution == "short":
+        if reasons and execution == "short" and not rough:
             reasons, undecided = _against_short(row, n, limits)
         found.append(Suitability(row.name, row.num_steps, execution, n, not reasons, tuple(reasons), undecided))
     return found
+
+
+def _roughness(measures: Measures, row: Fidelity, limits: Thresholds) -> list[str]:
+    other = next(r for r in measures.fidelity if r.label == measures.reference and r.frames == ALL)
+    if row.jerk <= limits.jerk * other.jerk:
+        return []
+    return [f"jerk {row.jerk:.3f}, at most {limits.jerk:g} times the {other.jerk:.3f} of {other.label}"]
 
 
 def _against_short(row: Fidelity, n: int, limits: Thresholds) -> tuple[list[str], bool]:
@@ -89,7 +97,7 @@ def _against_short(row: Fidelity, n: int, limits: Thresholds) -> tuple[list[str]
     if error <= limits.short_error:
         return [], False
     if error <= limits.short_error_open:
-        return [f"{what}: above {limits.short_error} some acted as well as their teacher, and some failed"], True
+        return [f"{what}: surely fit up to {limits.short_error}, surely not beyond {limits.short_error_open}"], True
     return [f"{what}, at most {limits.short_error_open}"], False
 
 
@@ -130,20 +138,23 @@ def _advise(
     costs = {cost.label: cost for cost in measures.calls} if any(row.name for row in measures.latency) else {}
     teacher = _fastest(untouched, {})
     below = [row for row in untouched if row.num_steps < teacher.num_steps]
-    undecided = " and ".join(row.label for row in below if row.undecided)
+    unfit = " and ".join(row.label for row in below if not row.undecided)
     if not below:
         distil, words = "no", f"No: {teacher.label}, the teacher untouched, is fit"
-    elif undecided:
-        distil, words = "perhaps", f"Perhaps: only a trial tells whether {undecided}, untouched, would do"
+    elif any(row.undecided for row in below):
+        distil, words = "perhaps", f"Perhaps: {teacher.label} is fit" + (f", {unfit} not" if unfit else "")
     elif teacher.label == measures.reference:
         distil, words = "yes", f"Yes: in fewer steps than {teacher.num_steps} the untouched teacher is not fit"
     else:
         distil = f"below {teacher.num_steps} steps"
-        unfit = " and ".join(row.label for row in below)
         words = f"Only for fewer than {teacher.num_steps} steps: {teacher.label} is fit, {unfit} not"
-    best = _fastest(rows if student_sound else untouched, costs)
+    usable = rows if student_sound else untouched
+    best = _fastest(usable, costs)
+    undecided = " and ".join(row.label for row in usable if row.undecided and row.num_steps <= best.num_steps)
     how = f"When {n} actions are executed per chunk" + (", the whole chunk" if execution == "whole chunk" else "")
     text = f"{how}, do you need to distil? {words}. Deploy {best.label}."
+    if undecided:
+        text += f" Only a trial tells whether {undecided} would do."
     if best.name == "student" and costs and (faster := costs[best.label].times_faster):
         text += f" Here, a call of it is {faster:.1f} times as fast as one of {measures.reference}."
     if best.num_steps < LEROBOT_GUIDANCE:

@@ -68,7 +68,7 @@ def _table(content: Table, caption: str) -> str:
     )
 
 
-_KINDS = {"pass": "good", "fit": "good", "FAIL": "bad", "not fit": "bad", "not checked": "none"}
+_KINDS = {"pass": "good", "fit": "good", "FAIL": "bad", "not fit": "bad", "not checked": "none", "open": "none"}
 
 
 def _cell(text: str) -> str:
@@ -267,7 +267,7 @@ def _thresholds(report: Report) -> str:
     text = _p(
         "The verdict draws its lines here; --thresholds.NAME moves one. Those for step counts follow closed loops of small "
         "simulated policies. Executing whole chunks, policies that pass lost up to six points of success. Executing 10 actions, "
-        "those with an error up to .12 over these lost up to two points. Beyond it some lost nothing, and one lost 48 at .15."
+        "those with an error up to .12 over these lost up to two points. Beyond it some lost nothing, and some lost much."
     )
     text += _table(table.threshold_table(report.verdict), "Thresholds")
     settings = vars(report.about.settings)
