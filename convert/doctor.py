@@ -193,7 +193,9 @@ def _tokenizer(
 ) -> Iterator[Finding]:
     """Tries a tokenizer that lies in a folder; one of the hub is not fetched."""
     vocab_size = None if config is None else config.text.vocab_size
-    settings = dataclasses.replace(processors.tokenizer, truncation=True)  # The example's length is not the policy's fault.
+    settings = dataclasses.replace(
+        processors.tokenizer, truncation=True
+    )  # The example's length is not the policy's fault.
     try:
         tokenizer = load_tokenizer(policy, home, vlm, processors.tokenizer.name, local_only=True)
         if tokenizer is not None:

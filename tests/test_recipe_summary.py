@@ -43,10 +43,10 @@ def test_each_setting_has_its_own_episodes(tmp_path: Path) -> None:
     cells = [[cell.split(" [")[0] for cell in row[1:]] for row in rows[2:]]
     none = "not measured"
     assert cells == [
-        ["50", "0.85", none, none, f"{none} |"],
-        ["10", none, none, none, f"{none} |"],
-        ["50", "0.70", none, "0.60", f"{none} |"],
-        ["10", none, none, "0.88", f"{none} |"],
-        ["50", none, none, none, f"{none} |"],
-        ["20", "0.56", "0.95", "0.94", f"{none} |"],
+        ["50", "0.85", none, none, none, f"{none} |"],
+        ["10", none, none, none, none, f"{none} |"],
+        ["50", "0.70", none, none, "0.60", f"{none} |"],
+        ["10", none, none, none, "0.88", f"{none} |"],
+        ["50", none, none, none, none, f"{none} |"],
+        ["20", "0.56", none, "0.95", "0.94", f"{none} |"],
     ]

@@ -16,6 +16,7 @@ from jaxreflow.sim.results import Result, pooled, read_results
 ALOHA_RESULTS = f"aloha_{CLOSED_LOOP}"
 POLICIES = {
     "teacher, 10 steps": ("teacher", 10),
+    "teacher, 2 steps": ("teacher", 2),
     "teacher, 1 step": ("teacher", 1),
     "**student, 1 step**": (DEFAULT.name, 1),
     "noise-biased fine-tune, 1 step": (NOISE_BIASED.name, 1),
