@@ -193,13 +193,11 @@ def _tokenizer(
 ) -> Iterator[Finding]:
     """Tries a tokenizer that lies in a folder; one of the hub is not fetched."""
     vocab_size = None if config is None else config.text.vocab_size
-    settings = dataclasses.replace(
-        processors.tokenizer, truncation=True
-    )  # The example's length is not the policy's fault.
+    # Whatever length the policy allows, the example is no error.
+    forgiving = dataclasses.replace(processors, tokenizer=dataclasses.replace(processors.tokenizer, truncation=True))
     try:
         tokenizer = load_tokenizer(policy, home, vlm, processors.tokenizer.name, local_only=True)
         if tokenizer is not None:
-            forgiving = dataclasses.replace(processors, tokenizer=settings)
             Transforms(policy, forgiving, tokenizer, vocab_size).tokenize(["pick up the cube"])
     except JaxReflowError as error:
         yield _from_error(error)

@@ -14,7 +14,7 @@ from jaxreflow.evaluate.measures.fidelity import Fidelity
 class Thresholds:
     """Where the verdict draws its lines.
 
-    Those for step counts were chosen on the closed loops of docs/results.md: 14 small students and their three teachers on five
+    Those for step counts were chosen on the closed loops of docs/results.md: 13 small students and their three teachers on five
     simulated tasks, at one to ten steps. docs/evaluation.md counts what they let pass there. The error over 10 actions does not
     tell what fails: at .15 one policy lost 48 points of success, and at .34 another lost none. The first had 1.7 times its
     teacher's jerk, the second .3 times.

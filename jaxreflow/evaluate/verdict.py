@@ -97,7 +97,7 @@ def _against_short(row: Fidelity, n: int, limits: Thresholds) -> tuple[list[str]
     if error <= limits.short_error:
         return [], False
     if error <= limits.short_error_open:
-        return [f"{what}: surely fit up to {limits.short_error}, surely not beyond {limits.short_error_open}"], True
+        return [f"{what}: fit up to {limits.short_error}, not fit beyond {limits.short_error_open}, open between"], True
     return [f"{what}, at most {limits.short_error_open}"], False
 
 
