@@ -64,3 +64,18 @@ def test_the_page_says_what_the_verdict_lets_pass(trials, n: int, result: str) -
     ]
     points = (max(map(np.mean, losses)), max(map(np.max, losses)), max(0.0, -min(map(np.mean, losses))))
     assert f"| {n} | {result} | {len(losses)} | {' | '.join(f'{100 * point:.0f}' for point in points)} |" in page
+
+
+def test_the_verdict_foresees_students_that_came_after_its_thresholds() -> None:
+    """SnapFlow loses at the wall with whole chunks, and nothing after ten actions; reflow loses nothing."""
+    rates = success(RESULTS / "rival_closed_loop.jsonl")
+    lost = {key: rates["teacher", 10, key[2]]["wall-detour"] - rate["wall-detour"] for key, rate in rates.items()}
+    for student, suitable in (("student", True), ("snapflow", False), ("snapflow_long", False)):
+        rows = judge(
+            read_measures(RESULTS / f"rival_{student}" / "report.json"), WHOLE, (SHORT, WHOLE), Thresholds()
+        ).suitability
+        own = {row.n_action_steps: row for row in rows if (row.name, row.num_steps) == ("student", 1)}
+        assert (own[WHOLE].suitable, own[WHOLE].undecided) == (suitable, False)
+        assert (own[SHORT].suitable, own[SHORT].undecided) == (suitable, not suitable)
+        assert (lost[student, 1, WHOLE] > 0.1) == (not suitable)
+        assert lost[student, 1, SHORT] == 0
