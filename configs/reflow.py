@@ -12,9 +12,9 @@ one seed, except for the loss:
 - Pseudo-Huber has .138 (mean of three seeds), and the mean squared error .142.
 
 Two values are not from that comparison. The learning rate is LeRobot's for SmolVLA. Each observation gets four noises, which
-share its pass through the VLM, so an update takes 1.5 times as long as with one (docs/benchmarks.md). On the small model, where
-that pass is cheap, more observations with one noise each were better. All of this together, at this learning rate, has not
-been trained on a full-size policy.
+share its pass through the VLM, so an update takes 1.56 times as long as with one (docs/benchmarks.md). In equal time, by these
+costs, small students with two and four noises have .124, with one .131, with eight .127. On the small model, where that pass is
+cheap, one noise is best. All of this together, at this learning rate, has not been trained on a full-size policy.
 
 Expected: `held_out_loss`, the objective on held-out episodes, falls steeply in the first 1,000 updates, and slowly after them.
 The student in RUN/checkpoints/last/pretrained_model loads in LeRobot.
