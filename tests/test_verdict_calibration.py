@@ -66,7 +66,7 @@ def test_the_page_says_what_the_verdict_lets_pass(trials, n: int, result: str) -
     assert f"| {n} | {result} | {len(losses)} | {' | '.join(f'{100 * point:.0f}' for point in points)} |" in page
 
 
-def test_the_verdict_foresees_students_that_came_after_its_thresholds() -> None:
+def test_the_verdict_foresees_trials_that_came_after_its_thresholds() -> None:
     """SnapFlow loses at the wall with whole chunks, and nothing after ten actions; reflow loses nothing."""
     rates = success(RESULTS / "rival_closed_loop.jsonl")
     lost = {key: rates["teacher", 10, key[2]]["wall-detour"] - rate["wall-detour"] for key, rate in rates.items()}
