@@ -11,10 +11,12 @@ one seed, except for the loss:
 - Muon at 2e-3 has .142, and AdamW .152. At 1e-3 they hardly differ (.152, .154).
 - Pseudo-Huber has .138 (mean of three seeds), and the mean squared error .142.
 
-Two values are not from that comparison. The learning rate is LeRobot's for SmolVLA. Each observation gets four noises, which
-share its pass through the VLM, so an update takes 1.56 times as long as with one (docs/benchmarks.md). In equal time, by these
-costs, small students with two and four noises have .124, with one .131, with eight .127. On the small model, where that pass is
-cheap, one noise is best. All of this together, at this learning rate, has not been trained on a full-size policy.
+Two values are not from that comparison. The learning rate is LeRobot's for SmolVLA. By the rates that are best for experts of
+48 to 192 units, a larger one may be better at 720 units (docs/results.md), so try 1e-3, too. Each observation gets four
+noises, which share its pass through the VLM, so an update takes 1.56 times as long as with one (docs/benchmarks.md). In equal
+time, by these costs, small students with two and four noises have .124, with one .131, with eight .127. On the small model,
+where that pass is cheap, one noise is best. All of this together, at this learning rate, has not been trained on a full-size
+policy.
 
 Expected: `held_out_loss`, the objective on held-out episodes, falls steeply in the first 1,000 updates, and slowly after them.
 The student in RUN/checkpoints/last/pretrained_model loads in LeRobot.

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pytest
 import tyro
 
 from benchmarks.recipe.aloha import aloha_lab, write_aloha
@@ -13,7 +14,7 @@ from benchmarks.recipe.rival import RivalLab, chosen_rivals, write_rival
 from benchmarks.recipe.snapflow import SnapFlowConfig
 from benchmarks.recipe.variants import RIVAL_RATES
 from benchmarks.recipe.width import STUDENTS as RATES
-from benchmarks.recipe.width import WIDTHS, width_lab, width_table
+from benchmarks.recipe.width import WIDTHS, best_rate, width_lab, width_table
 from configs import metaworld
 from jaxreflow.run.config import ReflowConfig
 from jaxreflow.sim.results import Result, append_result, read_results
@@ -122,7 +123,7 @@ def test_the_rivals_page_waits_for_all_reports_and_names_no_path(tmp_path: Path)
     assert [result.policy for result in kept] == ["teacher", "student", "snapflow"]
 
 
-def test_the_table_of_widths_counts_each_teachers_trained_parameters(tmp_path: Path) -> None:
+def test_the_table_of_widths_has_each_teachers_size_and_best_rate(tmp_path: Path) -> None:
     lab = make_lab(tmp_path)
     teacher = Path("benchmarks/recipe/policies/teacher").absolute()
     for width in WIDTHS:
@@ -133,12 +134,26 @@ def test_the_table_of_widths_counts_each_teachers_trained_parameters(tmp_path: P
         own.teacher.parent.mkdir(parents=True)
         own.teacher.symlink_to(teacher)
         for i, student in enumerate(RATES):
-            write_report(own, student.name, 0.1 * (i + 1))
+            write_report(own, student.name, 0.1 * (1 + (i - 1) ** 2))
     table = (width_table(lab) or "").splitlines()
-    assert table[0] == "| trained parameters | 1e-3 | 2e-3 | 4e-3 | 8e-3 |"
+    assert table[0] == "| expert's width | trained parameters | 1e-3 | 2e-3 | 4e-3 | 8e-3 | best rate |"
     assert len(table) == 2 + len(WIDTHS)
     # 397,536 parameters of the expert and the five projections.
-    assert table[2].startswith("| 0.40M | 0.100 [0.090, 0.110] | 0.200 [")
+    assert table[2].startswith("| 96 | 0.40M | 0.200 [0.190, 0.210] | 0.100 [")
+    assert table[2].endswith(" | 2.0e-3 |")
+
+
+@pytest.mark.parametrize(
+    ("errors", "best"),
+    [
+        ((2.25, 0.25, 0.25, 2.25), "2.8e-3"),
+        ((4.0, 1.0, 0.0, 1.0), "4.0e-3"),
+        ((1.0, 0.8, 0.5, 0.1), ""),
+        ((3.0, 2.0, 1.2, 0.6), ""),
+    ],
+)
+def test_the_best_rate_is_a_parabolas_lowest_point_among_the_rates(errors: tuple[float, ...], best: str) -> None:
+    assert best_rate(errors) == best
 
 
 def test_alohas_page_shows_what_is_measured_and_names_no_path(tmp_path: Path) -> None:

@@ -10,14 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from benchmarks.recipe.lab import FULL, Lab, side_by_side
 from benchmarks.recipe.page import fill_page, markdown_table
 from benchmarks.recipe.variants import Variant
-from benchmarks.recipe.write_up import read_report, relative_error
+from benchmarks.recipe.write_up import fidelity, read_report, relative_error
 from jaxreflow.model.params import param_shapes, trainable_in_reflow
-from jaxreflow.policy.saved import load_saved_policy
+from jaxreflow.policy.saved import SavedPolicy, load_saved_policy
 
 # Of the expert, relative to the VLM: 1.5 is that of configs/metaworld_teacher.py.
 WIDTHS = (0.75, 1.5, 3.0)
@@ -71,16 +74,35 @@ def write_width(out: Path, lab: Lab) -> None:
 
 def width_table(lab: Lab) -> str | None:
     """Errors in one step by width and learning rate; None until all are measured."""
+    heads = ["expert's width", "trained parameters", *(student.change for student in STUDENTS), "best rate"]
     rows = []
     for own in (width_lab(lab, width) for width in WIDTHS):
         reports = [report for student in STUDENTS if (report := read_report(own, student.name)) is not None]
         if len(reports) < len(STUDENTS):
             return None
         errors = [relative_error(report, "student", 1, "all") for report in reports]
-        rows.append([f"{_trained_parameters(own.teacher) / 1e6:.2f}M", *errors])
-    return markdown_table(["trained parameters", *(student.change for student in STUDENTS)], rows)
+        best = best_rate([fidelity(report, "student", 1, "all")["error"]["value"] for report in reports])
+        teacher = load_saved_policy(own.teacher)
+        width = str(teacher.config.expert_hidden_size)
+        rows.append([width, f"{_trained_parameters(teacher) / 1e6:.2f}M", *errors, best])
+    return markdown_table(heads, rows)
 
 
-def _trained_parameters(policy: Path) -> int:
-    shapes = param_shapes(load_saved_policy(policy).config)
+def best_rate(errors: Sequence[float]) -> str:
+    """The learning rate at the lowest point of a parabola through the least of the students' errors and its two neighbours.
+
+    The parabola is over the rate's logarithm. Empty if its lowest point is not between the first and the last rate.
+    """
+    rates = np.log([float(student.change) for student in STUDENTS])
+    middle = min(max(int(np.argmin(errors)), 1), len(errors) - 2)
+    near = slice(middle - 1, middle + 2)
+    curvature, slope, _ = np.polyfit(rates[near], errors[near], 2)
+    if curvature <= 0:
+        return ""
+    lowest = -slope / (2 * curvature)
+    return f"{np.exp(lowest) * 1e3:.1f}e-3" if rates[0] < lowest < rates[-1] else ""
+
+
+def _trained_parameters(teacher: SavedPolicy) -> int:
+    shapes = param_shapes(teacher.config)
     return sum(math.prod(shape) for path, shape in shapes.items() if trainable_in_reflow(path))
