@@ -1,7 +1,7 @@
 """Does a pod keep busy? Compares the chips' compute time, by the TPU's compiler, with the load on links and hosts.
 
-python -m benchmarks tpu --topology v5p:8x8x16 --batch-per-chip 32 --noises 4 --json docs/benchmarks.jsonl
-python -m benchmarks pod
+    python -m benchmarks tpu --topology v5p:8x8x16 --batch-per-chip 32 --noises 4 --json docs/benchmarks.jsonl
+    python -m benchmarks pod
 
 Reads the newest line of `python -m benchmarks tpu` for each pod and prints a table in Markdown. In an all-reduce over N chips,
 each chip sends 2 (N - 1) / N of the bytes. Over S slices, each chip's share of a slice's sum goes the same way through the data

@@ -1,6 +1,6 @@
 """A policy that `python -m jaxreflow.serve` serves, with SmolVLAPolicy's methods; run as a program, an example that measures it.
 
-python -m jaxreflow.client --host 127.0.0.1 --port 8000
+    python -m jaxreflow.client --host 127.0.0.1 --port 8000
 
 It needs numpy, msgpack and websockets, and no JAX. openpi's own client, `openpi_client.websocket_client_policy`, talks to the same
 server.

@@ -163,8 +163,18 @@ def test_commands_are_chosen_by_name(capsys):
 def test_prose_is_wrapped_and_commands_are_not(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     command = "python -m somewhere " + "--and --many --options " * 3
-    lines = wrapped(f"A sentence of more than forty letters, all told.\n\n    {command}\n\nThe end.").splitlines()
-    assert lines == ["A sentence of more than forty letters,", "all told.", "", f"    {command}", "", "The end."]
+    commands = f"    P=policies\n    {command} --policy $P"
+    lines = wrapped(f"A sentence of more than forty letters, all told.\n\n{commands}\n\nThe end.").splitlines()
+    start = ["A sentence of more than forty letters,", "all told.", ""]
+    assert lines == [*start, "    P=policies", f"    {command} --policy $P", "", "The end."]
+
+
+def test_items_of_a_list_begin_lines_of_their_own(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = wrapped(
+        "Two things:\n\n- An item that is longer than the forty\n  letters of a line.\n- Another."
+    ).splitlines()
+    assert lines == ["Two things:", "", "- An item that is longer than the forty", "  letters of a line.", "- Another."]
 
 
 def test_every_option_of_a_run_stands_in_its_box(capsys, monkeypatch):

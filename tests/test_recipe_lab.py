@@ -11,6 +11,7 @@ import tyro
 
 from benchmarks.recipe.__main__ import Part, RecipeConfig, _short_runs
 from benchmarks.recipe.lab import SMOKE, Lab, side_by_side
+from benchmarks.recipe.page import fill_page
 from benchmarks.recipe.sides import BOTH, LEFT, NEITHER, RIGHT, Drawn, ways
 from benchmarks.recipe.variants import (
     CAPACITY,
@@ -248,3 +249,14 @@ def test_settings_that_change_nothing_or_fail_late_are_refused(settings: dict, m
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     with pytest.raises(ConfigError, match=message):
         RecipeConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "text", ["<!-- a -->\n", "<!-- end of a -->\n<!-- a -->\n", "<!-- a -->\n<!-- end of a -->\nText\n" * 2]
+)
+def test_a_page_whose_markers_are_not_once_and_in_order_is_left_alone(tmp_path: Path, text: str) -> None:
+    page = tmp_path / "results.md"
+    page.write_text(text)
+    with pytest.raises(ConfigError, match="expected '<!-- a -->' and then '<!-- end of a -->', each once"):
+        fill_page(page, {"a": lambda: "table"})
+    assert page.read_text() == text

@@ -106,7 +106,8 @@ def test_policies_are_told_apart_by_their_weights(program: Path, tmp_path: Path)
     first, second = (tmp_path / name / "pretrained_model" for name in ("teacher", "student"))
     config = dataclasses.replace(settings(program, tmp_path), policy=(first, second), num_steps=(1,), episodes=2)
     lerobot_eval.evaluate(config)
-    assert (tmp_path / "docs" / "results.md").read_text().count("of 2 |  | 0 of 0 |") == 2
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert page.count("| teacher@1 | 10 |") == page.count("| student@1 | 10 |") == 1
     shutil.copyfile(second / "model.safetensors", first / "model.safetensors")
     first.rename(first.parent / "moved")
     lerobot_eval.evaluate(dataclasses.replace(config, policy=(first.parent / "moved",)))
@@ -141,6 +142,9 @@ def test_a_failure_shows_what_lerobot_says(program: Path, tmp_path: Path) -> Non
     config = dataclasses.replace(settings(program, tmp_path), env="metaworld:door-open-v3")
     with pytest.raises(SimulationError, match="exit status 1: no such door"):
         lerobot_eval.evaluate(config)
+    program.write_text(program.read_text().replace('"successes": success}', '"successes": success[1:]}'))
+    with pytest.raises(SimulationError, match="asked for 2 episodes, and told of 1"):
+        lerobot_eval.evaluate(settings(program, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -169,6 +173,9 @@ def test_missing_and_damaged_files_are_named(program: Path, tmp_path: Path) -> N
     results.parent.mkdir(parents=True)
     results.write_text('{"lerobot": "0.6.1", "ru')
     with pytest.raises(ConfigError, match=r"lerobot_eval.jsonl:1: no batch of `lerobot-eval`.*remove the line"):
+        lerobot_eval.evaluate(settings(program, tmp_path))
+    (program.parent / "python").write_text("#!/bin/sh\necho no package lerobot >&2; exit 1\n")
+    with pytest.raises(ConfigError, match=r"environment with LeRobot, found none in .*: no package lerobot"):
         lerobot_eval.evaluate(settings(program, tmp_path))
     (program.parent / "python").unlink()
     with pytest.raises(ConfigError, match=r"in the bin of an environment, found no .*bin/python"):

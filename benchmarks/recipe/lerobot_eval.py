@@ -23,7 +23,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recipe.lab import policy_name
 from benchmarks.recipe.page import fill_page, markdown_table
 from jaxreflow.errors import ConfigError, SimulationError
 from jaxreflow.policy.saved import load_saved_policy
@@ -31,7 +30,7 @@ from jaxreflow.sim.closed_loop import SimConfig, run_trials
 from jaxreflow.sim.environment import EnvOptions, parse_env
 from jaxreflow.sim.experts import WALL_DETOUR
 from jaxreflow.sim.intervals import wilson
-from jaxreflow.sim.results import Result, read_results
+from jaxreflow.sim.results import Result, policy_label, read_results
 from jaxreflow.sim.timing import Timing
 from jaxreflow.support.command_line import parse
 from jaxreflow.support.command_line import run as run_command
@@ -177,7 +176,7 @@ def rates_table(batches: Sequence[Batch], own: Sequence[Result]) -> str:
     for run in {batch.run.identity: batch.run for batch in batches}.values():
         by_version = {version: _episodes(batches, version, run) for version in versions}
         ours = _own_episodes(own, run)
-        row = [run.env, f"{policy_name(run.policy)}@{run.num_steps}", str(run.n_action_steps)]
+        row = [run.env, policy_label(run.policy, run.num_steps), str(run.n_action_steps)]
         row += [_rate(list(found.values())) for found in (*by_version.values(), ours)]
         if seeded is not None:
             common = by_version[seeded].keys() & ours.keys()
@@ -221,7 +220,13 @@ def _version(program: Path) -> str:
     for path in (program, python):
         if not path.exists():
             raise ConfigError(f"--program: expected `lerobot-eval` in the bin of an environment, found no {path}")
-    return subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
+    found = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise ConfigError(
+            f"--program: expected an environment with LeRobot, found none in {program.parent.parent}; install it there, or give "
+            f"another environment's lerobot-eval: {found.stderr[-500:].strip()}"
+        )
+    return found.stdout.strip()
 
 
 def _run_program(config: EvalConfig, run: Run, first: int, count: int) -> tuple[int, ...]:
@@ -249,7 +254,10 @@ def _run_program(config: EvalConfig, run: Run, first: int, count: int) -> tuple[
         if done.returncode:
             raise SimulationError(f"lerobot-eval failed with exit status {done.returncode}: {done.stderr[-2000:]}")
         told = json.loads((out / "eval_info.json").read_text(encoding="utf-8"))
-    return tuple(int(success) for success in told["per_task"][0]["metrics"]["successes"])
+    successes = tuple(int(success) for success in told["per_task"][0]["metrics"]["successes"])
+    if len(successes) != count:
+        raise SimulationError(f"lerobot-eval was asked for {count} episodes, and told of {len(successes)}")
+    return successes
 
 
 def _copy_without_hub(policy: Path, out: Path) -> None:

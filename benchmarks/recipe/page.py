@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -20,14 +21,17 @@ def fill_page(page: Path, blocks: Mapping[str, Callable[[], str | None]]) -> Non
 
 
 def _filled(text: str, name: str, block: str) -> str:
-    """Missing markers are added at the end; ConfigError if one of the two is missing."""
+    """Missing markers are added at the end; ConfigError unless there are both, once and in order, or none."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    if (begin in text) != (end in text):
-        raise ConfigError(f"results.md: expected both {begin!r} and {end!r}, found one of them; remove it")
-    if begin not in text:
-        text = f"{text}\n{begin}\n{end}\n"
-    before, after = text.split(begin)[0], text.split(end)[1]
-    return f"{before}{begin}\n{block}\n{end}{after}"
+    found = re.findall(f"{re.escape(begin)}|{re.escape(end)}", text)
+    if not found:
+        return f"{text}\n{begin}\n{block}\n{end}\n"
+    if found != [begin, end]:
+        raise ConfigError(
+            f"results.md: expected {begin!r} and then {end!r}, each once, found {found}; remove the others"
+        )
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{block}\n{end}{rest.partition(end)[2]}"
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,7 +1,7 @@
 """Draws the figures of docs/concepts.md: the demo's teacher and student on held-out frames of the demo's dataset.
 
-make demo
-python docs/site/figures.py      # into docs/images
+    make demo
+    python docs/site/figures.py      # into docs/images
 
 No background, lines in mid-tones and text in grey, so that they can be read on light and on dark pages.
 """

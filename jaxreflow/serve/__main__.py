@@ -1,6 +1,6 @@
 """Serves a policy to robots, over the websocket protocol of openpi's client (`pip install openpi-client`).
 
-python -m jaxreflow.serve --policy DIR_OR_HUB_ID
+    python -m jaxreflow.serve --policy DIR_OR_HUB_ID
 
 An observation has LeRobot's names: `observation.state` [D], each camera uint8 [H, W, 3], and `task` (or openpi's `prompt`). The
 answer has `actions`, float32 [chunk, action dim], in the dataset's units. The server compiles the program and measures its latency

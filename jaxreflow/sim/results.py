@@ -86,10 +86,15 @@ class Result:
 
     @property
     def label(self) -> str:
-        """The policy's folder, or its run's where the folder has the name that all exports have."""
-        path = Path(self.policy)
-        parts = [part for part in path.parts if part not in ("pretrained_model", "checkpoints", "last")]
-        return f"{parts[-1] if parts else path.name}@{self.num_steps}"
+        """The policy's name and number of steps."""
+        return policy_label(self.policy, self.num_steps)
+
+
+def policy_label(policy: str, num_steps: int) -> str:
+    """NAME@STEPS: the policy's folder, or its run's where the folder has the name that all exports have."""
+    path = Path(policy)
+    parts = [part for part in path.parts if part not in ("pretrained_model", "checkpoints", "last")]
+    return f"{parts[-1] if parts else path.name}@{num_steps}"
 
 
 def read_results(path: Path) -> Iterator[Result]:

@@ -14,6 +14,7 @@ import difflib
 import inspect
 import itertools
 import os
+import re
 import select
 import shutil
 import sys
@@ -177,13 +178,16 @@ def parse(
 
 
 def wrapped(about: str) -> str:
-    """Prose in the width of the terminal; commands, which are indented or begin with `python`, as they are."""
+    """Prose and lists in the width of the terminal; what is indented, as commands are, as it is."""
     width = min(max(shutil.get_terminal_size().columns, 40), 120)
-    paragraphs = [textwrap.dedent(paragraph.strip("\n")) for paragraph in about.strip().split("\n\n")]
-    return "\n\n".join(
-        textwrap.indent(text, "    ") if text.startswith(("python ", "make ")) else textwrap.fill(text, width)
-        for text in paragraphs
-    )
+
+    def fill(paragraph: str) -> str:
+        if paragraph.startswith("    "):
+            return paragraph
+        items = re.split(r"\n(?=- )", paragraph)
+        return "\n".join(textwrap.fill(i, width, subsequent_indent="  " * i.startswith("- ")) for i in items)
+
+    return "\n\n".join(fill(paragraph.strip("\n")) for paragraph in about.strip().split("\n\n"))
 
 
 def option_names(target: Any) -> set[str]:
