@@ -119,6 +119,12 @@ def test_the_rivals_page_waits_for_all_reports_and_names_no_path(tmp_path: Path)
     first, long = (parse(SnapFlowConfig, [*_PATHS, *rival.flags], prog="", about="") for rival in chosen_rivals(lab))
     assert (first.optimizer, first.lr, first.updates) == ("adamw", 1e-4, 16_000)
     assert (long.optimizer, long.lr, long.updates) == ("adamw", 1e-4, 37_000)
+    ways = json.loads((tmp_path / "results" / "rival_sides.json").read_text())
+    assert [(record["policy"], record["neither"]) for record in ways] == [
+        ("teacher", 0.99),
+        ("student", 0.14),
+        ("snapflow", 0.25),
+    ]
     kept = list(read_results(tmp_path / "results" / "rival_closed_loop.jsonl"))
     assert [result.policy for result in kept] == ["teacher", "student", "snapflow"]
 

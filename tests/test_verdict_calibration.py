@@ -66,10 +66,17 @@ def test_the_page_says_what_the_verdict_lets_pass(trials, n: int, result: str) -
     assert f"| {n} | {result} | {len(losses)} | {' | '.join(f'{100 * point:.0f}' for point in points)} |" in page
 
 
+def total(rates: dict[str, float]) -> float:
+    """Success over all tasks."""
+    return float(np.mean(list(rates.values())))
+
+
 def test_the_verdict_foresees_trials_that_came_after_its_thresholds() -> None:
     """SnapFlow loses at the wall with whole chunks, and nothing after ten actions; reflow loses nothing."""
     rates = success(RESULTS / "rival_closed_loop.jsonl")
     lost = {key: rates["teacher", 10, key[2]]["wall-detour"] - rate["wall-detour"] for key, rate in rates.items()}
+    everywhere = {key: total(rates["teacher", 10, key[2]]) - total(rate) for key, rate in rates.items()}
+    assert [round(100 * everywhere[name, 1, WHOLE]) for name in ("snapflow_long", "snapflow")] == [1, 3]
     for student, suitable in (("student", True), ("snapflow", False), ("snapflow_long", False)):
         rows = judge(
             read_measures(RESULTS / f"rival_{student}" / "report.json"), WHOLE, (SHORT, WHOLE), Thresholds()

@@ -1,6 +1,6 @@
-"""Makes docs/results.md from nothing: data, teacher, students, their reports, closed loops, tables and figures.
+"""Makes the studies of docs/results.md: data, teacher, students, their reports, closed loops, tables and figures.
 
-    python -m benchmarks.recipe                        # everything, except what was made before
+    python -m benchmarks.recipe                        # the first study, except for what was made before
     python -m benchmarks.recipe --parts core           # data, teacher, default student, baselines
     python -m benchmarks.recipe --jobs 4               # the short runs of the screening four at a time
     python -m benchmarks.recipe --smoke                # the same with almost no data, in build/smoke
@@ -8,7 +8,10 @@
     python -m benchmarks.recipe --study latency        # robots that do not wait for their policy
     python -m benchmarks.recipe --study rival          # SnapFlow beside reflow
     python -m benchmarks.recipe --study aloha          # two arms that hand over a cube
-    python -m benchmarks.recipe --study width          # the learning rate of wider experts
+    python -m benchmarks.recipe --study width --root runs/metaworld   # learning rates of wider experts, on the first study's data
+
+`make results` runs all of them, which takes many hours on two cores. The first teacher alone takes 48 minutes. Tables, pictures and
+results below --out are replaced. `python -m benchmarks.recipe.lerobot_eval` asks LeRobot's own judge.
 
 Every step is a command, which is printed before it runs. You can give it by hand, too. Its output goes to ROOT/logs.
 """
@@ -57,13 +60,13 @@ class RecipeConfig:
     """The experiments behind docs/results.md."""
 
     study: Literal["recipe", "compact", "latency", "rival", "aloha", "width"] = "recipe"
-    """recipe: docs/results.md from nothing; compact: students with fewer image tokens and layers, of a teacher of their own;
-    latency: success where time passes while the policies of benchmarks/recipe/policies think; rival: SnapFlow on their teacher;
-    aloha: gym-aloha's TransferCube; width: learning rates of experts of three widths."""
+    """recipe: the first study; compact: students with fewer image tokens and layers, of a teacher of their own; latency:
+    success where time passes while the policies of benchmarks/recipe/policies think; rival: SnapFlow on their teacher; aloha:
+    gym-aloha's TransferCube; width: learning rates of experts of three widths."""
     parts: tuple[Part, ...] = PARTS
-    """core: the tables of the default and the baselines; screen: one change at a time; confirm: three seeds; rounds: k = 2, 3;
-    length: more and more updates; capacity: fewer and more trained parameters; full-cost: noises per observation in the time that
-    they take at full size."""
+    """core: the tables of the default and the baselines; screen: one change at a time; confirm: three seeds; rounds: students
+    of students; length: more and more updates; capacity: fewer and more trained parameters; full-cost: noises per observation
+    in the time that they take at full size."""
     root: Path | None = None
     """Where data, runs, their reports and logs lie (default: runs/metaworld, and for studies runs/STUDY)."""
     out: Path = Path("docs")

@@ -233,7 +233,7 @@ def _run_program(config: EvalConfig, run: Run, first: int, count: int) -> tuple[
     name, (task,) = parse_env(config.env)
     with tempfile.TemporaryDirectory() as folder:
         policy, out = Path(folder) / "policy", Path(folder) / "out"
-        _copy_without_hub(Path(run.policy), policy)
+        copy_without_hub(Path(run.policy), policy)
         flags = {
             "policy.path": policy,
             "policy.vlm_model_name": policy / "vlm",
@@ -260,7 +260,7 @@ def _run_program(config: EvalConfig, run: Run, first: int, count: int) -> tuple[
     return successes
 
 
-def _copy_without_hub(policy: Path, out: Path) -> None:
+def copy_without_hub(policy: Path, out: Path) -> None:
     """A copy whose tokenizer is that of its `vlm/` folder."""
     shutil.copytree(policy, out)
     path = out / "policy_preprocessor.json"

@@ -8,10 +8,11 @@ Teacher and reflow's student are those of `benchmarks/recipe/policies`. Data are
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
-from benchmarks.recipe.lab import FULL, SIDES, Lab
+from benchmarks.recipe.lab import FULL, SIDES, Lab, policy_name
 from benchmarks.recipe.latency import STUDENT, TEACHER
 from benchmarks.recipe.page import fill_page, markdown_table
 from benchmarks.recipe.variants import RIVAL_RATES, RIVALS, Variant
@@ -71,6 +72,10 @@ def write_rival(out: Path, lab: RivalLab) -> None:
     """Fills the study's blocks of `out`/results.md, and keeps the results behind them."""
     fill_page(out / "results.md", {"rival rates": lambda: rates_table(lab)})
     write_study(out, lab, "rival", STUDENTS, lambda: fidelity_table(lab))
+    if (lab.results / SIDES).exists():
+        records = json.loads((lab.results / SIDES).read_text(encoding="utf-8"))
+        named = [{**record, "policy": policy_name(record["policy"])} for record in records]
+        (out / "results" / f"rival_{SIDES}").write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
 
 
 def rates_table(lab: RivalLab) -> str | None:

@@ -1,5 +1,6 @@
-"""Success of policies in closed loop, on the same episodes with the same noise.
+"""Success of policies in closed loop, on the same episodes with the same noise; it needs `pip install '.[sim]'`.
 
+    python -m jaxreflow.sim --policy benchmarks/recipe/policies/teacher --env metaworld:wall-detour --episodes 10
     python -m jaxreflow.sim --policy TEACHER STUDENT STUDENT --num-steps 10 1 2 --n-action-steps 10 50 \\
         --env metaworld:wall-detour,handle-press-v3 --episodes 100 --out results.jsonl --video VIDEOS
 
@@ -45,7 +46,7 @@ class SimConfig:
     policy: tuple[str, ...]
     """Policies in LeRobot's layout, as directories or hub names. The first is the reference."""
     env: str
-    """NAME:TASK[,TASK...], as metaworld:wall-detour,handle-press-v3."""
+    """NAME:TASK[,TASK...], as metaworld:wall-detour,handle-press-v3 or aloha:transfer-cube."""
     revision: str | None = None
     """Of the policies from the hub: a commit, tag or branch (default: main)."""
     num_steps: tuple[int, ...] = ()
