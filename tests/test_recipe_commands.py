@@ -1,5 +1,7 @@
-"""Every command of the studies is one that its program takes, so that none fails after hours."""
+"""Every command of the studies, and of the documents, is one that its program takes, so that none fails after hours."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,8 @@ import pytest
 from benchmarks.recipe import compact, latency
 from benchmarks.recipe.__main__ import RecipeConfig, run
 from benchmarks.recipe.lab import Lab
+from benchmarks.recipe.lerobot_eval import EvalConfig
+from benchmarks.recipe.miss import MissConfig
 from benchmarks.recipe.see_first import SeeFirstConfig
 from benchmarks.recipe.sides import SidesConfig
 from benchmarks.recipe.snapflow import SnapFlowConfig
@@ -24,6 +28,9 @@ PROGRAMS: dict[str, type[Any]] = {
     "jaxreflow.sim record": RecordConfig,
     "jaxreflow.data.features": FeaturesConfig,
     "jaxreflow.evaluate": EvaluateConfig,
+    "benchmarks.recipe": RecipeConfig,
+    "benchmarks.recipe.lerobot_eval": EvalConfig,
+    "benchmarks.recipe.miss": MissConfig,
     "benchmarks.recipe.see_first": SeeFirstConfig,
     "benchmarks.recipe.sides": SidesConfig,
     "benchmarks.recipe.snapflow": SnapFlowConfig,
@@ -64,3 +71,27 @@ def test_programs_take_every_command(
     assert len(commands) >= least
     for command in commands:
         understood(command)
+
+
+def documented() -> list[tuple[str, str]]:
+    """Page and words of the commands in blocks of code; a line that ends in a backslash goes on."""
+    found = []
+    for page in (Path("README.md"), *sorted(Path("docs").glob("*.md"))):
+        text = re.sub(r"\\\n\s*", " ", page.read_text())
+        for line in re.findall(r"(?m)^(?: {4}|)python -m (.+)$", text):
+            name = line.split()[0]
+            if name in PROGRAMS and "..." not in line and "--help" not in line:
+                # What stands in brackets may be left out, and a comment ends the command.
+                found.append((page.name, re.sub(r"[][]", "", line.partition("  #")[0])))
+    return found
+
+
+def test_the_documents_have_commands_of_most_programs() -> None:
+    names = {words.split()[0] for _, words in documented()}
+    assert len(documented()) > 30
+    assert names >= {"jaxreflow.sim", "jaxreflow.evaluate", "benchmarks.recipe", "benchmarks.recipe.lerobot_eval"}
+
+
+@pytest.mark.parametrize("words", [pytest.param(words, id=f"{page}-{words}") for page, words in documented()])
+def test_programs_take_the_commands_of_the_documents(words: str) -> None:
+    understood(("-m", *shlex.split(words)))
