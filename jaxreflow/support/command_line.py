@@ -185,7 +185,8 @@ def wrapped(about: str) -> str:
         if paragraph.startswith("    "):
             return paragraph
         items = re.split(r"\n(?=- )", paragraph)
-        return "\n".join(textwrap.fill(i, width, subsequent_indent="  " * i.startswith("- ")) for i in items)
+        indents = ["  " if item.startswith("- ") else "" for item in items]
+        return "\n".join(textwrap.fill(i, width, subsequent_indent=by) for i, by in zip(items, indents, strict=True))
 
     return "\n\n".join(fill(paragraph.strip("\n")) for paragraph in about.strip().split("\n\n"))
 
