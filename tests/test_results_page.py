@@ -46,6 +46,7 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "full cost": lambda: full_cost_table(LAB),
     "rival closed loop": lambda: closed_loops("rival"),
     "aloha closed loop": lambda: closed_loops("aloha"),
+    "compact closed loop": lambda: closed_loops("compact"),
     "lerobot-eval": judged,
     "latency": lambda: latency_table(list(read_results(RESULTS / "latency.jsonl"))),
     "equal hardware": lambda: hardware_table(list(read_results(RESULTS / "latency.jsonl"))),

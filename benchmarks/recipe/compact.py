@@ -23,14 +23,21 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.recipe.lab import CLOSED_LOOP, FULL, TEACHER, Lab, Scale, keep_results, named, side_by_side
-from benchmarks.recipe.page import fill_page, markdown_table
+from benchmarks.recipe.lab import FULL, TEACHER, Lab, Scale, side_by_side
+from benchmarks.recipe.page import markdown_table
 from benchmarks.recipe.variants import Variant
-from benchmarks.recipe.write_up import difference, keep_reports, measured, read_report
+from benchmarks.recipe.write_up import (
+    difference,
+    measured,
+    read_report,
+    results_of_study,
+    shown_name,
+    write_study,
+)
 from jaxreflow.policy.saved import load_saved_policy
 from jaxreflow.run.arithmetic import call_operations
 from jaxreflow.sim.intervals import wilson
-from jaxreflow.sim.results import Result, comparison_table, pooled, read_results
+from jaxreflow.sim.results import Result, policy_label, pooled
 from jaxreflow.support.new_folder import new_directory
 
 VLM = Path("tests/assets/teacher/vlm")
@@ -78,7 +85,12 @@ LONGER = (
     ),
 )
 STUDENTS = (*NETWORKS, *LONGER, *TRAINED)
-FINALISTS = ("full", "tokens_16", "tokens_16_long", "layers_first", "both", "both_long")
+# What runs in closed loop, too.
+FINALISTS = tuple(
+    dataclasses.replace(student, acts_in=(1,))
+    for student in STUDENTS
+    if student.name in ("full", "tokens_16", "tokens_16_long", "layers_first", "both", "both_long")
+)
 # Fewer demonstrations and shorter runs than the first study: an update of this teacher takes five times as long.
 COMPACT = dataclasses.replace(
     FULL, demonstrations=(400, 160, 100, 140), teacher_updates=8_000, student_updates=3_000, episodes=130
@@ -108,7 +120,7 @@ def run_study(lab: Lab, out: Path, jobs: int) -> None:
     """Trains and measures what is missing: all students at equal updates, then the finalists in closed loop."""
     lab.prepare()
     side_by_side(jobs, [functools.partial(_train_and_measure, lab, student) for student in STUDENTS])
-    lab.close_loop([dataclasses.replace(student, acts_in=(1,)) for student in STUDENTS if student.name in FINALISTS])
+    lab.close_loop(FINALISTS)
     write_compact(out, lab)
 
 
@@ -118,21 +130,13 @@ def _train_and_measure(lab: Lab, student: Variant) -> None:
 
 
 def write_compact(out: Path, lab: Lab) -> None:
-    """Fills the blocks of `out`/results.md, draws the figure, and copies what stands behind them."""
-    results = sorted(read_results(lab.results / CLOSED_LOOP), key=_teacher_first)
-    fill_page(
-        out / "results.md",
-        {
-            "compact students": lambda: students_table(lab),
-            "compact closed loop": lambda: comparison_table([named(r) for r in results]) if results else None,
-        },
-    )
+    """Fills the study's blocks of `out`/results.md, draws the figure, and keeps the results behind them."""
+    write_study(out, lab, "compact", STUDENTS, lambda: students_table(lab))
+    results = results_of_study(lab, STUDENTS)
     if results:
         picture = out / "images" / "compact.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        plot_cost(results).savefig(picture, dpi=130, facecolor="white")
-        keep_results(out / "results" / "compact_closed_loop.jsonl", map(named, results))
-    keep_reports(out, lab, "compact", STUDENTS)
+        plot_cost(lab, results).savefig(picture, dpi=130, facecolor="white")
 
 
 def _cost(path: Path, steps: int) -> float:
@@ -187,15 +191,13 @@ def students_table(lab: Lab) -> str | None:
     return markdown_table(heads, rows)
 
 
-def _teacher_first(result: Result) -> tuple[bool, int]:
-    return named(result).policy != TEACHER, -result.num_steps
-
-
-def plot_cost(results: Sequence[Result]) -> Figure:
+def plot_cost(lab: Lab, results: Sequence[Result]) -> Figure:
     """Success over the operations of a call, with Wilson's intervals; a panel for each number of executed actions."""
-    shown = [(named(result), Path(result.policy)) for result in results]
-    executed = sorted({result.n_action_steps for result, _ in shown})
-    costs = {(r.policy, r.num_steps): _cost(path, r.num_steps) for r, path in shown}
+    executed = sorted({result.n_action_steps for result in results})
+    costs = {
+        (name, steps): _cost(lab.teacher if name == TEACHER else lab.student(name), steps)
+        for name, steps in dict.fromkeys((result.policy, result.num_steps) for result in results)
+    }
     whole = costs[TEACHER, 10]
     places = _beside_each_other([cost / whole for cost in costs.values()])
     colours = [*mpl.color_sequences["tab10"], *mpl.color_sequences["Dark2"]]
@@ -205,14 +207,13 @@ def plot_cost(results: Sequence[Result]) -> Figure:
         axes = figure.subplots(1, len(executed), sharey=True, squeeze=False)[0]
         for axis, n in zip(axes, executed, strict=True):
             for (name, steps), place, colour in zip(costs, places, colours, strict=False):
-                own = [r for r, _ in shown if (r.policy, r.num_steps, r.n_action_steps) == (name, steps, n)]
+                own = [r for r in results if (r.policy, r.num_steps, r.n_action_steps) == (name, steps, n)]
                 if own:
                     success = pooled(own)
                     rate = wilson(int(success.sum()), len(success))
                     bars = [[rate.value - rate.low], [rate.high - rate.value]]
-                    axis.errorbar(
-                        place, rate.value, bars, fmt="o", ms=4, capsize=3, color=colour, label=f"{name}@{steps}"
-                    )
+                    label = policy_label(shown_name(name), steps)
+                    axis.errorbar(place, rate.value, bars, fmt="o", ms=4, capsize=3, color=colour, label=label)
             axis.set(title=f"{n} actions executed", xlabel="operations of a call, teacher@10 = 1", xlim=(0, 1.1))
             axis.grid(visible=True, alpha=0.3)
         axes[0].set_ylabel("success")

@@ -58,6 +58,12 @@ _NAMES = {
     "fine_tune": "fine-tune at the teacher's times",
     "snapflow": "SnapFlow",
     "snapflow_long": "SnapFlow (as much time)",
+    "full": "same network",
+    "tokens_16": "16 tokens",
+    "tokens_16_long": "16 tokens (three times as long)",
+    "layers_first": "4 layers",
+    "both": "16 tokens, 4 layers",
+    "both_long": "16 tokens, 4 layers (three times as long)",
 }
 _COLOURS = {
     "teacher": "#2b5c8a",
@@ -89,16 +95,16 @@ def write_up(out: Path, lab: Lab) -> None:
 
 def write_study(out: Path, lab: Lab, name: str, students: Sequence[Variant], table: Callable[[], str | None]) -> None:
     """Fills a study's two blocks of `out`/results.md, fidelity and closed loop, and keeps the results behind them."""
-    results = _of_study(lab, students)
+    results = results_of_study(lab, students)
     shown = [_renamed(result) for result in results]
     blocks = {f"{name} fidelity": table, f"{name} closed loop": lambda: comparison_table(shown) if shown else None}
     fill_page(out / "results.md", blocks)
     if results:
         keep_results(out / "results" / f"{name}_{CLOSED_LOOP}", results)
-    keep_reports(out, lab, name, students)
+    _keep_reports(out, lab, name, students)
 
 
-def _of_study(lab: Lab, students: Iterable[Variant]) -> list[Result]:
+def results_of_study(lab: Lab, students: Iterable[Variant]) -> list[Result]:
     """The closed loops of the study's episodes, the teacher's first; of a policy that was trained again, the last ones."""
     order = [TEACHER, *(student.name for student in students)]
     found: dict[tuple[Any, ...], Result] = {}
@@ -108,7 +114,7 @@ def _of_study(lab: Lab, students: Iterable[Variant]) -> list[Result]:
     return [found[key] for key in sorted(found, key=lambda key: key[:3])]
 
 
-def keep_reports(out: Path, lab: Lab, study: str, students: Iterable[Variant]) -> None:
+def _keep_reports(out: Path, lab: Lab, study: str, students: Iterable[Variant]) -> None:
     """Copies the reports of a study's students to `out`/results."""
     for student in students:
         report = lab.results / student.name / "report.json"
