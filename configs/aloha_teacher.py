@@ -1,11 +1,12 @@
 """Trains a small SmolVLA on Aloha's TransferCube: the bimanual teacher of docs/results.md.
 
     python -m jaxreflow.sim record --env aloha:transfer-cube --episodes 1500 --options.size 96 --out runs/aloha/data
+    python train.py aloha_teacher --output-dir runs/aloha/blank --steps 1
     python -m benchmarks.recipe.see_first --policy runs/aloha/blank/initial_policy --out runs/aloha/seeing --options.size 96
     python train.py aloha_teacher --policy.path runs/aloha/seeing --policy.new False --output-dir runs/aloha/teacher
 
-Without the second step the teacher does not find the cube. `python -m benchmarks.recipe --study aloha` runs all steps, also the one
-that makes the blank policy, and docs/results.md has the results.
+The second command makes a blank policy, and the third teaches it to see. Without that the teacher does not find the cube.
+`python -m benchmarks.recipe --study aloha` runs all four commands, and docs/results.md has the results.
 """
 
 import os

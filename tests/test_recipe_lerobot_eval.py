@@ -156,12 +156,27 @@ def test_a_failure_shows_what_lerobot_says(program: Path, tmp_path: Path) -> Non
         ({"episodes": 0}, "--episodes must be at least 1, found 0"),
         ({"n_action_steps": 0}, "--n-action-steps must be at least 1, found 0"),
         ({"env": "metaworld:reach-v3,push-v3"}, "expected one task that LeRobot has"),
-        ({"env": "metaworld:wall-detour"}, "expected one task that LeRobot has, found 'metaworld:wall-detour'"),
+        (
+            {"env": "metaworld:wall-detour"},
+            "LeRobot has, as metaworld:button-press-topdown-v3, found 'metaworld:wall-detour'",
+        ),
+        ({"seed": -5}, "--seed must be at least 0, found -5"),
     ],
 )
 def test_bad_settings_are_refused(program: Path, tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(settings(program, tmp_path), **changes)
+
+
+@pytest.mark.parametrize("name", ["AlohaTransferCube-v0", "insertion"])
+def test_a_task_that_the_simulation_does_not_have_is_refused_before_lerobot_runs(
+    program: Path, tmp_path: Path, name: str
+) -> None:
+    config = dataclasses.replace(settings(program, tmp_path), env=f"aloha:{name}")
+    with pytest.raises(ConfigError, match=f"aloha has no task '{name}'; expected transfer-cube"):
+        lerobot_eval.evaluate(config)
+    assert not (program.parent / "calls").exists()
+    assert not (tmp_path / "docs").exists()
 
 
 def test_missing_and_damaged_files_are_named(program: Path, tmp_path: Path) -> None:

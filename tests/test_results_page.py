@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.recipe import lerobot_eval
+from benchmarks.recipe import aloha, latency, lerobot_eval, rival
 from benchmarks.recipe.lab import FULL, Lab, policy_name
-from benchmarks.recipe.latency import hardware_table, latency_table
 from benchmarks.recipe.summary import summary_table
 from benchmarks.recipe.write_up import (
     capacity_table,
@@ -18,7 +18,7 @@ from benchmarks.recipe.write_up import (
     length_table,
     shown_name,
 )
-from jaxreflow.sim.results import comparison_table, read_results
+from jaxreflow.sim.results import Result, comparison_table, read_results
 
 DOCS = Path("docs")
 RESULTS = DOCS / "results"
@@ -29,6 +29,11 @@ def closed_loops(study: str) -> str:
     """The table of a study's closed loops."""
     results = read_results(RESULTS / f"{study}_closed_loop.jsonl")
     return comparison_table([dataclasses.replace(r, policy=shown_name(policy_name(r.policy))) for r in results])
+
+
+def delayed() -> list[Result]:
+    """The closed loops of robots that do not wait; of two of a kind the one with more episodes counts."""
+    return sorted(read_results(RESULTS / "latency.jsonl"), key=lambda result: result.episodes)
 
 
 def judged() -> str:
@@ -48,14 +53,34 @@ TABLES: dict[str, Callable[[], str | None]] = {
     "aloha closed loop": lambda: closed_loops("aloha"),
     "compact closed loop": lambda: closed_loops("compact"),
     "lerobot-eval": judged,
-    "latency": lambda: latency_table(list(read_results(RESULTS / "latency.jsonl"))),
-    "equal hardware": lambda: hardware_table(list(read_results(RESULTS / "latency.jsonl"))),
+    "latency": lambda: latency.latency_table(delayed()),
+    "equal hardware": lambda: latency.hardware_table(delayed()),
+    "measured delays": lambda: latency.measured_table(list(read_results(RESULTS / "equal_hardware.jsonl"))),
+    "motion": lambda: latency.motion_table(delayed()),
+    "two rates": lambda: latency.rates_table(delayed(), latency.TWO_RATES),
+    "stale images": lambda: latency.rates_table(delayed(), latency.STALE),
 }
+
+
+def shown(name: str) -> str:
+    """What stands between the markers of a table."""
+    page = (DOCS / "results.md").read_text()
+    table = page.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- end of {name} -->")[0]
+    assert table.startswith("|")
+    return table
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_is_that_of_its_data(name: str) -> None:
-    page = (DOCS / "results.md").read_text()
-    shown = page.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- end of {name} -->")[0]
-    assert shown.startswith("|")
-    assert TABLES[name]() == shown
+    assert TABLES[name]() == shown(name)
+
+
+@pytest.mark.parametrize(("study", "table"), [("aloha", aloha.fidelity_table), ("rival", rival.fidelity_table)])
+def test_a_studys_errors_are_those_of_its_reports(
+    study: str, table: Callable[[Any], str | None], tmp_path: Path
+) -> None:
+    lab = Lab(tmp_path, FULL)
+    lab.results.mkdir()
+    for kept in RESULTS.glob(f"{study}_*"):
+        (lab.results / kept.name.removeprefix(f"{study}_")).symlink_to(kept.resolve())
+    assert table(lab) == shown(f"{study} fidelity")

@@ -1,18 +1,23 @@
 """A simulator of one's own: one small class is enough to record demonstrations and to run a policy in closed loop."""
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
+import av
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from jaxreflow.data.lerobot import LeRobotDataset
-from jaxreflow.errors import ConfigError
+from jaxreflow.errors import ConfigError, SimulationError
+from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
 from jaxreflow.sim import closed_loop, environment, record
 from jaxreflow.sim.closed_loop import SimConfig
 from jaxreflow.sim.environment import ActionChunks, EnvOptions, Recording, make_env
@@ -105,12 +110,51 @@ def test_it_is_recorded_and_run(tmp_path: Path) -> None:
     assert (dataset.fps, dataset.camera_keys) == (20, ("observation.image",))
     assert all(8 <= episode.length <= 14 for episode in dataset.episodes), "10 steps at most, and a tail of 2"
     out = tmp_path / "results.jsonl"
-    table = closed_loop.run_trials(SimConfig((POLICY,), "point:right", num_steps=(1,), episodes=3, parallel=2, out=out))
+    config = SimConfig((POLICY,), "point:right", num_steps=(1,), episodes=3, parallel=2, out=out, video=tmp_path / "v")
+    table = closed_loop.run_trials(config)
     (result,) = read_results(out)
     assert (result.env, result.task, len(result.success), result.options["max_steps"]) == ("point", "right", 3, 30)
     assert "| right |" in table
-    with pytest.raises(ConfigError, match="point has no task 'left'"):
-        make_env("point", "left", EnvOptions())
+    videos = list((tmp_path / "v").iterdir())
+    assert videos
+    for video in videos:
+        with av.open(str(video)) as container:
+            assert container.streams.video[0].average_rate == 10, "half of the true speed"
+
+
+@pytest.mark.usefixtures("point")
+def test_an_unknown_task_is_refused_before_the_others_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(record, "_demonstrations", lambda *_: pytest.fail("an episode was recorded"))
+    monkeypatch.setattr(closed_loop, "rollout", lambda *_, **__: pytest.fail("an episode ran"))
+    with pytest.raises(ConfigError, match="point has no task 'left'; expected right"):
+        record.record(RecordConfig("point:right,left", tmp_path / "data", episodes=(3,), workers=1))
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(ConfigError, match="point has no task 'left'; expected right"):
+        closed_loop.run_trials(SimConfig((POLICY,), "point:right,left", num_steps=(1,), episodes=3))
+
+
+@pytest.mark.usefixtures("point")
+def test_a_task_without_an_expert_is_refused_before_the_others_are_recorded(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(record, "_demonstrations", lambda *_: pytest.fail("an episode was recorded"))
+    monkeypatch.setattr(PointEnv, "expert", Mock(side_effect=ConfigError("no scripted expert")))
+    with pytest.raises(ConfigError, match="no scripted expert"):
+        record.record(RecordConfig("point:right", tmp_path / "data", episodes=(3,), workers=1))
+
+
+@pytest.mark.usefixtures("point")
+def test_a_policy_whose_actions_are_no_numbers_is_an_error_and_not_a_robot_that_stands_still(monkeypatch) -> None:
+    monkeypatch.setattr(SmolVLAPolicy, "predict_action_chunk", lambda *_: np.full((1, 50, 4), np.nan, np.float32))
+    with pytest.raises(SimulationError, match=r"teacher gives actions that are not finite.*convert doctor"):
+        closed_loop.run_trials(SimConfig((POLICY,), "point:right", num_steps=(1,), episodes=1))
+
+
+def test_without_the_simulators_the_command_says_what_to_install() -> None:
+    code = "import sys; sys.modules['gymnasium'] = None; from jaxreflow.sim.__main__ import main; sys.exit(main(['--help']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "gymnasium cannot be imported" in done.stderr
+    assert "pip install 'jaxreflow[sim]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.usefixtures("point")

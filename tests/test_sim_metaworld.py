@@ -10,8 +10,8 @@ import pytest
 from jaxreflow.data.lerobot import LeRobotDataset
 from jaxreflow.errors import ConfigError, SimulationError
 from jaxreflow.sim.__main__ import main
-from jaxreflow.sim.experts import make_expert
 from jaxreflow.sim.metaworld import MetaWorldEnv
+from jaxreflow.sim.metaworld_experts import make_expert
 from jaxreflow.sim.results import read_results
 
 TEACHER = "tests/assets/teacher"

@@ -46,3 +46,10 @@ def test_a_task_without_a_result_is_an_empty_cell() -> None:
     (_, second) = rows(*both, result("s", 1, "10", "push"))
     assert second[3:6] == ["", "0.500 [0.095, 0.905]", "0.500 [0.095, 0.905]"]
     assert second[6].startswith("-0.500 ["), "over the task that both have"
+
+
+def test_results_of_a_time_when_an_environment_said_less_have_an_empty_cell() -> None:
+    old, new = result("t", 10, "11"), dataclasses.replace(result("s", 1, "10"), also={"handover": [1, 0]})
+    first, second = rows(old, new)
+    assert first[4] == ""
+    assert second[4].startswith("0.500 [")

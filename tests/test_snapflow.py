@@ -142,7 +142,7 @@ def test_half_of_the_observations_learn_each(parts) -> None:
     ("changes", "message"),
     [
         ({"alpha": 1.5}, "--alpha must be from 0 to 1, found 1.5"),
-        ({"weight": -1.0}, "--weight must be at least 0, found -1.0"),
+        ({"weight": -1.0}, "--weight must be a number of at least 0, found -1.0"),
         ({"batch_size": 1}, "both kinds of observations among 1; raise --batch-size"),
     ],
 )

@@ -27,9 +27,9 @@ from benchmarks.recipe.page import fill_page, markdown_table
 from jaxreflow.errors import ConfigError, SimulationError
 from jaxreflow.policy.saved import load_saved_policy
 from jaxreflow.sim.closed_loop import SimConfig, run_trials
-from jaxreflow.sim.environment import EnvOptions, parse_env
-from jaxreflow.sim.experts import WALL_DETOUR
+from jaxreflow.sim.environment import EnvOptions, check_tasks, parse_env
 from jaxreflow.sim.intervals import wilson
+from jaxreflow.sim.metaworld_experts import WALL_DETOUR
 from jaxreflow.sim.results import Result, policy_label, read_results
 from jaxreflow.sim.timing import Timing
 from jaxreflow.support.command_line import parse
@@ -79,7 +79,24 @@ class EvalConfig:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, found {getattr(self, name)}")
         _, tasks = parse_env(self.env)
         if len(tasks) > 1 or tasks[0] == WALL_DETOUR:
-            raise ConfigError(f"--env: expected one task that LeRobot has, found {self.env!r}")
+            raise ConfigError(
+                f"--env: expected one task that LeRobot has, as metaworld:button-press-topdown-v3, found {self.env!r}"
+            )
+        self.trials()  # It refuses a seed that no simulation takes.
+
+    def trials(self) -> SimConfig:
+        """The same episodes in `jaxreflow.sim`."""
+        return SimConfig(
+            policy=tuple(map(str, self.policy)),
+            env=self.env,
+            num_steps=self.num_steps,
+            n_action_steps=(self.n_action_steps,),
+            episodes=self.episodes,
+            seed=self.seed,
+            parallel=self.parallel,
+            out=self.out / "results" / OWN_RESULTS,
+            options=EnvOptions(render="stock", max_steps=LONGEST[parse_env(self.env)[0]]),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +139,8 @@ def read_batches(path: Path) -> list[Batch]:
 
 def evaluate(config: EvalConfig) -> None:
     """Runs the episodes that are missing, in LeRobot and in `jaxreflow.sim`, and writes the table."""
+    trials = config.trials()
+    check_tasks(*parse_env(config.env), trials.options)
     version, out = _version(config.program), config.out / "results" / RESULTS
     steps = config.num_steps * len(config.policy) if len(config.num_steps) == 1 else config.num_steps
     for policy, num_steps in zip(config.policy, steps, strict=True):
@@ -133,23 +152,9 @@ def evaluate(config: EvalConfig) -> None:
             with out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(dataclasses.asdict(batch)) + "\n")
             print(f"{policy}@{num_steps}: {sum(batch.success)} of {count} from seed {first} on", flush=True)
-    own = config.out / "results" / OWN_RESULTS
-    run_trials(
-        SimConfig(
-            policy=tuple(map(str, config.policy)),
-            env=config.env,
-            num_steps=config.num_steps,
-            n_action_steps=(config.n_action_steps,),
-            episodes=config.episodes,
-            seed=config.seed,
-            parallel=config.parallel,
-            out=own,
-            options=EnvOptions(render="stock", max_steps=LONGEST[parse_env(config.env)[0]]),
-        )
-    )
-    fill_page(
-        config.out / "results.md", {"lerobot-eval": lambda: rates_table(read_batches(out), list(read_results(own)))}
-    )
+    run_trials(trials)
+    own = list(read_results(config.out / "results" / OWN_RESULTS))
+    fill_page(config.out / "results.md", {"lerobot-eval": lambda: rates_table(read_batches(out), own)})
 
 
 def _missing(config: EvalConfig, there: dict[int, int]) -> Iterator[tuple[int, int]]:

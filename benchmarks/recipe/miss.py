@@ -52,6 +52,11 @@ class MissConfig:
 def measure(config: MissConfig) -> Float[np.ndarray, " E"]:
     """The miss of each episode, in metres."""
     policy = SmolVLAPolicy.from_pretrained(config.policy)
+    if config.n_action_steps > policy.config.chunk_size:
+        raise ConfigError(
+            f"--n-action-steps {config.n_action_steps}: {config.policy} predicts {policy.config.chunk_size} actions at once; give "
+            "at most so many"
+        )
     with contextlib.closing(make_env("aloha", "transfer-cube", config.options)) as env:
         return np.array([_miss(env, policy, config, config.seed + i) for i in range(config.episodes)])
 
@@ -61,10 +66,11 @@ def _miss(env: Any, policy: SmolVLAPolicy, config: MissConfig, seed: int) -> flo
     observation, _ = env.reset(seed=seed)
     cube, lowest, miss = env.cube, np.inf, np.inf
     shape = (policy.config.chunk_size, policy.config.max_action_dim)
-    for query in range(-(-config.steps // config.n_action_steps)):
+    for query, first in enumerate(range(0, config.steps, config.n_action_steps)):
         seen = policy_observation(observation, env.task_description)
         noise = episode_noise(np.array([seed]), np.array([query]), shape)
-        actions = policy.predict_action_chunk(seen, noise, config.num_steps)[0][: config.n_action_steps]
+        chunk = policy.predict_action_chunk(seen, noise, config.num_steps)[0]
+        actions = chunk[: min(config.n_action_steps, config.steps - first)]
         for i, action in enumerate(actions):
             env.renders = i == len(actions) - 1
             observation, _, over, _, _ = env.step(action)

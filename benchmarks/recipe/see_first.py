@@ -33,6 +33,7 @@ from jaxreflow.support.command_line import parse
 from jaxreflow.support.command_line import run as run_command
 from jaxreflow.support.compilation import use_compilation_cache
 from jaxreflow.support.console import progress
+from jaxreflow.support.new_folder import check_new
 from jaxreflow.training.optimizer import OptimizerConfig, make_optimizer
 
 SEEN = ("vision_model", "connector")
@@ -111,6 +112,8 @@ def _watch(config: SeeFirstConfig, first: int) -> tuple[np.ndarray, np.ndarray]:
                 places.append(np.concatenate([env.cube, *env.data.xpos[links]]))
             over, step = ended or truncated, step + 1
     env.close()
+    if not pictures:
+        raise ConfigError(f"--every {config.every}: expected fewer steps than an episode has; give at most 100")
     return np.stack(pictures), np.stack(places).astype(np.float32)
 
 
@@ -177,7 +180,12 @@ def _with_readout(params: Params, picture: np.ndarray, network: ModelConfig, key
 def run(config: SeeFirstConfig) -> str:
     """Looks, learns, writes the policy, and says how well it sees."""
     use_compilation_cache()
+    check_new(config.out)
     saved = load_saved_policy(config.policy)
+    if len(saved.config.visual_keys) != 1:
+        raise ConfigError(
+            f"--policy: expected one with the camera `top` of aloha:transfer-cube alone, found {list(saved.config.visual_keys)}"
+        )
     pictures, places, held_out = collect(config)
     params, errors = learn(saved.load_params(), pictures, places, held_out, saved.config, config)
     save_pretrained(config.out, saved, jax.device_get(params))

@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -90,8 +91,8 @@ class SnapFlowConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"--alpha must be from 0 to 1, found {self.alpha}")
-        if self.weight < 0:
-            raise ConfigError(f"--weight must be at least 0, found {self.weight}")
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ConfigError(f"--weight must be a number of at least 0, found {self.weight}")
         if 0 < self.alpha < 1 and round(self.alpha * self.batch_size) in (0, self.batch_size):
             raise ConfigError(
                 f"--alpha {self.alpha}: expected both kinds of observations among {self.batch_size}; raise --batch-size"

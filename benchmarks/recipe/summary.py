@@ -9,8 +9,8 @@ from benchmarks.recipe.lab import CLOSED_LOOP, named
 from benchmarks.recipe.latency import RESULTS, SPACING
 from benchmarks.recipe.page import fill_page, markdown_table
 from benchmarks.recipe.variants import DEFAULT, NOISE_BIASED
-from jaxreflow.sim.experts import WALL_DETOUR
 from jaxreflow.sim.intervals import wilson
+from jaxreflow.sim.metaworld_experts import WALL_DETOUR
 from jaxreflow.sim.results import Result, pooled, read_results
 
 ALOHA_RESULTS = f"aloha_{CLOSED_LOOP}"

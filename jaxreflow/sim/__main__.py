@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from jaxreflow.sim import closed_loop
-from jaxreflow.sim import record as recording
+from jaxreflow.sim.rendering import no_simulator
 from jaxreflow.support.command_line import parse, run, usage_error
 
 
@@ -18,6 +17,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(args: list[str]) -> int:
     if args and args[0] != "record" and not args[0].startswith("-"):
         usage_error("python -m jaxreflow.sim", f"expected options, or `record` before them, found {args[0]}")
+    try:
+        from jaxreflow.sim import closed_loop
+        from jaxreflow.sim import record as recording
+    except ModuleNotFoundError as error:
+        raise no_simulator(f"{error.name} cannot be imported ({error})") from error
     if args[:1] == ["record"]:
         prog, about = "python -m jaxreflow.sim record", recording.__doc__ or ""
         recording.record(parse(recording.RecordConfig, args[1:], prog=prog, about=about))

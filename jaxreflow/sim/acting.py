@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxreflow.errors import ConfigError
+from jaxreflow.errors import ConfigError, SimulationError
 from jaxreflow.policy.latency import time_in_turn
 from jaxreflow.policy.observation import example_observation
 from jaxreflow.policy.smolvla_policy import SeenContext, SmolVLAPolicy
@@ -21,7 +21,7 @@ _REPEATS = 20
 
 
 def make_act(policy: SmolVLAPolicy, num_steps: int, timing: Timing) -> Act:
-    """The policy's chunks for the queries of a rollout."""
+    """The policy's chunks for the queries of a rollout; SimulationError if they are not finite."""
     looks = Looks(policy, timing) if timing.look_every else None
 
     def act(query: Query) -> np.ndarray:
@@ -30,7 +30,13 @@ def make_act(policy: SmolVLAPolicy, num_steps: int, timing: Timing) -> Act:
             options |= {"candidates": timing.candidates, "prev_chunk_left_over": list(query.left_over)}
         elif timing.execution in GUIDED and query.clock.any():
             options |= _guidance(policy, timing, query)
-        return policy.predict_action_chunk(query.observation, query.noise, num_steps, **options)
+        chunks = policy.predict_action_chunk(query.observation, query.noise, num_steps, **options)
+        if not np.isfinite(chunks).all():
+            raise SimulationError(
+                f"{policy.checkpoint.directory} gives actions that are not finite; expected numbers; look for the cause with "
+                f"`python -m convert doctor {policy.checkpoint.directory}`"
+            )
+        return chunks
 
     return act
 

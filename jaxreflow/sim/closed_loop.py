@@ -26,7 +26,7 @@ from jaxreflow.errors import ConfigError
 from jaxreflow.policy.real_time_chunking import execution_horizon
 from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
 from jaxreflow.sim.acting import delays_in_steps, make_act, noise_shape
-from jaxreflow.sim.environment import EnvOptions, environment, parse_env
+from jaxreflow.sim.environment import EnvOptions, check_tasks, environment, parse_env
 from jaxreflow.sim.results import Result, append_result, comparison_table, read_results
 from jaxreflow.sim.rollout import parallel_envs, rollout
 from jaxreflow.sim.timing import GUIDED, Execution, Timing
@@ -160,9 +160,11 @@ def run_trials(config: SimConfig) -> str:
     _check_outputs(config)
     done = {result.identity: result for result in read_results(config.out)} if config.out else {}
     plan = _plan(config, policies)
-    for task in parse_env(config.env)[1]:
-        missing = {cell.identity: cell for cell in plan if cell.task == task and cell.identity not in done}
-        for result in _run(config, list(missing.values()), policies) if missing else ():
+    missing = {cell.identity: cell for cell in plan if cell.identity not in done}
+    tasks = dict.fromkeys(cell.task for cell in missing.values())
+    check_tasks(parse_env(config.env)[0], tasks, config.options)
+    for task in tasks:
+        for result in _run(config, [cell for cell in missing.values() if cell.task == task], policies):
             done[result.identity] = result
             if config.out:
                 append_result(config.out, result)

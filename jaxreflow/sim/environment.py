@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import gymnasium
@@ -89,6 +89,12 @@ def make_env(name: str, task: str, options: EnvOptions) -> gymnasium.Env:
     """One environment; ConfigError for an unknown task, SimulationError where the simulator or its renderer is missing."""
     env: gymnasium.Env = environment(name)(task, **dataclasses.asdict(options.of(name)))
     return env
+
+
+def check_tasks(name: str, tasks: Iterable[str], options: EnvOptions) -> None:
+    """ConfigError for an unknown task, SimulationError where the simulator is missing: before hours are spent on the others."""
+    for task in tasks:
+        make_env(name, task, options).close()
 
 
 def environment(name: str) -> Any:

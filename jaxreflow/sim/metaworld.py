@@ -6,6 +6,7 @@ the same view without shadows, reflections and multisampling, at twice the wante
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxtyping import Float, UInt8
 
 from jaxreflow.errors import ConfigError
 from jaxreflow.sim.environment import EnvOptions, Recording
-from jaxreflow.sim.experts import WALL_DETOUR, make_expert
+from jaxreflow.sim.metaworld_experts import WALL_DETOUR, make_expert
 from jaxreflow.sim.rendering import fast_picture, fast_renderer, no_renderer, no_simulator
 
 try:
@@ -120,8 +121,14 @@ class MetaWorldEnv(gymnasium.Env):
 
     def expert(self, random: np.random.Generator) -> Callable[[], Float[np.ndarray, " 4"]]:
         """The task's scripted expert for the next episode; ConfigError if Meta-World has none."""
-        act = make_expert(self.task, random)
-        return lambda: np.clip(act(self.raw_observation), -1.0, 1.0).astype(np.float32)
+        expert = make_expert(self.task, random)
+
+        def act() -> Float[np.ndarray, " 4"]:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Constant")  # They ask for more than an action can be.
+                return np.clip(expert(self.raw_observation), -1.0, 1.0).astype(np.float32)
+
+        return act
 
     @staticmethod
     def cameras(options: EnvOptions) -> dict[str, tuple[int, int]]:

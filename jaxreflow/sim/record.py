@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 import math
 import multiprocessing
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from pathlib import Path
@@ -38,7 +37,7 @@ class RecordConfig:
     """Writes scripted demonstrations as a LeRobotDataset v3.0, which LeRobot reads as it is."""
 
     env: str
-    """NAME:TASK[,TASK...], as metaworld:wall-detour,handle-press-v3."""
+    """NAME:TASK[,TASK...], as metaworld:wall-detour,handle-press-v3 or aloha:transfer-cube."""
     out: Path
     """Folder of the new dataset."""
     episodes: tuple[int, ...] = (50,)
@@ -69,11 +68,14 @@ def record(config: RecordConfig) -> None:
     """Records all tasks, in the order in which they are named.
 
     Raises:
-        ConfigError, SimulationError: the task, its expert or the simulator is missing; nothing is written.
+        ConfigError, SimulationError: a task, its expert or the simulator is missing; nothing is written.
     """
     name, tasks = parse_env(config.env)
     counts = config.episodes * len(tasks) if len(config.episodes) == 1 else config.episodes
     env = environment(name)
+    for task in tasks:  # Before the first is recorded, all must be there, with an expert.
+        with contextlib.closing(make_env(name, task, config.options)) as one:
+            one.unwrapped.expert(np.random.default_rng(0))  # type: ignore[attr-defined]
     about = env.recording
     vectors = {STATE: about.state_names, ACTION: about.action_names}
     features = DatasetFeatures(cameras=env.cameras(config.options), vectors=vectors)
@@ -122,8 +124,7 @@ def _disturbance(config: RecordConfig) -> float:
 def _block(task: str, first_seed: int, config: RecordConfig) -> list[dict[str, Any] | None]:
     """Demonstrations of a few seeds, None for each that failed."""
     name = parse_env(config.env)[0]
-    with contextlib.closing(make_env(name, task, config.options)) as env, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Constant")  # Meta-World's experts ask for more than an action can be
+    with contextlib.closing(make_env(name, task, config.options)) as env:
         return [demonstrate(env, seed, _disturbance(config)) for seed in range(first_seed, first_seed + _BLOCK)]
 
 

@@ -150,7 +150,7 @@ def comparison_table(results: Sequence[Result]) -> str:
         by_task = {result.task: result for result in own}
         cells += [_rate(pooled([by_task[task]])) if task in by_task else "" for task in tasks]
         cells += [_rate(pooled(own)) for _ in whole]
-        cells += [_rate(np.concatenate([result.also[name] for result in own])) for name in also]
+        cells += [_rate(np.concatenate([r.also[name] for r in own])) if _all_say(own, name) else "" for name in also]
         rivals = _rivals(results, reference, own)
         if contender == reference or not rivals:
             cells += [""] * len(_COMPARED)
@@ -158,6 +158,11 @@ def comparison_table(results: Sequence[Result]) -> str:
             cells += _comparison(pooled(rivals), pooled(own))
         lines.append("| " + " | ".join([*cells, *([] if plain else _motion(own))]) + " |")
     return "\n".join(lines)
+
+
+def _all_say(results: Sequence[Result], name: str) -> bool:
+    """Whether no result is of a time when its environment did not say this of its episodes."""
+    return all(name in result.also for result in results)
 
 
 def _rivals(results: Sequence[Result], reference: tuple[str, int], own: Sequence[Result]) -> list[Result]:

@@ -15,13 +15,13 @@ from jaxtyping import UInt8
 from jaxreflow.data.video_writer import H264, VideoWriter
 from jaxreflow.policy.smolvla_policy import SmolVLAPolicy
 from jaxreflow.sim.acting import make_act, noise_shape
-from jaxreflow.sim.environment import ActionChunks, EnvOptions, make_env
+from jaxreflow.sim.environment import ActionChunks, EnvOptions, environment, make_env
 from jaxreflow.sim.results import Result
 from jaxreflow.sim.rollout import rollout
 from jaxreflow.sim.timing import Timing
 
-# Shown at less than half of the true speed.
-_FPS, _WIDTH = 30, 384
+# How many times slower they are shown than they were.
+_SLOWER, _WIDTH = 2, 384
 
 
 def write_videos(
@@ -39,7 +39,7 @@ def write_videos(
                 frames, success = replay(result, policies[result.policy], seed, instruction)
                 outcome = "success" if success else "failure"
                 name = f"{result.task}_{result.label}_{_file_name(result)}_{seed}_{outcome}.mp4"
-                write_video(out / name, frames)
+                write_video(out / name, frames, environment(result.env).metadata["render_fps"] // _SLOWER)
 
 
 def _file_name(result: Result) -> str:
@@ -96,11 +96,11 @@ def _picture(observation: Mapping[str, Any]) -> UInt8[np.ndarray, "H W 3"]:
     return np.concatenate(list(pixels.values()), axis=1) if isinstance(pixels, Mapping) else pixels
 
 
-def write_video(path: Path, frames: Sequence[UInt8[np.ndarray, "H W 3"]]) -> None:
-    """An H.264 file; small pictures are enlarged."""
+def write_video(path: Path, frames: Sequence[UInt8[np.ndarray, "H W 3"]], fps: int) -> None:
+    """An H.264 file of `fps` pictures a second; small pictures are enlarged."""
     height, width = frames[0].shape[:2]
     scale = max(_WIDTH // width, 1)
     size = (scale * height // 2 * 2, scale * width // 2 * 2)
-    video = VideoWriter(path, size, _FPS, H264)
+    video = VideoWriter(path, size, fps, H264)
     video.add(frame.repeat(scale, axis=0).repeat(scale, axis=1)[: size[0], : size[1]] for frame in frames)
     video.close()

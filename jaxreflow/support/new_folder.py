@@ -23,6 +23,14 @@ from jaxreflow.support.storage import (
 )
 
 
+def check_new(out: AnyPath) -> None:
+    """CheckpointError if `out` is there already and not empty."""
+    if isinstance(out, Path):
+        check_path("OUT", out, schemes=())
+    if is_taken(out):
+        raise CheckpointError(f"{out} is there already; nothing is overwritten: choose another folder or remove it")
+
+
 @contextlib.contextmanager
 def new_directory(out: AnyPath) -> Iterator[Path]:
     """A temporary local folder that becomes `out` when the block ends well and vanishes otherwise.
@@ -30,10 +38,7 @@ def new_directory(out: AnyPath) -> Iterator[Path]:
     Raises:
         CheckpointError: `out` is there already and not empty, or cannot be written.
     """
-    if isinstance(out, Path):
-        check_path("OUT", out, schemes=())
-    if is_taken(out):
-        raise CheckpointError(f"{out} is there already; nothing is overwritten: choose another folder or remove it")
+    check_new(out)
     try:
         with _beside(out) if isinstance(out, Path) else _uploaded(out) as folder:
             yield folder
