@@ -119,12 +119,12 @@ def test_table_waits_for_all_its_rows(tmp_path: Path, capsys: pytest.CaptureFixt
     for variant in (NOISE_BIASED_MIDDLE, *LENGTHS[:-1]):
         write_report(lab, variant.name, 0.2)
     assert length_table(lab) is None
-    assert "length_16000 missing in" in capsys.readouterr().out
+    assert "length_39000 missing in" in capsys.readouterr().out
     write_report(lab, LENGTHS[-1].name, 0.1)
     table = str(length_table(lab))
     same = "0.200 [0.190, 0.210] | 0.200 [0.190, 0.210] |"
     less = "-0.100 [-0.100, -0.100] | -0.100 [-0.100, -0.100] |"
-    assert "| length | 16,000 updates | 0.100 [0.090, 0.110] | 0.100 [0.090, 0.110] | " + less in table
+    assert "| length | 39,000 updates | 0.100 [0.090, 0.110] | 0.100 [0.090, 0.110] | " + less in table
     assert f"| length | 1,000 updates | {same}  |  | {same}" in table
     assert table.splitlines()[2].startswith("| baseline | the teacher itself | 0.200 [0.190, 0.210] |")
 
