@@ -30,14 +30,13 @@ from benchmarks.recipe.write_up import (
     difference,
     measured,
     read_report,
-    results_of_study,
     shown_name,
     write_study,
 )
 from jaxreflow.policy.saved import load_saved_policy
 from jaxreflow.run.arithmetic import call_operations
 from jaxreflow.sim.intervals import wilson
-from jaxreflow.sim.results import Result, policy_label, pooled
+from jaxreflow.sim.results import Result, pooled
 from jaxreflow.support.new_folder import new_directory
 
 VLM = Path("tests/assets/teacher/vlm")
@@ -131,8 +130,7 @@ def _train_and_measure(lab: Lab, student: Variant) -> None:
 
 def write_compact(out: Path, lab: Lab) -> None:
     """Fills the study's blocks of `out`/results.md, draws the figure, and keeps the results behind them."""
-    write_study(out, lab, "compact", STUDENTS, lambda: students_table(lab))
-    results = results_of_study(lab, STUDENTS)
+    results = write_study(out, lab, "compact", STUDENTS, lambda: students_table(lab))
     if results:
         picture = out / "images" / "compact.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +210,7 @@ def plot_cost(lab: Lab, results: Sequence[Result]) -> Figure:
                     success = pooled(own)
                     rate = wilson(int(success.sum()), len(success))
                     bars = [[rate.value - rate.low], [rate.high - rate.value]]
-                    label = policy_label(shown_name(name), steps)
+                    label = f"{shown_name(name)}@{steps}"
                     axis.errorbar(place, rate.value, bars, fmt="o", ms=4, capsize=3, color=colour, label=label)
             axis.set(title=f"{n} actions executed", xlabel="operations of a call, teacher@10 = 1", xlim=(0, 1.1))
             axis.grid(visible=True, alpha=0.3)

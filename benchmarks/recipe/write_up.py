@@ -93,18 +93,24 @@ def write_up(out: Path, lab: Lab) -> None:
     _publish(lab, out / "results")
 
 
-def write_study(out: Path, lab: Lab, name: str, students: Sequence[Variant], table: Callable[[], str | None]) -> None:
-    """Fills a study's two blocks of `out`/results.md, fidelity and closed loop, and keeps the results behind them."""
-    results = results_of_study(lab, students)
+def write_study(
+    out: Path, lab: Lab, name: str, students: Sequence[Variant], table: Callable[[], str | None]
+) -> list[Result]:
+    """Fills a study's two blocks of `out`/results.md, fidelity and closed loop, and keeps the results behind them.
+
+    Returns its closed loops, under the names of `policy_name`.
+    """
+    results = _of_study(lab, students)
     shown = [_renamed(result) for result in results]
     blocks = {f"{name} fidelity": table, f"{name} closed loop": lambda: comparison_table(shown) if shown else None}
     fill_page(out / "results.md", blocks)
     if results:
         keep_results(out / "results" / f"{name}_{CLOSED_LOOP}", results)
     _keep_reports(out, lab, name, students)
+    return results
 
 
-def results_of_study(lab: Lab, students: Iterable[Variant]) -> list[Result]:
+def _of_study(lab: Lab, students: Iterable[Variant]) -> list[Result]:
     """The closed loops of the study's episodes, the teacher's first; of a policy that was trained again, the last ones."""
     order = [TEACHER, *(student.name for student in students)]
     found: dict[tuple[Any, ...], Result] = {}

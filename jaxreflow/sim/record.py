@@ -74,8 +74,9 @@ def record(config: RecordConfig) -> None:
     counts = config.episodes * len(tasks) if len(config.episodes) == 1 else config.episodes
     env = environment(name)
     for task in tasks:  # Before the first is recorded, all must be there, with an expert.
-        with contextlib.closing(make_env(name, task, config.options)) as one:
-            one.unwrapped.expert(np.random.default_rng(0))  # type: ignore[attr-defined]
+        one: Any = make_env(name, task, config.options)
+        with contextlib.closing(one):
+            one.expert(np.random.default_rng(0))
     about = env.recording
     vectors = {STATE: about.state_names, ACTION: about.action_names}
     features = DatasetFeatures(cameras=env.cameras(config.options), vectors=vectors)
